@@ -1,0 +1,88 @@
+"""Norms, projections and the search for a boundary on a segment, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attacks.estimator import Norm
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``(B,)`` so that it broadcasts over the rows of ``like`` ``(B, ...)``, in its dtype."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def row_norm(perturbation: Tensor, norm: Norm) -> Tensor:
+    """Norm of each row: ``(B, ...)`` -> ``(B,)`` float64."""
+    flat = perturbation.detach().double().flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
+
+
+def dual_norm(gradient: Tensor, norm: Norm) -> Tensor:
+    """Dual norm of each row: L1 for ``linf``, L2 for ``l2``; ``(B, ...)`` -> ``(B,)`` float64."""
+    flat = gradient.detach().double().flatten(1)
+    return flat.abs().sum(1) if norm == "linf" else flat.square().sum(1).sqrt()
+
+
+def project(perturbation: Tensor, radius: Tensor, norm: Norm) -> Tensor:
+    """Nearest point (L2) of each row's ball of ``radius`` ``(B,)`` in ``norm``."""
+    limit = per_row(radius, perturbation)
+    if norm == "linf":
+        return perturbation.clamp(-limit, limit)
+    length = per_row(row_norm(perturbation, "l2"), perturbation)
+    return perturbation * (limit / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0)
+
+
+def steepest_step(gradient: Tensor, norm: Norm) -> Tensor:
+    """Unit step of largest linear ascent: the sign (``linf``) or the normalised gradient (``l2``)."""
+    if norm == "linf":
+        return gradient.sign()
+    length = per_row(row_norm(gradient, "l2"), gradient)
+    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def farthest_in_box(images: Tensor, norm: Norm) -> Tensor:
+    """Distance from each image to the farthest point of ``[0, 1]``: a radius that no box margin exceeds."""
+    return row_norm(torch.maximum(images, 1.0 - images), norm)
+
+
+def on_segment(images: Tensor, ends: Tensor, fraction: Tensor) -> Tensor:
+    """Points at ``fraction`` ``(B,)`` of the way from ``images`` to ``ends``; exactly ``ends`` at 1."""
+    points = images + per_row(fraction, images) * (ends - images)
+    return torch.where(per_row(fraction, images) >= 1.0, ends, points)
+
+
+def boundary_fraction(
+    is_outside: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    ends: Tensor,
+    *,
+    tolerance: float = 1e-4,
+    passes: int = 24,
+) -> Tensor:
+    """Bisect every segment from an image to its witness down to a crossing of the boundary.
+
+    A row stops when its bracket is narrower than ``tolerance`` of its distance, or after ``passes``.
+
+    Args:
+        is_outside: (points of the active rows, their indices) -> bool ``(A,)``, true where the class has changed.
+        images: ``(B, ...)``, not outside.
+        ends: ``(B, ...)``, outside.
+
+    Returns:
+        ``(B,)`` float64 in ``(0, 1]``: the smallest fraction seen outside.
+    """
+    low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    high = torch.ones_like(low)
+    for _ in range(passes):
+        active = torch.nonzero(high - low >= tolerance * high).flatten()
+        if not len(active):
+            break
+        middle = (low[active] + high[active]) / 2
+        outside = is_outside(on_segment(images[active], ends[active], middle), active)
+        high[active] = torch.where(outside, middle, high[active])
+        low[active] = torch.where(outside, low[active], middle)
+    return high

@@ -1,0 +1,235 @@
+"""A frozen evaluation view of a model: nothing that an attack does reaches the caller.
+
+The view shares the parameters' storage but never asks for their gradients; its buffers and
+train/eval flags are its own. It maps the estimators' ``[0, 1]`` to the model's pixel bounds, counts
+passes per image and, where asked, records the best verified iterate that passes through it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import Domain, InputError, Norm
+from attacks.geometry import per_row, row_norm
+
+Bounds = tuple[float, float]
+
+
+class Record:
+    """The nearest point of another class that each row has sent through the model so far."""
+
+    def __init__(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
+        self.images, self.labels, self.norm, self.bounds = images, labels, norm, bounds
+        self.points = images.clone()
+        self.distance = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
+
+    def see(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
+        """Keep the ``points`` ``(A, ...)`` of ``rows`` ``(A,)`` that changed class inside the bounds and are nearer."""
+        images = self.images[rows]
+        distance = row_norm(points - images.to(points.dtype), self.norm)
+        inside = ((points >= self.bounds[0]) & (points <= self.bounds[1])).flatten(1).all(1)
+        moved = (logits.argmax(1) != self.labels[rows]) & logits.isfinite().all(1)
+        better = inside & moved & (distance > 0) & (distance < self.distance[rows])
+        self.points[rows[better]] = points[better].to(self.points.dtype)
+        self.distance[rows[better]] = distance[better]
+
+    def improve(self, candidates: Tensor) -> Tensor:
+        """The recorded points where there are any, else ``candidates``."""
+        return torch.where(per_row(self.distance.isfinite(), self.points).bool(), self.points, candidates)
+
+
+class Classifier(nn.Module):
+    """What an estimator sees: pixels in ``[0, 1]`` -> logits ``(B, classes)``, counted.
+
+    Attributes:
+        bounds: where witnesses may lie, in the estimator's units: ``(0, 1)`` or infinite in the free domain.
+        domain: ``box`` or ``free``.
+        classes: the number of outputs.
+        forwards, backwards: ``(B,)`` float64, passes per image of the current chunk. Where a library hides
+            which rows it passes, the rows are shared out over the chunk.
+    """
+
+    def __init__(self, network: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.pixel_bounds = pixel_bounds
+        self.domain: Domain = domain
+        self.bounds: Bounds = (0.0, 1.0) if domain == "box" else (-math.inf, math.inf)
+        self.classes = 0
+        self.device = device
+        self.record: Record | None = None
+        self.start_chunk(0)
+        self.eval()
+
+    def start_chunk(self, size: int) -> None:
+        """Count anew for ``size`` images."""
+        self.forwards = torch.zeros(size, dtype=torch.float64)
+        self.backwards = torch.zeros(size, dtype=torch.float64)
+        self.active = torch.arange(size, device=self.device)
+
+    @contextmanager
+    def rows(self, index: Tensor) -> Iterator[None]:
+        """Attribute the passes inside to these rows ``(A,)`` of the rows that are active now."""
+        before = self.active
+        self.active = before[index]
+        try:
+            yield
+        finally:
+            self.active = before
+
+    @contextmanager
+    def recording(self, images: Tensor, labels: Tensor, norm: Norm) -> Iterator[Record]:
+        """Record each active row's nearest verified iterate; ``images`` and ``labels`` are of the active rows."""
+        before, outer = self.record, self.active
+        position = torch.empty(int(outer.max()) + 1, dtype=torch.int64, device=outer.device)
+        position[outer] = torch.arange(len(outer), device=outer.device)
+        self.record, self._position = Record(images, labels, norm, self.bounds), position
+        try:
+            yield self.record
+        finally:
+            self.record = before
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Map ``[0, 1]`` to the model's bounds; always a new tensor, since some models work in place."""
+        low, high = self.pixel_bounds
+        return images.clone() if (low, high) == (0.0, 1.0) else images * (high - low) + low
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """Inverse of `to_pixels`."""
+        low, high = self.pixel_bounds
+        return pixels.clone() if (low, high) == (0.0, 1.0) else (pixels - low) / (high - low)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images in ``[0, 1]``, differentiable."""
+        logits: Tensor = self.network(self.to_pixels(images))
+        active = self.active
+        self._count(self.forwards, active, len(images))
+        if logits.requires_grad:
+            logits.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._count(self.backwards, active, len(gradient))
+            )
+        if self.record is not None and len(images) == len(active):
+            self.record.see(images.detach(), logits.detach(), self._position[active])
+        return logits
+
+    @torch.no_grad()
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Logits of images in the model's own bounds: a fresh pass without gradients, in float64 ``(B, classes)``."""
+        self._count(self.forwards, self.active, len(pixels))
+        logits: Tensor = self.network(pixels.clone())
+        return logits.double()
+
+    @staticmethod
+    def _count(counts: Tensor, active: Tensor, size: int) -> None:
+        if len(active):
+            counts[active.cpu()] += size / len(active)
+
+
+class ScaleFree(nn.Module):
+    """A classifier's logits divided by their spread, row by row: same argmax, no scale.
+
+    Cross-entropy's gradient is exactly zero in float32 where logits are large, so that attacks that
+    climb it die or drift as confidence grows. ``temperature * z / std(z)``, the spread held
+    constant in the backward pass, leaves them the direction without the scale.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        spread = logits.detach().std(1, keepdim=True)
+        return self.temperature * logits / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+@contextmanager
+def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> Iterator[Classifier]:
+    """Yield a `Classifier` over ``model``; the caller's model is the same afterwards, also after an exception."""
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            held: AbstractContextManager[nn.Module] = nullcontext(_frozen_copy(model))
+        except Exception:
+            # not every module can be copied (non-leaf tensors, locks, open handles)
+            held = _frozen_in_place(model)
+        with held as network:
+            yield Classifier(network, pixel_bounds, domain, device)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, dict[int, object](shared)).eval()
+
+
+@contextmanager
+def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        model.eval()
+        for p, _, _ in parameters:
+            p.requires_grad_(False)
+        yield model
+    finally:
+        # Classifier.eval() and attacks set flags of the whole tree: each module gets its own back
+        for module, training in flags:
+            module.training = training
+        for p, wanted, gradient in parameters:
+            p.requires_grad_(wanted)
+            p.grad = gradient
+        with torch.no_grad():
+            for b, value in buffers:
+                b.copy_(value)
+
+
+@contextmanager
+def forked_generators() -> Iterator[None]:
+    """Give the torch (CPU and CUDA), NumPy and ``random`` generators back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if initialised else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators that upstream attacks draw from; only inside `forked_generators`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
+    """Refuse images that no estimator could measure.
+
+    Raises:
+        InputError: not ``(B, C, H, W)`` floating, not finite, or outside ``pixel_bounds``.
+    """
+    low, high = pixel_bounds
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise InputError(
+            f"expected images of shape (B, C, H, W) in floating point, got {tuple(images.shape)} {images.dtype}; "
+            "reshape or convert them"
+        )
+    if not images.isfinite().all():
+        raise InputError("expected finite images, got NaN or inf; clean the data")
+    least, most = images.min().item(), images.max().item()
+    if least < low or most > high:
+        raise InputError(
+            f"expected images in [{low:g}, {high:g}], got [{least:.4g}, {most:.4g}]; "
+            "undo a Normalize transform, put it inside the model, or pass the right bounds"
+        )

@@ -1,0 +1,279 @@
+"""The only judge: run an estimator, clip, re-classify, retry with noise, refine, compute distances."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
+from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
+from attacks.isolation import (
+    Bounds,
+    Classifier,
+    check_images,
+    forked_generators,
+    frozen_view,
+    seed_generators,
+)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from anything with a stable text form; the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    estimator: Estimator,
+    norm: Norm,
+    *,
+    domain: Domain = "box",
+    bounds: Bounds = (0.0, 1.0),
+    noise_retries: int = 6,
+    batch_size: int = 128,
+    seeds: Sequence[int] | Tensor | None = None,
+    start: Tensor | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Margins:
+    """Measure each image's distance to the decision boundary of its *predicted* class, from above.
+
+    Mickisch et al. 2020, eq. 1 and section 3 (noise retries). Departs from the paper: distances are
+    of the witness after bisection on the segment from the image (``attack_distance`` keeps the raw one).
+
+    Args:
+        model: pixels ``(B, C, H, W)`` in ``bounds`` -> logits ``(B, K)``, K >= 2. Left untouched: parameters,
+            gradients, buffers, flags, device and all random generators.
+        images: ``(N, C, H, W)`` float in ``bounds``, of the model's dtype and on its device.
+        estimator: see `attacks.create`.
+        norm: ``l2`` or ``linf``.
+        domain: ``box`` keeps witnesses inside ``bounds``; ``free`` does not.
+        noise_retries: how often a failed image is tried again from a noisy start (standard deviation
+            ``0.01 * 2**i`` of the pixel range).
+        batch_size: images a call of the estimator.
+        seeds: ``(N,)`` the images' own seeds; by default their positions'.
+        start: ``(N, C, H, W)`` known witnesses in ``bounds``, for estimators that can start from one.
+        on_progress: called with the number of images done after every chunk.
+
+    Raises:
+        InputError: images or a model that cannot be measured.
+        EstimatorError: the estimator lacks the norm or domain, or broke its contract.
+    """
+    _check_ability(estimator, norm, domain)
+    check_images(images, bounds)
+    if batch_size < 1 or noise_retries < 0:
+        raise InputError(
+            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}"
+        )
+    if seeds is None:
+        seeds = [derive_seed("image", i) for i in range(len(images))]
+    seeds = torch.as_tensor(seeds, dtype=torch.int64)
+    parts = []
+    with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
+        own = images.detach().clone()
+        for first in range(0, len(images), batch_size):
+            chunk = slice(first, first + batch_size)
+            given = None if start is None else start[chunk].detach().clone()
+            judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given)
+            parts.append(judge.run(noise_retries))
+            if on_progress is not None:
+                on_progress(len(parts[-1].status))
+    return _join(parts)
+
+
+class _Judge:
+    """One chunk of images on its way from clean prediction to verified distances."""
+
+    def __init__(
+        self,
+        view: Classifier,
+        images: Tensor,
+        estimator: Estimator,
+        norm: Norm,
+        seeds: Tensor,
+        start: Tensor | None,
+    ) -> None:
+        self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
+        self.images = images
+        view.start_chunk(len(images))
+        logits = _clean_logits(view, images)
+        top = logits.topk(2, dim=1)
+        self.labels = logits.argmax(1)
+        self.confidence = logits.softmax(1).amax(1)
+        self.logit_margin = top.values[:, 0] - top.values[:, 1]
+        self.tied = self.logit_margin == 0
+        self.witness = images.clone()
+        self.target = torch.full_like(self.labels, -1)
+        self.retries = torch.zeros_like(self.labels)
+        self.message = [""] * len(images)
+
+    def run(self, noise_retries: int) -> Margins:
+        pending = torch.nonzero(~self.tied).flatten()
+        start = None if self.start is None else self.view.from_pixels(self.start)
+        self._attack(self.view.from_pixels(self.images), pending, self.seeds, start)
+        for attempt in range(noise_retries):
+            pending = torch.nonzero(~self.tied & (self.target < 0) & self._unbroken()).flatten()
+            if not len(pending):
+                break
+            self._retry(pending, attempt)
+        return self._conclude()
+
+    def _retry(self, pending: Tensor, attempt: int) -> None:
+        """Section 3 of the paper: perturb the image with Gaussian noise and attack from there."""
+        clean = self.view.from_pixels(self.images)
+        noisy = clean.clone()
+        for row in pending.tolist():
+            generator = torch.Generator().manual_seed(derive_seed("noise", int(self.seeds[row]), attempt))
+            noise = torch.randn(clean.shape[1:], generator=generator, dtype=torch.float64)
+            noisy[row] += (0.01 * 2**attempt * noise).to(noisy)
+        noisy = noisy.clamp(*self.view.bounds)
+        self.retries[pending] += 1
+        # a noisy point that already has another class is itself a witness
+        self._accept(noisy[pending], pending)
+        rest = pending[self.target[pending] < 0]
+        seeds = torch.tensor([derive_seed("retry", int(s), attempt) for s in self.seeds], dtype=torch.int64)
+        self._attack(noisy, rest, seeds, None)
+
+    def _attack(self, points: Tensor, rows: Tensor, seeds: Tensor, start: Tensor | None) -> None:
+        """Run the estimator on these rows; where the library raises, halve until the raising rows stand alone."""
+        if not len(rows):
+            return
+        chosen = seeds[rows.cpu()]
+        seed_generators(derive_seed("chunk", *chosen.tolist()))
+        try:
+            with self.view.rows(rows), torch.enable_grad():
+                candidates = self.estimator.perturb(
+                    self.view,
+                    points[rows].clone(),
+                    self.labels[rows].clone(),
+                    self.norm,
+                    seeds=chosen.to(points.device),
+                    start=None if start is None else start[rows].clone(),
+                )
+        except (EstimatorError, InputError):
+            raise
+        except Exception as error:
+            if len(rows) == 1:
+                self.message[int(rows)] = f"{type(error).__name__}: {error}"
+                return
+            half = len(rows) // 2
+            self._attack(points, rows[:half], seeds, start)
+            self._attack(points, rows[half:], seeds, start)
+            return
+        if not isinstance(candidates, Tensor) or candidates.shape != points[rows].shape:
+            got = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+            raise EstimatorError(
+                f"expected witnesses of shape {tuple(points[rows].shape)} from {self.estimator.name}, got {got}; "
+                "return one point an image"
+            )
+        self._accept(candidates.detach(), rows)
+
+    def _accept(self, candidates: Tensor, rows: Tensor) -> None:
+        """Clip candidates (in ``[0, 1]`` units) into the domain and keep those of another class."""
+        images = self.images[rows]
+        points = self._into_domain(self.view.to_pixels(candidates.to(images)))
+        points = torch.where(per_row(points.flatten(1).isfinite().all(1), points).bool(), points, images)
+        target = self._new_class(points, rows)
+        found = (target >= 0) & (row_norm(points - images, self.norm) > 0)
+        self.witness[rows[found]] = points[found]
+        self.target[rows[found]] = target[found]
+
+    def _into_domain(self, pixels: Tensor) -> Tensor:
+        return pixels.clamp(*self.view.pixel_bounds) if self.view.domain == "box" else pixels
+
+    def _new_class(self, points: Tensor, rows: Tensor) -> Tensor:
+        """The class of each point in a fresh pass; -1 where it is the image's own or not finite."""
+        with self.view.rows(rows):
+            logits = self.view.classify(points)
+        target = logits.argmax(1)
+        kept = (target == self.labels[rows]) | ~logits.isfinite().all(1)
+        return torch.where(kept, -1, target)
+
+    def _refine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Bisect from the image to the witness; ``(points, classes)``, as the attack left them where that fails."""
+        images, witness = self.images[rows], self.witness[rows]
+        if not len(rows):
+            return witness, self.target[rows]
+
+        def is_outside(points: Tensor, active: Tensor) -> Tensor:
+            return self._new_class(self._into_domain(points), rows[active]) >= 0
+
+        fraction = boundary_fraction(is_outside, images, witness)
+        points = self._into_domain(on_segment(images, witness, fraction))
+        target = self._new_class(points, rows)
+        nearer = row_norm(points - images, self.norm)
+        better = (target >= 0) & (nearer > 0) & (nearer <= row_norm(witness - images, self.norm))
+        return torch.where(per_row(better, witness).bool(), points, witness), torch.where(
+            better, target, self.target[rows]
+        )
+
+    def _conclude(self) -> Margins:
+        found = self.target >= 0
+        rows = torch.nonzero(found).flatten()
+        nowhere = torch.where(self.tied, 0.0, torch.inf).double()
+        attack_distance = torch.where(found, row_norm(self.witness - self.images, self.norm), nowhere)
+        self.witness[rows], self.target[rows] = self._refine(rows)
+        return Margins(
+            distance=torch.where(found, row_norm(self.witness - self.images, self.norm), nowhere).cpu(),
+            attack_distance=attack_distance.cpu(),
+            witness=self.witness.cpu(),
+            status=tuple(self._status(row) for row in range(len(self.images))),
+            target=self.target.cpu(),
+            message=tuple(self.message),
+            prediction=self.labels.cpu(),
+            confidence=self.confidence.cpu(),
+            logit_margin=self.logit_margin.cpu(),
+            noise_retries=self.retries.cpu(),
+            forwards=self.view.forwards,
+            backwards=self.view.backwards,
+        )
+
+    def _status(self, row: int) -> Status:
+        if self.tied[row]:
+            return Status.TIED
+        if self.target[row] >= 0:
+            return Status.FOUND_AFTER_NOISE if self.retries[row] else Status.FOUND
+        return Status.FAILED if self.message[row] else Status.NOT_FOUND
+
+    def _unbroken(self) -> Tensor:
+        return torch.tensor([not text for text in self.message], device=self.tied.device)
+
+
+def _check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
+    for asked, able, kind in ((norm, estimator.norms, "norm"), (domain, estimator.domains, "domain")):
+        if asked not in able:
+            raise EstimatorError(
+                f"expected a {kind} that {estimator.name} has ({', '.join(sorted(able))}), got {asked}; "
+                "choose one of them or another estimator"
+            )
+
+
+def _clean_logits(view: Classifier, images: Tensor) -> Tensor:
+    logits = view.classify(images)
+    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+        raise InputError(
+            f"expected a model output of shape ({len(images)}, classes) with at least 2 classes, "
+            f"got {tuple(logits.shape)}; return one row of logits an image"
+        )
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise InputError(
+            f"expected finite logits, got NaN or inf for {bad} of {len(images)} images; "
+            "check the weights (did training diverge?)"
+        )
+    view.classes = logits.shape[1]
+    return logits
+
+
+def _join(parts: list[Margins]) -> Margins:
+    columns: dict[str, object] = {}
+    for field in fields(Margins):
+        values = [getattr(part, field.name) for part in parts]
+        tensors = isinstance(values[0], Tensor)
+        columns[field.name] = torch.cat(values) if tensors else tuple(item for value in values for item in value)
+    return Margins(**columns)  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""Names of estimators, and their text form ``name:field=value,field=value``.
+
+Holds ``module:Class`` strings and one line of facts each, so that ``--list-estimators`` needs no torch.
+Outsiders add theirs through the entry-point group ``margin_harness.estimators``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, Norm
+
+ENTRY_POINTS = "margin_harness.estimators"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list: where the class is, what it can do and what it costs."""
+
+    target: str
+    norms: tuple[Norm, ...]
+    domains: tuple[Domain, ...]
+    cost: str
+    about: str
+
+
+_BOX: tuple[Domain, ...] = ("box",)
+
+ESTIMATORS: dict[str, Entry] = {
+    "deepfool": Entry("attacks.via_foolbox:DeepFool", NORMS, DOMAINS, "20-60", "linearise, step, repeat (the paper's)"),
+    "fmn": Entry("attacks.via_foolbox:FMN", NORMS, DOMAINS, "220", "fast minimum norm: adaptive radius"),
+    "ddn": Entry("attacks.via_foolbox:DDN", ("l2",), DOMAINS, "220", "decoupled direction and norm"),
+    "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "3600", "Carlini-Wagner, search over c"),
+    "bb": Entry("attacks.via_foolbox:BB", NORMS, _BOX, "280", "Brendel-Bethge along the boundary (extra: bb)"),
+    "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "350", "PGD, radius bisected per image"),
+    "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
+    "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
+    "foolbox": Entry(
+        "attacks.any_attack:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
+    ),
+    "torchattacks": Entry(
+        "attacks.any_attack:TorchAttack",
+        NORMS,
+        _BOX,
+        "its own",
+        "torchattacks:<ClassName>, any of its attacks",
+    ),
+}
+
+# names that take the library's class as their first argument
+WRAPPERS = ("foolbox", "torchattacks")
+
+
+def known() -> dict[str, Entry]:
+    """All estimators: ours, then those of installed packages, whose facts are in their class."""
+    outside = {
+        point.name: Entry(point.value, (), (), "see its package", f"from {point.value.partition(':')[0]}")
+        for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
+        if point.name not in ESTIMATORS
+    }
+    return ESTIMATORS | outside
+
+
+def check_name(text: str) -> str:
+    """The name in an estimator's text form, which must exist; needs no torch.
+
+    Raises:
+        EstimatorError: unknown; says which are known and which is nearest.
+    """
+    name, names = text.partition(":")[0], known()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+        raise EstimatorError(f"expected an estimator of {', '.join(names)}, got {name!r}; {hint}")
+    return name
+
+
+def create(text: str) -> Estimator:
+    """Build an estimator from its text form, as in ``fmn:steps=200`` or ``foolbox:L2BasicIterativeAttack``.
+
+    Raises:
+        EstimatorError: unknown name or parameter, or a value of the wrong type; says what there is.
+    """
+    name = check_name(text)
+    rest = text.partition(":")[2]
+    cls = _load(known()[name].target)
+    if name in WRAPPERS:
+        attack, _, rest = rest.partition(":")
+        if not attack:
+            raise EstimatorError(f"expected {name}:<ClassName>, got {text!r}; name one of the library's attacks")
+        parameters = tuple((key, _literal(value)) for key, value in _pairs(rest).items())
+        wrapped: Estimator = cls(attack=attack, parameters=parameters)
+        return wrapped
+    hints = get_type_hints(cls)
+    settings = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
+    values = {key: _convert(name, key, value, settings) for key, value in _pairs(rest).items()}
+    try:
+        estimator: Estimator = cls(**values)
+    except EstimatorError as error:
+        raise EstimatorError(f"estimator {name}: {error}") from None
+    return estimator
+
+
+def text_form(estimator: Estimator) -> str:
+    """The canonical text: the name and the fields that differ from their defaults, in declared order."""
+    if estimator.name in WRAPPERS:
+        attack, parameters = getattr(estimator, "attack"), getattr(estimator, "parameters")  # noqa: B009
+        return f"{estimator.name}:{attack}" + _joined(dict(parameters))
+    changed = {}
+    for field in dataclasses.fields(estimator):  # type: ignore[arg-type]
+        value = getattr(estimator, field.name)
+        if value != field.default:
+            changed[field.name] = value
+    return estimator.name + _joined(changed)
+
+
+def _joined(parameters: dict[str, Any]) -> str:
+    shown = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in parameters.items())
+    return ":" + ",".join(shown) if parameters else ""
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EstimatorError(f"expected an estimator class at {target}, got {error}; check that package") from error
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or key.strip() in pairs:
+            raise EstimatorError(f"expected parameters as key=value,key=value, got {text!r}; write each once")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _convert(name: str, key: str, text: str, settings: dict[str, tuple[type, Any]]) -> Any:
+    if key not in settings:
+        has = ", ".join(f"{k}={v}" for k, (_, v) in settings.items()) or "no parameters"
+        raise EstimatorError(f"expected a parameter of {name} ({has}), got {key!r}; choose one of them")
+    kind, default = settings[key]
+    value = _literal(text)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise EstimatorError(
+            f"expected {name}'s {key} to be of type {kind.__name__} (default {default}), got {text!r}; write it so"
+        )
+    return value
+
+
+def _literal(text: str) -> bool | int | float | str | None:
+    words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,298 @@
+"""Foolbox's attacks as margin estimators.
+
+Foolbox 3.3.4 is wrapped, not believed: its results are candidates that `attacks.measure` judges.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import eagerpy as ep
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, setting
+from attacks.geometry import per_row
+from attacks.isolation import Classifier, ScaleFree
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy.ndimage.filters
+    # foolbox.zoo imports GitPython, which raises where there is no git executable
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox
+    from foolbox import attacks as library
+
+BOTH: frozenset[Norm] = frozenset(NORMS)
+L2_ONLY: frozenset[Norm] = frozenset({"l2"})
+EVERYWHERE: frozenset[Domain] = frozenset(DOMAINS)
+BOX_ONLY: frozenset[Domain] = frozenset({"box"})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Foolbox logs through the root logger, which installs a handler there, and warns on every call."""
+    handlers = list(logging.root.handlers)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.handlers[:] = handlers
+
+
+def run(
+    attack: Any,
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    view: nn.Module | None = None,
+    **options: Any,
+) -> Tensor:
+    """Call a Foolbox attack without its own check of the result, on ``view`` (default: the model)."""
+    with quiet():
+        # the device is given since Foolbox would take cuda:0 and move the model there
+        wrapped = foolbox.PyTorchModel(view or model, bounds=model.bounds, device=images.device)
+        result: Tensor = attack.run(wrapped, images, foolbox.criteria.Misclassification(labels), **options)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(Settings):
+    """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack with their stock settings.
+
+    Moosavi-Dezfooli et al. 2016, Algorithm 2. Departs from the paper: ``candidates`` classes only, logits
+    instead of softmax, and each step is lengthened by 1e-4 and ``overshoot``. The walk starts from the
+    predicted class, which is the label that `measure` passes.
+    """
+
+    name: ClassVar[str] = "deepfool"
+    norms: ClassVar[frozenset[Norm]] = BOTH
+    domains: ClassVar[frozenset[Domain]] = EVERYWHERE
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
+    batch_invariant: ClassVar[bool] = True
+
+    steps: int = setting(50, least=1)
+    candidates: int = setting(10, least=2)
+    overshoot: float = setting(0.02, least=0)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`."""
+        cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
+        attack = cls(steps=self.steps, candidates=self.candidates, overshoot=self.overshoot)
+        return run(attack, model, images, labels)
+
+
+class ProjectedL2FMN(library.L2FMNAttack):
+    """Foolbox's L2 FMN with a projection that projects.
+
+    Foolbox 3.3.4 scales by ``min(1, norms / norms)``, so that epsilon is unused and the result lies
+    about one step size away from the image whatever the margin.
+    """
+
+    def __init__(self, nudge: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.nudge = nudge
+
+    def project(self, x: ep.Tensor, x0: ep.Tensor, epsilon: ep.Tensor) -> ep.Tensor:
+        """Nearest point of the ball of radius ``epsilon * (1 + nudge)`` around ``x0``."""
+        perturbation = x - x0
+        length = ep.maximum(perturbation.flatten(1).norms.l2(axis=-1), 1e-12)
+        factor = ep.minimum(1.0, epsilon * (1.0 + self.nudge) / length)
+        return x0 + perturbation * factor.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+class NudgedLinfFMN(library.LInfFMNAttack):
+    """Foolbox's L-infinity FMN with balls larger by ``nudge``."""
+
+    def __init__(self, nudge: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.nudge = nudge
+
+    def project(self, x: ep.Tensor, x0: ep.Tensor, epsilon: ep.Tensor) -> ep.Tensor:
+        """Nearest point of the ball of radius ``epsilon * (1 + nudge)`` around ``x0``."""
+        return super().project(x, x0, epsilon * (1.0 + self.nudge))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FMN(Settings):
+    """Fast minimum-norm attack (Pintor et al. 2021, Algorithm 1) on Foolbox's implementation.
+
+    Departs from Foolbox: the L2 projection is mended (`ProjectedL2FMN`), and balls are larger by
+    ``nudge``: FMN aims exactly at the boundary and otherwise stops just inside of it where the
+    network is locally linear. The bisection of `measure` takes the nudge off again.
+    """
+
+    name: ClassVar[str] = "fmn"
+    norms: ClassVar[frozenset[Norm]] = BOTH
+    domains: ClassVar[frozenset[Domain]] = EVERYWHERE
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.01, "linf": 1.01}
+    batch_invariant: ClassVar[bool] = True
+
+    steps: int = setting(100, least=1)
+    max_stepsize: float = setting(1.0, least=0)
+    gamma: float = setting(0.05, least=0)
+    nudge: float = setting(1e-3, least=0)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`."""
+        cls = ProjectedL2FMN if norm == "l2" else NudgedLinfFMN
+        attack = cls(nudge=self.nudge, steps=self.steps, max_stepsize=self.max_stepsize, gamma=self.gamma)
+        options: dict[str, Any] = {} if start is None else {"starting_points": start}
+        return run(attack, model, images, labels, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDN(Settings):
+    """Foolbox's DDNAttack (Rony et al. 2019, Algorithm 1), unquantised, on the scale-free view.
+
+    Departs from the paper: cross-entropy is taken of ``temperature * z / std(z)``; of raw logits its
+    gradient dies as confidence grows.
+    """
+
+    name: ClassVar[str] = "ddn"
+    norms: ClassVar[frozenset[Norm]] = L2_ONLY
+    domains: ClassVar[frozenset[Domain]] = EVERYWHERE
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.02}
+    batch_invariant: ClassVar[bool] = False  # draws noise for the whole batch where a gradient is zero
+
+    steps: int = setting(100, least=1)
+    init_epsilon: float = setting(1.0, least=0)
+    gamma: float = setting(0.05, least=0)
+    temperature: float = setting(10.0, least=0)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`."""
+        attack = library.DDNAttack(init_epsilon=self.init_epsilon, steps=self.steps, gamma=self.gamma)
+        return run(attack, model, images, labels, view=ScaleFree(model, self.temperature))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CW(Settings):
+    """Foolbox's L2CarliniWagnerAttack (Carlini & Wagner 2017, section VI) on the scale-free view.
+
+    Departs from Foolbox: no ``abort_early``, whose test is the loss summed over the batch and couples
+    its rows; c starts at 1 in units of the logits' spread; a failed row, which Foolbox returns as an
+    all-zero image, is the image itself.
+    """
+
+    name: ClassVar[str] = "cw"
+    norms: ClassVar[frozenset[Norm]] = L2_ONLY
+    domains: ClassVar[frozenset[Domain]] = BOX_ONLY
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.02}
+    batch_invariant: ClassVar[bool] = True
+
+    binary_search_steps: int = setting(9, least=1)
+    steps: int = setting(200, least=1)
+    stepsize: float = setting(1e-2, least=0)
+    initial_const: float = setting(1.0, least=0)
+    temperature: float = setting(10.0, least=0)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`."""
+        attack = library.L2CarliniWagnerAttack(
+            binary_search_steps=self.binary_search_steps,
+            steps=self.steps,
+            stepsize=self.stepsize,
+            initial_const=self.initial_const,
+            abort_early=False,
+        )
+        result = run(attack, model, images, labels, view=ScaleFree(model, self.temperature))
+        failed = (result == 0).flatten(1).all(1)
+        return torch.where(per_row(failed, images).bool(), images, result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BB(Settings):
+    """Foolbox's Brendel-Bethge attacks (Brendel et al. 2019), started from DeepFool's witness.
+
+    Departs from Foolbox: the trust region, which Foolbox scales with the number of pixels of the whole
+    batch, is divided by the batch size; starts come from DeepFool with an overshoot of 0.5; the
+    nearest point on the whole path is kept. Needs numba (extra ``bb``), which compiles for minutes.
+    """
+
+    name: ClassVar[str] = "bb"
+    norms: ClassVar[frozenset[Norm]] = BOTH
+    domains: ClassVar[frozenset[Domain]] = BOX_ONLY
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.01, "linf": 1.01}
+    batch_invariant: ClassVar[bool] = True
+
+    steps: int = setting(100, least=1)
+    lr: float = setting(1e-3, least=0)
+    overshoot: float = setting(1.1, least=1)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`.
+
+        Raises:
+            EstimatorError: numba is not installed.
+        """
+        if importlib.util.find_spec("numba") is None:
+            raise EstimatorError("expected numba for the estimator bb, got no such package; pip install numba")
+        if start is None:
+            start = DeepFool(overshoot=0.5).perturb(model, images, labels, norm, seeds=seeds)
+        with torch.no_grad():
+            moved = model(start).argmax(1) != labels
+        rows = torch.nonzero(moved).flatten()
+        if not len(rows):
+            return images
+        cls = library.L2BrendelBethgeAttack if norm == "l2" else library.LinfinityBrendelBethgeAttack
+        with quiet():
+            attack = cls(steps=self.steps, lr=self.lr / len(rows), overshoot=self.overshoot)
+        with model.rows(rows), model.recording(images[rows], labels[rows], norm) as record:
+            found = run(attack, model, images[rows], labels[rows], starting_points=start[rows])
+        result = images.clone()
+        result[rows] = record.improve(found)
+        return result
