@@ -1,0 +1,22 @@
+"""Track margins of images while a network trains.
+
+Names load on first use, so that ``python -m harness.track --help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.tracker import MarginTracker
+
+_HOME = {"MarginTracker": "harness.tracker"}
+
+__all__ = ["MarginTracker"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

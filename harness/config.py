@@ -1,0 +1,239 @@
+"""One frozen definition of a run: command line, file, manifest and fingerprint all come from it.
+
+No torch: ``--help`` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from attacks.estimator import DOMAINS, NORMS, EstimatorError
+from attacks.registry import check_name
+
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
+TRAININGS = ("standard", "pgd")
+LOSSES = ("cross-entropy", "label-smoothing", "hinge")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
+
+# L-infinity radii that the literature trains with. mnist, cifar10: Madry et al. 2018,
+# https://arxiv.org/abs/1706.06083, section 5; fashion-mnist: Wong & Kolter 2018,
+# https://arxiv.org/abs/1711.00851, table 1; digits has no literature, 0.1 is ours
+PGD_EPSILON = {"mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255, "digits": 0.1}
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used; the message is one line that says what to do."""
+
+
+def option(
+    default: Any,
+    about: str,
+    *,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    fixed: bool = True,
+    unset: str = "",
+    many: bool = False,
+) -> Any:
+    """A field of `RunConfig` that is also an option of the command line.
+
+    Args:
+        fixed: part of the fingerprint: another value is another run.
+        unset: what ``None`` means, for ``--help``.
+        many: repeatable; the value is a tuple.
+    """
+    metadata = {"about": about, "choices": choices, "least": least, "above": above, "fixed": fixed, "unset": unset}
+    return field(default=default, metadata=metadata | {"many": many})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run; ``None`` where the data set decides (see `resolve`)."""
+
+    dataset: str = option("digits", "data set", choices=DATASETS)
+    data_root: str = option("data", "folder of the data, in torchvision's layout", fixed=False)
+    download: bool = option(False, "fetch the data set where it is missing", fixed=False)
+    model: str = option("cnn", "dense, cnn, resnet18 or pkg.module:factory (which runs that code)")
+    training: str = option("standard", "standard or PGD-adversarial training", choices=TRAININGS)
+    pgd_epsilon: float | None = option(
+        None, "radius (L-infinity) of adversarial training", above=0, unset="by data set: 0.3, 0.1, 8/255, digits 0.1"
+    )
+    pgd_steps: int = option(10, "PGD steps of adversarial training", least=1)
+    pgd_step_size: float | None = option(None, "PGD step size", above=0, unset="2.5 * epsilon / steps")
+    loss: str = option("cross-entropy", "training loss", choices=LOSSES)
+    optimizer: str = option("adam", "optimiser", choices=OPTIMIZERS)
+    learning_rate: float = option(1e-3, "learning rate", above=0)
+    weight_decay: float = option(0.0, "weight decay", least=0)
+    batch_size: int | None = option(None, "training batch", least=1, unset="32 on digits, else 128")
+    epochs: int | None = option(None, "train for N epochs", least=0, fixed=False, unset="20 on digits, else 40")
+    estimator: tuple[str, ...] = option(
+        ("deepfool",), "NAME[:key=value,...], repeatable; see --list-estimators", fixed=False, many=True
+    )
+    norm: tuple[str, ...] = option(NORMS, "l2 or linf, repeatable", choices=NORMS, fixed=False, many=True)
+    domain: str = option("box", "where witnesses may lie: the pixel bounds, or anywhere", choices=DOMAINS)
+    noise_retries: int = option(6, "noisy restarts for images that an attack fails on", least=0)
+    probe: int = option(1000, "tracked images of each of the training and test set", least=1)
+    probe_seed: int = option(0, "seed of the choice of tracked images", least=0)
+    every: int = option(1, "measure every N epochs (0, 1 and the last always)", least=1, fixed=False)
+    seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
+    deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
+    device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
+    threads: int | None = option(
+        None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"
+    )
+    measure_batch: int | None = option(
+        None, "images an estimator gets at a time", least=1, unset="500 on digits, else 128"
+    )
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check(f, getattr(self, f.name))
+        if self.model not in BUILT_IN_MODELS and ":" not in self.model:
+            raise ConfigError(
+                f"expected --model {', '.join(BUILT_IN_MODELS)} or pkg.module:factory, got {self.model!r}; choose one"
+            )
+        for text in self.estimator:
+            try:
+                check_name(text)
+            except EstimatorError as error:
+                raise ConfigError(str(error)) from None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The options that make it this run and no other; estimators, norms and epochs may grow."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.metadata["fixed"]}
+
+
+def digest(fingerprint: dict[str, Any]) -> str:
+    """SHA-256 of a fingerprint's canonical JSON."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """All options as plain JSON values."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """Inverse of `as_dict`.
+
+    Raises:
+        ConfigError: unknown names or bad values.
+    """
+    names = {f.name for f in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ConfigError(f"expected options of {', '.join(sorted(names))}, got {', '.join(unknown)}; remove them")
+    options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return RunConfig(**options)
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what the data set decides."""
+    small = config.dataset == "digits"
+    epsilon = PGD_EPSILON[config.dataset] if config.pgd_epsilon is None else config.pgd_epsilon
+    chosen: dict[str, Any] = {
+        "pgd_epsilon": epsilon,
+        "pgd_step_size": 2.5 * epsilon / config.pgd_steps,
+        "batch_size": 32 if small else 128,
+        "measure_batch": 500 if small else 128,
+        "epochs": 20 if small else 40,
+        "threads": 1 if small else None,
+    }
+    unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    return RunConfig(**vars(config) | unset)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the parser an option a field; what is not given stays out of the namespace."""
+    for f in dataclasses.fields(RunConfig):
+        flag, meta = "--" + f.name.replace("_", "-"), f.metadata
+        shown = meta["unset"] if f.default is None else _shown(f.default)
+        text = f"{meta['about']} (default: {shown})".replace("%", "%%")
+        if f.type == "bool":
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        kind = int if "int" in str(f.type) else float if "float" in str(f.type) else str
+        parser.add_argument(
+            flag,
+            action="append" if meta["many"] else "store",
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=text,
+            metavar="|".join(meta["choices"]) or {int: "N", float: "X"}.get(kind, f.name.upper().replace("_", "-")),
+        )
+    parser.add_argument("--config", metavar="FILE.toml", help="read options from a file; the command line wins")
+
+
+def from_namespace(given: argparse.Namespace) -> RunConfig:
+    """Defaults, then ``--config``'s file, then the command line, resolved.
+
+    Raises:
+        ConfigError: one line.
+    """
+    names = {f.name for f in dataclasses.fields(RunConfig)}
+    values = _read_file(Path(given.config)) if given.config else {}
+    values |= {name: value for name, value in vars(given).items() if name in names}
+    return resolve(from_dict(values))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+    return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+def _check(f: dataclasses.Field[Any], value: Any) -> None:
+    flag, meta = "--" + f.name.replace("_", "-"), f.metadata
+    if value is None and f.default is None:
+        return
+    if meta["many"]:
+        if not isinstance(value, tuple) or not value or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"expected {flag} as one or more names, got {value!r}; give a list of words")
+        if len(set(value)) < len(value):
+            raise ConfigError(f"expected each {flag} once, got {', '.join(value)}; remove the repetition")
+    kind = _kind(f)
+    if not meta["many"] and not (isinstance(value, kind) and (kind == (bool,) or not isinstance(value, bool))):
+        raise ConfigError(f"expected {flag} to be of type {kind[-1].__name__}, got {value!r}; write it so")
+    for item in value if meta["many"] else (value,):
+        if meta["choices"] and item not in meta["choices"]:
+            raise ConfigError(f"expected {flag} to be one of {', '.join(meta['choices'])}, got {item!r}; choose one")
+    if meta["least"] is not None and not value >= meta["least"]:
+        raise ConfigError(f"expected {flag} of at least {meta['least']}, got {value}; give a larger number")
+    if meta["above"] is not None and not (value > meta["above"] and value < float("inf")):
+        raise ConfigError(f"expected {flag} above {meta['above']}, got {value}; give a larger number")
+
+
+def _kind(f: dataclasses.Field[Any]) -> tuple[type, ...]:
+    name = str(f.type).split(" | ")[0]
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    return kinds.get(name, (tuple,))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " and ".join(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,124 @@
+"""The loop of a tracked run: every epoch's checkpoint, predictions and margins, resumable part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pandas as pd
+import torch
+from torch import nn
+
+from harness.config import RunConfig
+from harness.data import Dataset
+from harness.statistics import epoch_table
+from harness.store import (
+    concatenate,
+    load_checkpoint,
+    load_trainer,
+    read_part,
+    save_checkpoint,
+    save_trainer,
+    write_csv,
+    write_part,
+)
+from harness.terminal import Terminal
+from harness.tracker import MarginTracker
+from harness.training import Trainer, TrainerState, TrainingOptions, evaluate
+
+EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
+
+
+class TrackedRun:
+    """Train ``model`` and track it; what the run folder has already is not done again."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, tracker: MarginTracker
+    ) -> None:
+        self.config, self.dataset, self.model, self.device, self.tracker = config, dataset, model, device, tracker
+        self.folder = tracker.folder
+        self.last = config.epochs or 0
+        names = [field.name for field in dataclasses.fields(TrainingOptions)]
+        options = TrainingOptions(**{name: getattr(config, name) for name in names})
+        self.trainer = Trainer(model, dataset.train, options, device)
+        self._epochs: dict[Path, pd.DataFrame] = {}
+
+    def go(self, terminal: Terminal) -> None:
+        """Run to the last epoch.
+
+        Raises:
+            ValueError: training diverged, or the network cannot be measured.
+            StoreError: a part is damaged or of another network.
+        """
+        for epoch, seconds in self._checkpointed(terminal):
+            self._predict(epoch, seconds)
+            asked = epoch in (0, 1, self.last) or epoch % self.config.every == 0
+            summary = self.tracker.update(epoch, self.model) if asked else pd.DataFrame()
+            table = self.epoch_table()
+            here = table[table["epoch"] == epoch]
+            errors = dict(zip(here["split"], here["error"], strict=True))
+            terminal.epoch_ended(epoch, errors, summary)
+
+    def epoch_table(self) -> pd.DataFrame:
+        """Loss, error and seconds of every epoch, also written to ``epochs.csv``."""
+        parts = self.folder.prediction_parts()
+        for path in parts:
+            if path not in self._epochs:
+                predictions, facts = read_part(path)
+                self._epochs[path] = epoch_table(predictions, int(facts["epoch"]), float(facts["seconds"]))
+        table = concatenate((self._epochs[path] for path in parts), EPOCH_COLUMNS)
+        write_csv(self.folder.epochs_csv, table)
+        return table
+
+    def _checkpointed(self, terminal: Terminal) -> Iterator[tuple[int, float]]:
+        """Put each epoch's weights into the model, from its checkpoint or by training; yield epoch and seconds.
+
+        Training goes on from the last epoch that has both a checkpoint and a trainer's state.
+        """
+        folder, epochs = self.folder, range(self.last + 1)
+        frontier = max((e for e in epochs if folder.checkpoint(e).exists() and folder.trainer(e).exists()), default=-1)
+        if all(folder.checkpoint(e).exists() for e in epochs):
+            frontier = self.last
+        for epoch in range(frontier + 1):
+            load_checkpoint(folder.checkpoint(epoch), self.model)
+            yield epoch, math.nan
+        if 0 <= frontier < self.last:
+            self.trainer.load_state_dict(cast(TrainerState, load_trainer(folder.trainer(frontier))))
+        for epoch in range(frontier + 1, self.last + 1):
+            began = time.perf_counter()
+            if epoch:
+                terminal.training_started(epoch)
+                self.trainer.run_epoch(terminal.batch_done)
+            seconds = time.perf_counter() - began
+            # the state first: a checkpoint without one could not be trained further
+            save_trainer(folder.trainer(epoch), self.trainer.state_dict())
+            save_checkpoint(folder.checkpoint(epoch), self.model, epoch)
+            for earlier in range(epoch - 1):
+                folder.trainer(earlier).unlink(missing_ok=True)
+            yield epoch, seconds
+
+    def _predict(self, epoch: int, seconds: float) -> None:
+        """Keep what the network says of the whole training and test set."""
+        path = self.folder.predictions(epoch)
+        if path.exists():
+            return
+        tables = []
+        for name, split in (("train", self.dataset.train), ("test", self.dataset.test)):
+            said = evaluate(self.model, split, self.config.loss, self.device)
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "split": name,
+                        "image": range(len(split)),
+                        "label": split.labels.numpy(),
+                        "prediction": said.prediction.numpy(),
+                        "confidence": said.confidence.numpy(),
+                        "loss": said.loss.numpy(),
+                    }
+                )
+            )
+        write_part(path, pd.concat(tables, ignore_index=True), epoch=str(epoch), seconds=repr(seconds))

@@ -1,0 +1,156 @@
+"""What a run shows on the terminal: progress while it goes on, a summary at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from harness.store import RunFolder, Unit
+from harness.tracker import Listener
+
+
+class Terminal(Listener):
+    """Bars on a terminal; one plain line an epoch everywhere."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.console, self.epochs = console, epochs
+        self.began = time.monotonic()
+        self.done_epochs = 0
+        self.measured, self.measuring_seconds = 0, 0.0
+        self._progress: Progress | None = None
+        self._clock = 0.0
+
+    def __enter__(self) -> Terminal:
+        if self.console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description:<28}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[unit]}"),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+            )
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress.start()
+            self._all = self._progress.add_task("epochs", total=self.epochs + 1, unit="epochs", note="")
+            self._now = self._progress.add_task("training", total=1, unit="batches", note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """One plain line; names in it are never read as markup."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def training_started(self, epoch: int) -> None:
+        self._task(f"training epoch {epoch}", 1, "batches")
+
+    def batch_done(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._now, completed=done, total=total)
+
+    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
+        self._clock = time.monotonic()
+        self._task(f"measuring {unit}", images, "images")
+
+    def images_done(self, count: int) -> None:
+        self.measured += count
+        now = time.monotonic()
+        self.measuring_seconds, self._clock = self.measuring_seconds + now - self._clock, now
+        if self._progress is not None:
+            self._progress.update(self._now, advance=count, note=f"{self._rate():.0f} images/s")
+
+    def epoch_ended(self, epoch: int, errors: dict[str, float], summary: pd.DataFrame) -> None:
+        """Say how the epoch came out: errors, average margins, images without a distance, time left."""
+        self.done_epochs += 1
+        left = self._left(epoch)
+        if self._progress is not None:
+            self._progress.update(self._all, completed=epoch + 1, note=f"about {_clock(left)} left")
+        parts = [f"epoch {epoch:>3}/{self.epochs}"]
+        parts.append("error " + " ".join(f"{split} {100 * error:.2f}%" for split, error in errors.items()))
+        for (estimator, norm), rows in summary[summary["subset"] == "all"].groupby(["estimator", "norm"], sort=False):
+            margins = " ".join(f"{split} {_number(avg)}" for split, avg in zip(rows["split"], rows["avg"], strict=True))
+            parts.append(f"{estimator} {norm} {margins}{_troubles(rows)}")
+        parts.append(f"{self._rate():.0f} images/s, {_clock(left)} left")
+        self.say(" | ".join(parts))
+
+    def _task(self, description: str, total: int, unit: str) -> None:
+        if self._progress is not None:
+            self._progress.reset(self._now, total=total, description=description, unit=unit, note="")
+
+    def _rate(self) -> float:
+        return self.measured / self.measuring_seconds if self.measuring_seconds else 0.0
+
+    def _left(self, epoch: int) -> float:
+        return (time.monotonic() - self.began) / self.done_epochs * (self.epochs - epoch)
+
+
+def print_estimators(write: Callable[[str], object]) -> None:
+    """The estimators with norms, domains and cost; needs no torch."""
+    from attacks.registry import known
+
+    write(f"{'name':<13} {'norms':<8} {'domains':<9} {'passes/image':<13} what")
+    for name, entry in known().items():
+        norms, domains = " ".join(entry.norms) or "?", " ".join(entry.domains) or "?"
+        write(f"{name:<13} {norms:<8} {domains:<9} {entry.cost:<13} {entry.about}")
+
+
+def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, epochs: pd.DataFrame) -> None:
+    """Average margins at the first, second and last measured epoch, failures, and where the files are."""
+    measured = sorted(summary["epoch"].unique())
+    shown = [epoch for place, epoch in enumerate(measured) if place in (0, 1, len(measured) - 1)]
+    table = Table(title="average margin of the predicted class ± standard error", box=box.SIMPLE_HEAD)
+    for heading in ("estimator", "norm", "images"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*(f"epoch {epoch}" for epoch in shown), "passes/image", "found"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    whole = summary[summary["subset"] == "all"]
+    for (estimator, norm, split), rows in whole.groupby(["estimator", "norm", "split"], sort=False):
+        cells = [_average(rows[rows["epoch"] == epoch]) for epoch in shown]
+        passes = f"{(rows['forwards'] + rows['backwards']).mean():.0f}"
+        found = f"{int(rows['found'].sum())}/{int(rows['count'].sum())}{_troubles(rows)}"
+        table.add_row(str(estimator), str(norm), f"{int(rows['count'].max())} {split}", *cells, passes, found)
+    console.print(table)
+    if len(epochs):
+        last = epochs[epochs["epoch"] == epochs["epoch"].max()]
+        words = ", ".join(f"{row['split']} {100 * row['error']:.2f}%" for _, row in last.iterrows())
+        console.print(f"error at epoch {last['epoch'].iloc[0]}: {words}", highlight=False)
+    console.print(f"run folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        "  summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/margins.png", highlight=False
+    )
+
+
+def _troubles(rows: pd.DataFrame) -> str:
+    names = {"after_noise": "after noise", "not_found": "not found", "tied": "tied", "failed": "failed"}
+    counts = [f"{int(rows[column].sum())} {words}" for column, words in names.items() if rows[column].sum()]
+    return f" ({', '.join(counts)})" if counts else ""
+
+
+def _average(rows: pd.DataFrame) -> str:
+    if not len(rows):
+        return ""
+    row = rows.iloc[0]
+    if math.isnan(row["avg"]):
+        return "none found"
+    spread = "" if math.isnan(row["se"]) else f" ± {_number(row['se'])}"
+    return _number(row["avg"]) + spread
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,190 @@
+"""``python -m harness.track``: train, measure margins at every epoch, keep everything in a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attacks.estimator import EstimatorError
+from harness.config import ConfigError, OneLineParser, RunConfig, add_options, as_dict, digest, from_namespace
+
+if TYPE_CHECKING:
+    import torch
+
+    from attacks.estimator import Estimator
+    from harness.data import Dataset
+    from harness.tracker import Probe
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.list_estimators:
+        from harness.terminal import print_estimators
+
+        print_estimators(print)
+        return DONE
+    try:
+        return _track(from_namespace(given), given.out, given.resume)
+    except (ConfigError, EstimatorError) as error:
+        return _say_error(error, USAGE, given.debug)
+    except (ValueError, OSError) as error:
+        return _say_error(error, FAILED, given.debug)
+    except KeyboardInterrupt:
+        print("track: interrupted; the same command with --resume and its --out goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m harness.track",
+        description="Train a classifier and measure, at every epoch, how far images are from its decision boundary.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (go on with --resume).",
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/<data set>-<model>-<training>-<time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--list-estimators", action="store_true", help="list the estimators and end")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _say_error(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"track: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _track(config: RunConfig, out: str | None, resume: bool) -> int:
+    """Check everything that can be checked, then start the folder and run."""
+    if resume and out is None:
+        raise ConfigError("expected --out with --resume, got none; name the run folder to go on with")
+    import torch
+    from rich.console import Console
+
+    from attacks.registry import create, text_form
+    from harness.data import load
+    from harness.figures import margin_curves, save
+    from harness.models import build
+    from harness.run import TrackedRun
+    from harness.store import RunFolder
+    from harness.terminal import Terminal, print_summary
+    from harness.tracker import MarginTracker, plan_units
+
+    estimators = {text_form(e): e for e in map(create, config.estimator)}
+    _, skipped = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
+    device = _device(config.device)
+    _set_up(config)
+    dataset = load(config.dataset, Path(config.data_root), config.download)
+    model = build(config.model, dataset.shape, dataset.classes, config.seed)
+    folder = RunFolder(Path(out) if out else _default_folder(config))
+    folder.start(_manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume)
+
+    # rich takes 80 columns where it sees no terminal, too few for the summary
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with Terminal(console, config.epochs or 0) as terminal:
+        for line in skipped:
+            terminal.say(line)
+        terminal.say(f"{config.dataset}, {config.model}, {config.training} training, on {device}, into {folder.path}")
+        tracker = MarginTracker(
+            folder,
+            _probes(config, dataset),
+            list(estimators.values()),
+            config.norm,  # type: ignore[arg-type]
+            domain=config.domain,  # type: ignore[arg-type]
+            noise_retries=config.noise_retries,
+            batch_size=config.measure_batch or 128,
+            seed=config.seed,
+            listener=terminal,
+        )
+        run = TrackedRun(config, dataset, model, device, tracker)
+        run.go(terminal)
+    summary, epochs = tracker.summary(), run.epoch_table()
+    save(margin_curves(summary, epochs), folder.figures, "margins")
+    print_summary(console, summary, folder, epochs)
+    for unit, message in tracker.broken.items():
+        print(f"track: error: {unit} failed on every image: {message}", file=sys.stderr)
+    return FAILED if tracker.broken else DONE
+
+
+def _device(name: str) -> torch.device:
+    """The device asked for.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"expected --device auto, cpu or cuda[:i], got {name!r}; choose one") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"expected --device auto, cpu or cuda[:i], got {name!r}; choose one")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise ConfigError(f"expected a CUDA device for --device {name}, got {there} of them; use --device cpu")
+    return device
+
+
+def _set_up(config: RunConfig) -> None:
+    """Settings of the whole process, which belongs to this command."""
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def _default_folder(config: RunConfig) -> Path:
+    model = config.model.replace(":", ".")
+    return Path("runs") / f"{config.dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
+    from harness.data import draw_probe
+    from harness.tracker import Probe
+
+    probes = {}
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        index = draw_probe(split, config.probe, config.probe_seed)
+        probes[name] = Probe(split.pixels(index), split.labels[index], index)
+    return probes
+
+
+def _manifest(
+    config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
+) -> dict[str, Any]:
+    from harness.store import environment
+    from harness.tracker import describe
+
+    fingerprint = config.fingerprint | {"data": dataset.checksums}
+    return {
+        "config": as_dict(config),
+        "fingerprint": fingerprint,
+        "digest": digest(fingerprint),
+        "seeds": {"seed": config.seed, "probe_seed": config.probe_seed},
+        "data": dataset.checksums,
+        "estimators": describe(estimators),
+        "device": str(device),
+        **environment(threads),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""MarginTracker: measure the same images at every epoch and keep the rows in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
+from attacks.isolation import check_images
+from attacks.measure import derive_seed, measure
+from attacks.registry import create, text_form
+from harness.config import digest
+from harness.statistics import SUMMARY_COLUMNS, summarise
+from harness.store import (
+    MARGIN_COLUMNS,
+    WITNESSES_KEPT,
+    RunFolder,
+    StoreError,
+    Unit,
+    concatenate,
+    environment,
+    load_tensors,
+    read_part,
+    save_tensors,
+    weights_checksum,
+    write_csv,
+    write_part,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """The tracked images of one split: ``(N, C, H, W)`` float, ``(N,)`` int64 labels, ``(N,)`` int64 ids."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+class Listener:
+    """Hears how measuring goes on; the command line draws it."""
+
+    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
+        """A unit begins that this many images are measured for."""
+
+    def images_done(self, count: int) -> None:
+        """This many more images are done."""
+
+    def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
+        """A unit's rows are written."""
+
+
+class MarginTracker:
+    """Tracks margins of probe images while the caller trains; see README for the three-line use.
+
+    Args:
+        out: the run folder (made if missing; one with the same images and options is gone on with).
+        probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``; images ``(N, C, H, W)``
+            float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers).
+        estimators: text forms (``"fmn:steps=200"``) or estimator objects.
+        norms: of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
+        domain: ``box`` or ``free``.
+        bounds: pixel range of the images.
+        noise_retries, batch_size: see `attacks.measure.measure`.
+        seed: from which all random draws of the attacks derive.
+
+    Raises:
+        EstimatorError: an unknown estimator, or one that has none of the norms.
+        InputError: probes that cannot be measured.
+        StoreError: the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        out: str | Path | RunFolder,
+        probes: Mapping[str, tuple[Tensor, ...] | Probe],
+        estimators: Sequence[str | Estimator] = ("deepfool",),
+        norms: Sequence[Norm] = get_args(Norm),
+        *,
+        domain: Domain = "box",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        noise_retries: int = 6,
+        batch_size: int = 128,
+        seed: int = 0,
+        listener: Listener | None = None,
+    ) -> None:
+        self.probes = {name: _as_probe(name, given, bounds) for name, given in probes.items()}
+        if not self.probes:
+            raise InputError("expected at least one split of probes, got none; give images and labels")
+        self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
+        self.units, self.skipped = plan_units(self.estimators, norms, domain)
+        self.domain, self.bounds, self.seed = domain, bounds, seed
+        self.noise_retries, self.batch_size = noise_retries, batch_size
+        self.listener = listener or Listener()
+        self.broken: dict[Unit, str] = {}
+        self._summaries: dict[Path, pd.DataFrame] = {}
+        if isinstance(out, RunFolder):
+            self.folder = out
+        else:
+            self.folder = RunFolder(Path(out))
+            fingerprint = self._fingerprint()
+            facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
+            self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
+        self._keep_probes()
+
+    def update(self, epoch: int, model: nn.Module) -> pd.DataFrame:
+        """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
+
+        The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
+
+        Args:
+            epoch: at least 0.
+            model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
+
+        Returns:
+            This epoch's summary rows (see `harness.statistics.summarise`).
+
+        Raises:
+            InputError: a model that cannot be measured.
+            StoreError: the epoch was measured with other weights.
+        """
+        if epoch < 0:
+            raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
+        weights = weights_checksum(model)
+        for unit in self.units:
+            path = self.folder.margins(epoch, unit)
+            if path.exists():
+                self._check_weights(path, epoch, unit, weights)
+            else:
+                self._measure_unit(epoch, unit, model, weights)
+        summary = self.summary()
+        return summary[summary["epoch"] == epoch].reset_index(drop=True)
+
+    def measured(self, epoch: int) -> bool:
+        """Whether every unit of the epoch is there."""
+        return all(self.folder.margins(epoch, unit).exists() for unit in self.units)
+
+    def summary(self) -> pd.DataFrame:
+        """All epochs' summary, also written to ``summary.csv``."""
+        parts = self.folder.margin_parts()
+        for path in parts:
+            if path not in self._summaries:
+                self._summaries[path] = summarise(read_part(path)[0])
+        table = concatenate((self._summaries[path] for path in parts), SUMMARY_COLUMNS)
+        write_csv(self.folder.summary_csv, table)
+        return table
+
+    def _measure_unit(self, epoch: int, unit: Unit, model: nn.Module, weights: str) -> None:
+        estimator = self.estimators[unit.estimator]
+        self.listener.unit_started(epoch, unit, sum(len(probe.ids) for probe in self.probes.values()))
+        began, results = time.perf_counter(), {}
+        for split, probe in self.probes.items():
+            names = (self.seed, epoch, split, unit.estimator, unit.norm)
+            results[split] = measure(
+                model,
+                probe.images.to(device_of(model)),
+                estimator,
+                unit.norm,  # type: ignore[arg-type]
+                domain=self.domain,
+                bounds=self.bounds,
+                noise_retries=self.noise_retries,
+                batch_size=self.batch_size,
+                seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+                on_progress=self.listener.images_done,
+            )
+        rows = pd.concat(
+            [margin_rows(epoch, split, self.probes[split], unit, self.domain, m) for split, m in results.items()],
+            ignore_index=True,
+        )
+        rows["seconds"] = (time.perf_counter() - began) / len(rows)
+        if (rows["status"] == Status.FAILED.value).all():
+            # no part is written, so that --resume tries again
+            self.broken[unit] = rows["message"].iloc[0]
+            return
+        self._keep_witnesses(epoch, unit, results)
+        write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights)
+        self.listener.unit_ended(epoch, unit, rows)
+
+    def _keep_witnesses(self, epoch: int, unit: Unit, results: Mapping[str, Margins]) -> None:
+        """All of the latest epoch; of earlier ones the smallest and largest distances."""
+        tensors = {}
+        for split, margins in results.items():
+            found = torch.nonzero(margins.target >= 0).flatten()
+            tensors[f"{split}.image"] = self.probes[split].ids[found]
+            tensors[f"{split}.witness"] = margins.witness[found]
+            tensors[f"{split}.distance"] = margins.distance[found]
+        save_tensors(self.folder.witnesses(epoch, unit), tensors)
+        for earlier in range(epoch):
+            path = self.folder.witnesses(earlier, unit)
+            if path.exists():
+                kept = load_tensors(path)
+                if any(len(value) > 2 * WITNESSES_KEPT for value in kept.values()):
+                    save_tensors(path, _extremes(kept, list(self.probes)))
+
+    def _check_weights(self, path: Path, epoch: int, unit: Unit, weights: str) -> None:
+        before = read_part(path)[1].get("weights", "none")
+        if before != weights:
+            raise StoreError(
+                f"expected the weights {before[:12]} that {unit} measured at epoch {epoch}, got {weights[:12]}; "
+                "use another folder for another network"
+            )
+
+    def _keep_probes(self) -> None:
+        for split, probe in self.probes.items():
+            path = self.folder.probes(split)
+            if not path.exists():
+                save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "probes": {name: _probe_checksum(probe) for name, probe in self.probes.items()},
+            "domain": self.domain,
+            "bounds": list(self.bounds),
+            "noise_retries": self.noise_retries,
+            "measure_batch": self.batch_size,
+            "seed": self.seed,
+        }
+
+
+def plan_units(
+    estimators: Mapping[str, Estimator], norms: Sequence[Norm], domain: Domain
+) -> tuple[list[Unit], list[str]]:
+    """The units to measure, and a line for every estimator's norm that is skipped.
+
+    Raises:
+        EstimatorError: an estimator has none of the norms, or not the domain.
+    """
+    units, skipped = [], []
+    for text, estimator in estimators.items():
+        if domain not in estimator.domains:
+            raise EstimatorError(
+                f"expected estimators that can do --domain {domain}, got {text} "
+                f"({', '.join(sorted(estimator.domains))} only); choose another estimator or domain"
+            )
+        able = [norm for norm in norms if norm in estimator.norms]
+        if not able:
+            raise EstimatorError(
+                f"expected a norm that {text} has ({', '.join(sorted(estimator.norms))}), "
+                f"got {', '.join(norms)}; choose another norm or estimator"
+            )
+        units += [Unit(text, norm) for norm in able]
+        skipped += [f"{text} has no {norm}: skipped in that norm" for norm in norms if norm not in able]
+    return units, skipped
+
+
+def describe(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
+    """Manifest entries: canonical text, name and all parameters."""
+    return [
+        {"estimator": text, "name": estimator.name, "parameters": dataclasses.asdict(estimator)}  # type: ignore[call-overload]
+        for text, estimator in estimators.items()
+    ]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is; the CPU for one without either."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain, margins: Margins) -> pd.DataFrame:
+    """One row an image, in `MARGIN_COLUMNS` but for ``seconds``."""
+    columns = {
+        "epoch": epoch,
+        "split": split,
+        "image": probe.ids.numpy(),
+        "label": probe.labels.numpy(),
+        "prediction": margins.prediction.numpy(),
+        "correct": (margins.prediction == probe.labels).numpy(),
+        "confidence": margins.confidence.numpy(),
+        "logit_margin": margins.logit_margin.numpy(),
+        "estimator": unit.estimator,
+        "norm": unit.norm,
+        "domain": domain,
+        "distance": margins.distance.numpy(),
+        "attack_distance": margins.attack_distance.numpy(),
+        "status": [str(status) for status in margins.status],
+        "target": margins.target.numpy(),
+        "message": list(margins.message),
+        "noise_retries": margins.noise_retries.numpy(),
+        "forwards": margins.forwards.numpy(),
+        "backwards": margins.backwards.numpy(),
+    }
+    return pd.DataFrame(columns)
+
+
+def _extremes(tensors: dict[str, Tensor], splits: Sequence[str]) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    for split in splits:
+        order = tensors[f"{split}.distance"].argsort()
+        rows = (
+            order if len(order) <= 2 * WITNESSES_KEPT else torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
+        )
+        kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][rows] for name in ("image", "witness", "distance")}
+    return kept
+
+
+def _as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, float]) -> Probe:
+    if isinstance(given, Probe):
+        given = (given.images, given.labels, given.ids)
+    if len(given) not in (2, 3):
+        raise InputError(f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items")
+    images, labels = given[0].detach().cpu(), given[1].detach().cpu()
+    ids = given[2].detach().cpu() if len(given) == 3 else torch.arange(len(images))
+    check_images(images, bounds)
+    for what, value in (("labels", labels), ("ids", ids)):
+        if value.shape != (len(images),) or value.is_floating_point():
+            raise InputError(
+                f"expected {what} of {name} as ({len(images)},) integers, got {tuple(value.shape)} {value.dtype}; "
+                "give one an image"
+            )
+    if len(set(ids.tolist())) < len(ids):
+        raise InputError(f"expected each id of {name} once, got repeated ids; give every image its own")
+    return Probe(images, labels.long(), ids.long())
+
+
+def _probe_checksum(probe: Probe) -> str:
+    digester = hashlib.sha256()
+    for value in (probe.images, probe.labels, probe.ids):
+        digester.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digester.hexdigest()

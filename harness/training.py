@@ -1,0 +1,250 @@
+"""Standard and adversarial training as an iterator over epochs, resumable bit for bit.
+
+Everything that an epoch draws (shuffling, dropout, which images are attacked and from where) comes from
+generators seeded from (run seed, epoch). So neither what a caller draws between two epochs nor where a run
+was interrupted changes the network, and a trainer's state is no more than its optimizer's and the epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from harness.data import Split
+from harness.models import eval_mode, seeded
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+OnBatch = Callable[[int, int], None]
+
+TRAININGS = ("standard", "pgd")
+
+
+def _hinge(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-class hinge loss of Crammer & Singer, 2001: ``max(0, 1 + max_{j != y} z_j - z_y)``."""
+    column = labels[:, None]
+    true = logits.gather(1, column).squeeze(1)
+    others = logits.scatter(1, column, -torch.inf).amax(1)
+    return (1 + others - true).clamp_min(0)
+
+
+_LOSSES: Mapping[str, Loss] = {
+    "cross-entropy": partial(functional.cross_entropy, reduction="none"),
+    # 0.1 as in Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7
+    "label-smoothing": partial(functional.cross_entropy, reduction="none", label_smoothing=0.1),
+    "hinge": _hinge,
+}
+_OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    "adam": Adam,
+    "sgd": partial(SGD, momentum=0.9),
+    "adamw": AdamW,
+}
+
+
+def loss_function(name: str) -> Loss:
+    """Return the named loss of ``(B, K)`` logits and ``(B,)`` int64 labels: ``(B,)``, one value an image."""
+    _require_one_of("loss", name, _LOSSES)
+    return _LOSSES[name]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What determines a training, given the initial network, the images and the number of epochs.
+
+    The ``pgd_*`` fields matter to ``pgd`` training only.
+    Unknown names, sizes below 1 and negative numbers raise ValueError.
+    """
+
+    training: str = "standard"
+    loss: str = "cross-entropy"
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    pgd_epsilon: float = 0.3
+    pgd_steps: int = 10
+    pgd_step_size: float = 0.075
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_one_of("training", self.training, TRAININGS)
+        _require_one_of("loss", self.loss, _LOSSES)
+        _require_one_of("optimizer", self.optimizer, _OPTIMIZERS)
+        for name, value in vars(self).items():
+            least = 1 if name in ("batch_size", "pgd_steps") else 0
+            if not isinstance(value, str) and not value >= least:
+                raise ValueError(f"expected {name} of at least {least}, got {value}; choose a larger one")
+
+
+class TrainerState(TypedDict):
+    """What a resumed trainer needs beside the network's weights; loadable with ``weights_only=True``."""
+
+    epoch: int
+    optimizer: dict[str, object]
+
+
+class Trainer:
+    """Train ``model`` in place, an epoch at a time; ``epoch`` counts the completed ones."""
+
+    def __init__(self, model: nn.Module, split: Split, options: TrainingOptions, device: torch.device) -> None:
+        """Move ``model`` to ``device`` and prepare to train it on ``split``."""
+        self.model = model.to(device)
+        self.options = options
+        self.device = device
+        self.epoch = 0
+        self._split = Split(split.images.to(device), split.labels.to(device), split.levels)
+        self._loss = loss_function(options.loss)
+        self._optimizer = _OPTIMIZERS[options.optimizer](
+            model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+
+    def run_epoch(self, on_batch: OnBatch | None = None) -> None:
+        """Train for one pass over the images; the caller's generators are left as they were.
+
+        ``on_batch`` is called after every batch with the number of batches done and their total.
+
+        Raises:
+            ValueError: the loss or a weight is not finite; the model is then of no further use.
+        """
+        entropy = np.random.SeedSequence((self.options.seed, self.epoch))
+        own_seed, global_seed = map(int, entropy.generate_state(2, np.uint64))
+        # on the CPU on every device, so that the draws are the same
+        draws = torch.Generator().manual_seed(own_seed)
+        batches = self._batches(draws)
+        self.model.train()
+        with torch.enable_grad(), seeded(global_seed, self.device):
+            for done, index in enumerate(batches, start=1):
+                self._step(index, draws, place=f"epoch {self.epoch + 1}, batch {done}")
+                if on_batch is not None:
+                    on_batch(done, len(batches))
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            epoch = self.epoch + 1
+            raise ValueError(f"expected finite weights, got others after epoch {epoch}; lower the learning rate")
+        self.epoch += 1
+
+    def state_dict(self) -> TrainerState:
+        """Return a snapshot of the training, without the model's weights, that later epochs do not change."""
+        return {"epoch": self.epoch, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+
+    def load_state_dict(self, state: TrainerState) -> None:
+        """Continue from a snapshot; the model's weights of the same epoch are the caller's to load."""
+        if set(state) != set(TrainerState.__annotations__):
+            raise ValueError(
+                f"expected a trainer state of epoch and optimizer, got {sorted(state)}; load what state_dict returned"
+            )
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.epoch = state["epoch"]
+
+    def _batches(self, draws: torch.Generator) -> list[Tensor]:
+        """Return the shuffled image indices of each batch, the last incomplete one included."""
+        order = torch.randperm(len(self._split), generator=draws)
+        batches = list(torch.split(order, self.options.batch_size))
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        # batch norm has no variance of a single row
+        if has_batch_norm and len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
+    def _step(self, index: Tensor, draws: torch.Generator, place: str) -> None:
+        """Update the weights on the images at ``index``; ``place`` names the batch in an error."""
+        images, labels = self._split.pixels(index), self._split.labels[index]
+        if self.options.training == "pgd":
+            images = self._attack_half(images, labels, draws)
+        loss = self._loss(self.model(images), labels).mean()
+        if not loss.isfinite():
+            raise ValueError(f"expected a finite loss, got {loss.item()} in {place}; lower the learning rate")
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+
+    def _attack_half(self, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
+        """Replace a random half of ``images`` by adversarials (Mickisch et al., 2020, observation 2)."""
+        half = torch.randperm(len(images), generator=draws)[: len(images) // 2]
+        attacked = images.clone()
+        attacked[half] = pgd(self.model, images[half], labels[half], self.options, draws)
+        return attacked
+
+
+def epochs(trainer: Trainer, last: int, on_batch: OnBatch | None = None) -> Iterator[int]:
+    """Train up to epoch ``last``: yield the trainer's current epoch (0 if fresh), then each one completed."""
+    yield trainer.epoch
+    while trainer.epoch < last:
+        trainer.run_epoch(on_batch)
+        yield trainer.epoch
+
+
+def pgd(model: nn.Module, images: Tensor, labels: Tensor, options: TrainingOptions, draws: torch.Generator) -> Tensor:
+    """Maximise the cross-entropy within an L-infinity ball by projected signed gradient steps.
+
+    Madry et al., 2018, https://arxiv.org/abs/1706.06083, section 2.1, from a uniform random start.
+
+    Args:
+        model: any mode; its flags, buffers and ``param.grad`` are left as they are.
+        images: ``(B, C, H, W)`` float32 in ``[0, 1]``.
+        labels: ``(B,)`` int64, the true ones.
+        options: its ``pgd_epsilon``, ``pgd_steps`` and ``pgd_step_size`` are used.
+        draws: CPU generator of the starts.
+
+    Returns:
+        ``(B, C, H, W)`` float32 in ``[0, 1]``, within ``pgd_epsilon`` of ``images``.
+    """
+    lower = (images - options.pgd_epsilon).clamp_min(0)
+    upper = (images + options.pgd_epsilon).clamp_max(1)
+    offsets = (2 * torch.rand(images.shape, generator=draws) - 1) * options.pgd_epsilon
+    adversarials = (images + offsets.to(images.device)).clamp(lower, upper)
+    # Eval mode, since in training mode every forward pass would move batch norm's running statistics
+    # towards the attack's intermediate iterates (and dropout would attack a different network each step).
+    with eval_mode(model), torch.enable_grad():
+        for _ in range(options.pgd_steps):
+            adversarials.requires_grad_(True)
+            loss = functional.cross_entropy(model(adversarials), labels, reduction="sum")
+            # not backward(), which would write the parameters' gradients
+            (gradient,) = torch.autograd.grad(loss, adversarials)
+            steps = options.pgd_step_size * gradient.sign()
+            adversarials = (adversarials.detach() + steps).clamp(lower, upper)
+    return adversarials
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of the images: ``(N,)`` int64, float32 in ``[0, 1]``, float32, on the CPU.
+
+    ``confidence`` is the softmax of the predicted class.
+    """
+
+    prediction: Tensor
+    confidence: Tensor
+    loss: Tensor
+
+
+def evaluate(model: nn.Module, split: Split, loss: str, device: torch.device, batch_size: int = 1000) -> Predictions:
+    """Classify every image in eval mode; the model's flags and the global generators are left as they were.
+
+    Args:
+        model: on ``device``.
+        loss: the name of the per-image loss to report.
+    """
+    per_image = loss_function(loss)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    # seeded, because a user's model may draw in eval mode too
+    with eval_mode(model), torch.no_grad(), seeded(0, device):
+        for index in torch.split(torch.arange(len(split)), batch_size):
+            labels = split.labels[index].to(device)
+            logits = model(split.pixels(index).to(device))
+            confidence, prediction = logits.float().softmax(1).max(1)
+            parts.append((prediction.cpu(), confidence.cpu(), per_image(logits, labels).float().cpu()))
+    return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _require_one_of(what: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"expected {what} of {', '.join(known)}, got {name!r}; choose one of them")

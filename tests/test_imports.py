@@ -1,0 +1,77 @@
+"""Data flows one way: `attacks` knows nothing of `harness`, and harness modules import only leftwards."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# DESIGN.md, section 3; the last line holds the commands and what only they use
+ORDER = [
+    *("config", "store", "statistics", "data", "models", "training", "tracker", "figures", "report"),
+    *("terminal", "run", "track", "compare"),
+]
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """Dotted names that a module imports anywhere in it; ``package`` resolves relative imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # one dot is the package itself, two its parent, which is none here
+            base = node.module or "" if not node.level else ".".join(filter(None, (package, node.module)))
+            # `from harness import store` imports a module as well
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(root: Path) -> list[str]:
+    """Imports that go the wrong way, one line each."""
+    found = []
+    for path in sorted((root / "attacks").rglob("*.py")):
+        package = ".".join(path.relative_to(root).parent.parts)
+        wrong = {name for name in imported(path, package) if name.partition(".")[0] == "harness"}
+        found += [f"{path.relative_to(root)} imports {name}" for name in sorted(wrong)]
+    for path in sorted((root / "harness").rglob("*.py")):
+        own = path.relative_to(root / "harness").parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        used = {name.split(".")[1] for name in imported(path, "harness") if name.startswith("harness.")}
+        for other in sorted(used & set(ORDER) - {own}):
+            if own in ORDER and ORDER.index(other) > ORDER.index(own):
+                found.append(f"harness/{own} imports harness.{other}")
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_harness_module_has_a_place_in_the_order() -> None:
+    modules = {path.name.removesuffix(".py") for path in (ROOT / "harness").iterdir() if path.suffix == ".py"}
+    assert modules - {"__init__"} <= set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "expected"),
+    [
+        ("attacks/geometry.py", "import harness.store", "attacks/geometry.py imports harness.store"),
+        ("attacks/measure.py", "def f(): from harness import store", "attacks/measure.py imports harness"),
+        ("harness/config.py", "from harness.store import RunFolder", "harness/config imports harness.store"),
+        ("harness/store.py", "from harness import tracker", "harness/store imports harness.tracker"),
+        ("harness/data.py", "from . import models", "harness/data imports harness.models"),
+        ("harness/models.py", "from .training import Trainer", "harness/models imports harness.training"),
+        ("harness/tracker.py", "import harness.track", "harness/tracker imports harness.track"),
+        ("harness/tracker.py", "import harness.store", None),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, module: str, line: str, expected: str | None) -> None:
+    for package in ("attacks", "harness"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    planted = tmp_path / module
+    planted.write_text(planted.read_text(encoding="utf-8") + f"\n\n{line}\n", encoding="utf-8")
+    found = violations(tmp_path)
+    assert (expected in found) if expected else (found == [])

@@ -1,0 +1,660 @@
+"""Nothing that measuring does reaches the caller's model, images or generators; passes are counted as they are spent."""
+
+import logging
+import random
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.estimator import EstimatorError, Margins, Status
+from attacks.isolation import Classifier, Record, ScaleFree, forked_generators, frozen_view
+from attacks.measure import measure
+from attacks.registry import ESTIMATORS, WRAPPERS, create
+from attacks.via_foolbox import foolbox, quiet
+
+# cheaper settings than the defaults; a name that is not here runs with its own
+CHEAP = {
+    "fmn": "fmn:steps=10",
+    "ddn": "ddn:steps=10",
+    "cw": "cw:steps=10,binary_search_steps=2",
+    "bb": "bb:steps=10",
+    "pgd": "pgd:steps=5,rounds=3,restarts=2",
+    "apgd": "apgd:steps=5,rounds=3",
+    "fab": "fab:steps=3",
+}
+NAMED = [CHEAP.get(name, name) for name in ESTIMATORS if name not in WRAPPERS]
+OTHERS = [
+    "foolbox:L2PGD:steps=5",  # draws from torch's generator
+    "foolbox:LinfFastGradientAttack",
+    "foolbox:LinearSearchBlendedUniformNoiseAttack:directions=5,steps=10",
+    "torchattacks:APGD:steps=5",  # reseeds torch's generator
+    "torchattacks:Square:n_queries=20",
+    "torchattacks:PGDL2:steps=5",
+    "torchattacks:DeepFool",
+    "torchattacks:CW:steps=5",
+]
+
+
+def slow_first(text: str) -> Any:
+    return pytest.param(text, marks=pytest.mark.slow) if text.startswith("bb") else text
+
+
+ALL = [slow_first(text) for text in NAMED + OTHERS]
+
+
+class Awkward(nn.Module):
+    """Batch norm, dropout, tied weights and a buffer that every pass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout())
+        self.frozen = nn.BatchNorm1d(16)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16, 4)
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        hidden = self.frozen(self.body(images).flatten(1))
+        hidden = self.second(functional.relu(self.first(hidden)))
+        logits: Tensor = self.head(functional.relu(hidden))
+        return logits
+
+
+class WithLock(Awkward):
+    """Cannot be deep-copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class WithNonLeaf(Awkward):
+    """Cannot be deep-copied: keeps the result of a computation, and replaces it at every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = self.head.bias * 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        self.kept = logits[0]
+        return logits
+
+
+def awkward(kind: type[Awkward] = Awkward) -> Awkward:
+    """A model in mixed train/eval flags, gradients and requirements, as training may leave it."""
+    torch.manual_seed(1)
+    model = kind()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.3)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    with torch.no_grad():  # centred logits, so that boundaries are near
+        model.eval().head.bias.sub_(model(torch.rand(64, 1, 4, 4)).mean(0))
+    # training, but for one batch norm that is frozen on purpose
+    model.train()
+    model.frozen.eval()
+    model.frozen.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    model.first.weight.grad = torch.randn(16, 16)
+    model.frozen.bias.grad = torch.randn(16)
+    return model
+
+
+def some_images(count: int = 4) -> Tensor:
+    return torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+class Same:
+    """Equal to itself alone; keeps its object alive, so that no other takes its address."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.thing is other.thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def bits(tensor: Tensor | None) -> bytes | None:
+    return None if tensor is None else tensor.detach().cpu().numpy().tobytes()
+
+
+def world(model: nn.Module) -> dict[str, object]:
+    """All that an attack might disturb, by name."""
+    numpy_state = np.random.get_state()
+    seen: dict[str, object] = {
+        "torch generator": bits(torch.get_rng_state()),
+        "numpy generator": (numpy_state[1].tobytes(), numpy_state[2:]),  # type: ignore[index, union-attr]
+        "python generator": random.getstate(),
+        # what torch.manual_seed leaves for a CUDA that has not started
+        "cuda generator": [Same(call) for call in torch.cuda._lazy_seed_tracker.get_calls()],
+        "handlers": [Same(handler) for handler in logging.root.handlers],
+        "log level": logging.root.level,
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+    for name, module in model.named_modules():
+        seen[f"flag {name}"] = module.training
+        seen[f"attributes {name}"] = {key: Same(value) for key, value in vars(module).items() if key != "training"}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        seen[f"weight {name}"] = (Same(parameter), bits(parameter), parameter.device)
+        seen[f"requires_grad {name}"] = parameter.requires_grad
+        seen[f"grad {name}"] = (Same(parameter.grad), bits(parameter.grad))
+    for name, buffer in model.named_buffers():
+        seen[f"buffer {name}"] = (Same(buffer), bits(buffer))
+    return seen
+
+
+def disturbed(before: dict[str, object], model: nn.Module) -> list[str]:
+    """Names of what is no longer as it was."""
+    after = world(model)
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def norm_of(text: str) -> Any:
+    return sorted(create(text).norms)[0]
+
+
+def statuses(margins: Margins) -> set[Status]:
+    return set(margins.status)
+
+
+class Planted:
+    """An estimator made of a function (model, images, labels) -> candidates."""
+
+    name = "planted"
+    norms = frozenset({"l2", "linf"})
+    domains = frozenset({"box", "free"})
+    tightness: dict[str, float] = {}  # noqa: RUF012
+    batch_invariant = True
+
+    def __init__(self, propose: Callable[[Classifier, Tensor, Tensor], Any]) -> None:
+        self.propose = propose
+
+    def perturb(self, model: Classifier, images: Tensor, labels: Tensor, norm: str, **_: object) -> Any:
+        return self.propose(model, images, labels)
+
+
+@pytest.fixture(autouse=True)
+def _bare_root_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No handlers, as in a program that configured no logging: then `logging.info` installs one."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with forked_generators():
+        yield
+
+
+# --- what is left behind ---
+
+
+@pytest.mark.parametrize("kind", [Awkward, WithLock, WithNonLeaf])
+@pytest.mark.parametrize("text", ALL)
+def test_measuring_leaves_everything_as_it_was(text: str, kind: type[Awkward]) -> None:
+    model, images = awkward(kind), some_images()
+    before = world(model)
+    margins = measure(model, images, create(text), norm_of(text), noise_retries=1)
+    assert disturbed(before, model) == []
+    assert statuses(margins) & {Status.FOUND, Status.FOUND_AFTER_NOISE}
+    assert Status.FAILED not in statuses(margins)
+
+
+@pytest.mark.parametrize("text", ["deepfool", "pgd:rounds=2", "torchattacks:APGD:steps=5"])
+def test_copied_and_locked_models_give_the_same_margins(text: str) -> None:
+    one, other = (measure(awkward(kind), some_images(), create(text), norm_of(text)) for kind in (Awkward, WithLock))
+    assert torch.equal(one.distance, other.distance)
+    assert torch.equal(one.forwards, other.forwards)
+
+
+def vandalise(model: nn.Module) -> None:
+    """Everything that an attack has been seen to do, and some more."""
+    model.train()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    model(some_images()).sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = torch.ones_like(parameter)
+    for buffer in model.buffers():
+        buffer.fill_(3)
+
+
+@pytest.mark.parametrize("kind", [Awkward, WithLock, WithNonLeaf])
+@pytest.mark.parametrize("error", [RuntimeError, EstimatorError, KeyboardInterrupt])
+def test_an_exception_leaves_everything_as_it_was(kind: type[Awkward], error: type[BaseException]) -> None:
+    model, images = awkward(kind), some_images()
+
+    def break_down(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            vandalise(view)
+        raise error("it broke")
+
+    before = world(model)
+    if error is RuntimeError:  # the library's own: rows, not an end
+        margins = measure(model, images, Planted(break_down), "l2")
+        assert statuses(margins) == {Status.FAILED}
+        assert margins.message == ("RuntimeError: it broke",) * 4
+    else:
+        with pytest.raises(error, match="it broke"):
+            measure(model, images, Planted(break_down), "l2")
+    assert disturbed(before, model) == []
+
+
+def test_verification_is_in_eval_mode_whatever_the_estimator_leaves() -> None:
+    """A row's class must not hang on dropout, nor on its batch's statistics."""
+
+    def leave_training(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        view.train()
+        return 1 - images
+
+    plain = measure(awkward(), some_images(), Planted(lambda view, images, labels: 1 - images), "l2")
+    left = measure(awkward(), some_images(), Planted(leave_training), "l2")
+    assert Status.FOUND in statuses(plain)
+    assert left.status == plain.status
+    assert torch.equal(left.distance, plain.distance)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("text", [text for text in NAMED if not text.startswith("bb")])
+def test_callers_in_any_grad_mode(text: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
+    expected = measure(awkward(), some_images(), create(text), norm_of(text))
+    model = awkward()
+    with mode():
+        images = some_images()
+        before = world(model)
+        margins = measure(model, images, create(text), norm_of(text))
+        assert disturbed(before, model) == []
+    assert torch.equal(margins.distance, expected.distance)
+    assert not margins.witness.requires_grad
+    assert not margins.witness.is_inference()
+
+
+def test_a_model_made_in_inference_mode() -> None:
+    expected = measure(awkward(), some_images(), create("deepfool"), "l2")
+    with torch.inference_mode():
+        model = awkward()
+    model.requires_grad_(False)
+    margins = measure(model, some_images(), create("deepfool"), "l2")
+    assert torch.equal(margins.distance, expected.distance)
+
+
+@pytest.mark.parametrize("text", [text for text in NAMED if not text.startswith("bb")] + ["torchattacks:PGDL2:steps=5"])
+@pytest.mark.parametrize("layout", ["requires grad", "transposed", "expanded", "channels last"])
+def test_images_of_any_layout(text: str, layout: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(3, 2, 4, 4)
+    if layout == "requires grad":
+        given = images.clone().requires_grad_()
+    elif layout == "transposed":
+        given = images.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == "expanded":
+        images = images[:1].repeat(3, 1, 1, 1)
+        given = images[:1].expand(3, -1, -1, -1)
+    else:
+        given = images.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+    kept = given.detach().clone()
+    expected = measure(model, images, create(text), norm_of(text))
+    margins = measure(model, given, create(text), norm_of(text))
+    assert margins.message == ("",) * 3
+    assert torch.equal(margins.distance, expected.distance)
+    assert torch.equal(given, kept)
+    assert given.grad is None
+    assert given.requires_grad == (layout == "requires grad")
+
+
+def test_measuring_between_forward_and_backward() -> None:
+    """A callback may measure while the caller's graph waits for its backward pass."""
+
+    def gradients(kind: type[Awkward], interrupt: bool) -> list[bytes | None]:
+        model = awkward(kind)
+        model.body[3].eval()  # dropout would draw other noise
+        loss = model(some_images()).square().sum()
+        if interrupt:
+            measure(model, some_images(), create("deepfool"), "l2")
+        loss.backward()
+        return [bits(parameter.grad) for parameter in model.parameters()]
+
+    for kind in (Awkward, WithLock, WithNonLeaf):
+        assert gradients(kind, True) == gradients(kind, False)
+
+
+def test_a_seed_that_waits_for_cuda_is_the_callers() -> None:
+    """`torch.manual_seed` on a machine whose CUDA has not started is remembered until it does."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA has started in this process")
+    model = awkward()
+    torch.manual_seed(1234)
+    before = list(torch.cuda._lazy_seed_tracker.get_calls())
+    measure(model, some_images(), create("torchattacks:APGD:steps=2"), "l2")
+    after = torch.cuda._lazy_seed_tracker.get_calls()
+    assert len(before) == len(after)
+    assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+# --- the helper itself sees what upstream attacks do to an unprotected model ---
+
+
+def backward(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    functional.cross_entropy(view(images), labels).backward()
+    return 1 - images
+
+
+def reseed(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return 1 - images
+
+
+def draw(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    np.random.rand()
+    random.random()
+    return images + torch.rand_like(images)
+
+
+def recover_mode(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    view.eval()
+    view.train()  # as torchattacks does when its root was training
+    return 1 - images
+
+
+def run_in_training(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    view.train()
+    view(images)
+    return 1 - images
+
+
+def log(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with quiet():  # as our Foolbox adapter does
+        logging.info("Only testing the top-10 classes")
+    return 1 - images
+
+
+@pytest.mark.parametrize("kind", [Awkward, WithLock])
+@pytest.mark.parametrize(
+    ("propose", "expected"),
+    [
+        (backward, {"grad head.weight", "grad first.weight", "grad body.0.bias"}),
+        (reseed, {"torch generator", "cuda generator"}),
+        (draw, {"torch generator", "numpy generator", "python generator"}),
+        (recover_mode, {"flag frozen"}),
+        (run_in_training, {"flag frozen", "buffer body.1.running_mean", "buffer frozen.running_var", "buffer calls"}),
+    ],
+)
+def test_planted_estimators_disturb_a_bare_model_and_not_a_measured_one(
+    propose: Callable[[nn.Module, Tensor, Tensor], Tensor], expected: set[str], kind: type[Awkward]
+) -> None:
+    images = some_images()
+    with forked_generators():
+        bare = awkward(kind)
+        before = world(bare)
+        propose(bare, images, torch.zeros(4, dtype=torch.int64))
+        assert expected <= set(disturbed(before, bare)), "the assertion helper is blind"
+    guarded = awkward(kind)
+    before = world(guarded)
+    measure(guarded, images, Planted(propose), "l2")
+    assert disturbed(before, guarded) == []
+
+
+def test_foolbox_disturbs_a_bare_model() -> None:
+    """The stock library writes gradients and installs a log handler: why the isolation is there."""
+    model = awkward().eval()
+    before = world(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        foolbox.attacks.L2DeepFoolAttack(steps=1).run(wrapped, some_images(), torch.zeros(4, dtype=torch.int64))
+    assert {"handlers", "grad head.weight"} <= set(disturbed(before, model))
+
+
+def test_foolbox_log_handler_is_taken_away_again() -> None:
+    model = awkward()
+    before = world(model)
+    log(model, some_images(), torch.zeros(4))
+    assert disturbed(before, model) == []
+
+
+# --- counting ---
+
+
+def affine(classes: int = 4, pixels: int = 9) -> nn.Module:
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def middle_images(count: int = 3) -> Tensor:
+    return 0.45 + 0.1 * torch.rand(count, 1, 3, 3, generator=torch.Generator().manual_seed(4))
+
+
+def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says() -> None:
+    margins = measure(affine(classes=4), middle_images(), create("deepfool"), "l2")
+    assert statuses(margins) == {Status.FOUND}
+    library = 1 + 3 + 1  # the ranking; the first step's 3 other classes; the pass that sees all rows outside
+    ours = 1 + 1 + 14 + 1  # the clean image; the witness; bisection until 2**-14 < 1e-4 / 1.02; the refined witness
+    assert margins.forwards.tolist() == [library + ours] * 3
+    assert margins.backwards.tolist() == [3 + 1] * 3
+
+
+def test_fast_gradient_costs_one_pass_a_rung() -> None:
+    """Ladder: 1 forward, 1 backward and 1 check a rung; rows that are done cost nothing more."""
+
+    def far_and_near(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        left = torch.arange(len(images))
+        for rung in range(3):
+            with view.rows(left):
+                leaf = images[left].clone().requires_grad_()
+                (view(leaf).sum()).backward()
+                with torch.no_grad():
+                    view(leaf)
+            left = left[left > rung]
+        return images
+
+    margins = measure(affine(), middle_images(4), Planted(far_and_near), "l2", noise_retries=0)
+    assert margins.forwards.tolist() == [4, 4, 6, 8]  # 2 a rung, the clean pass and the check
+    assert margins.backwards.tolist() == [1, 1, 2, 3]
+
+
+def test_rows_nest_and_shares_add_up() -> None:
+    images = middle_images(4)
+    with frozen_view(affine(), (0.0, 1.0), "box", images.device) as view:
+        view.start_chunk(4)
+        view(images)
+        with view.rows(torch.tensor([1, 3])):
+            view(images[[1, 3]])
+            with view.rows(torch.tensor([1])):
+                view(images[[3]])
+            # a library that hides which row it passes: shared out over the active ones
+            leaf = images[:1].clone().requires_grad_()
+            view(leaf).sum().backward()
+        assert view.forwards.tolist() == [1.0, 2.5, 1.0, 3.5]
+        assert view.backwards.tolist() == [0.0, 0.5, 0.0, 0.5]
+        view.classify(images)
+        assert view.forwards.sum() == 12
+        view.start_chunk(2)
+        assert view.forwards.tolist() == [0.0, 0.0]
+
+
+class Tally(nn.Module):
+    """Counts the rows that really pass, on the class, which is not copied."""
+
+    forwards = backwards = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        Tally.forwards += len(images)
+        logits: Tensor = self.model(images)
+        if logits.requires_grad:
+            logits.register_hook(self.count_backward)
+        return logits
+
+    @staticmethod
+    def count_backward(gradient: Tensor) -> None:
+        Tally.backwards += len(gradient)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_every_pass_is_counted(text: str) -> None:
+    Tally.forwards = Tally.backwards = 0
+    margins = measure(Tally(affine()), middle_images(5), create(text), norm_of(text), batch_size=3)
+    assert margins.forwards.sum().item() == pytest.approx(Tally.forwards)
+    assert margins.backwards.sum().item() == pytest.approx(Tally.backwards)
+    assert (margins.forwards >= 2).all()
+
+
+def test_hidden_rows_are_shared_out_over_their_chunk() -> None:
+    """torchattacks' DeepFool takes one image at a time and does not say which."""
+    margins = measure(affine(), middle_images(4), create("torchattacks:DeepFool"), "l2")
+    assert len(set(margins.backwards.tolist())) == 1
+
+
+# --- the record ---
+
+
+class Threshold(nn.Module):
+    """Class 1 where the first pixel exceeds 0.5."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixel = images[:, 0, 0, 0]
+        return torch.stack([0.5 - pixel, pixel - 0.5], dim=1)
+
+
+def recorded(points: list[list[float]], image: float = 0.2) -> tuple[float, float]:
+    """Send one-pixel ``points`` through a recorded view, one call each; ``(point, distance)`` of row 0."""
+    rows = len(points[0])
+    images, labels = torch.full((rows, 1, 1, 1), image), torch.zeros(rows, dtype=torch.int64)
+    with frozen_view(Threshold(), (0.0, 1.0), "box", images.device) as view:
+        view.start_chunk(rows)
+        with view.recording(images, labels, "linf") as record:
+            for values in points:
+                view(torch.tensor(values).view(-1, 1, 1, 1))
+        return record.points[0].item(), record.distance[0].item()
+
+
+@pytest.mark.parametrize(
+    ("points", "point", "distance"),
+    [
+        ([[0.9], [0.6], [0.8]], 0.6, 0.4),  # the nearest, whatever the order
+        ([[0.3], [0.45]], 0.2, float("inf")),  # never one of the image's own class
+        ([[0.9], [0.4]], 0.9, 0.7),
+        ([[1.5], [-3.0]], 0.2, float("inf")),  # never outside the box
+        ([[1.5], [1.0]], 1.0, 0.8),
+        ([[float("nan")], [float("inf")]], 0.2, float("inf")),
+    ],
+)
+def test_the_record_keeps_the_nearest_verified_iterate(
+    points: list[list[float]], point: float, distance: float
+) -> None:
+    kept, how_far = recorded(points)
+    assert kept == pytest.approx(point)
+    assert how_far == pytest.approx(distance)
+
+
+def test_the_record_never_keeps_the_image_itself() -> None:
+    """An image of another class than its label is no witness at distance 0."""
+    assert recorded([[0.7]], image=0.7) == (pytest.approx(0.7), float("inf"))
+
+
+def test_the_record_follows_rows() -> None:
+    images, labels = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64)
+    with frozen_view(Threshold(), (0.0, 1.0), "box", images.device) as view:
+        view.start_chunk(5)
+        # rows 1, 3 and 4 of the chunk are recorded
+        with view.rows(torch.tensor([1, 3, 4])), view.recording(images, labels, "linf") as record:
+            with view.rows(torch.tensor([2, 0])):
+                view(torch.tensor([0.6, 0.9]).view(2, 1, 1, 1))
+                view(torch.tensor([0.55]).view(1, 1, 1, 1))  # whose? unknown, so nobody's
+        view(torch.full((5, 1, 1, 1), 0.51))  # after the record is closed
+    torch.testing.assert_close(record.distance, torch.tensor([0.8, torch.inf, 0.3]).double())
+    improved = record.improve(torch.zeros_like(images))
+    torch.testing.assert_close(improved.flatten(), torch.tensor([0.9, 0.0, 0.6]))
+
+
+def test_records_nest() -> None:
+    images, labels = torch.tensor([0.1, 0.2]).view(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64)
+    with frozen_view(Threshold(), (0.0, 1.0), "box", images.device) as view:
+        view.start_chunk(2)
+        with view.recording(images, labels, "linf") as outer:
+            with view.rows(torch.tensor([1])), view.recording(images[1:], labels[1:], "linf") as inner:
+                view(torch.tensor([0.7]).view(1, 1, 1, 1))
+            view(torch.tensor([0.9, 0.8]).view(2, 1, 1, 1))
+    torch.testing.assert_close(inner.distance, torch.tensor([0.5]).double())
+    torch.testing.assert_close(outer.distance, torch.tensor([0.8, 0.6]).double())
+
+
+def test_a_record_of_another_dtype() -> None:
+    images = torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64)
+    record = Record(images, torch.zeros(1, dtype=torch.int64), "l2", (0.0, 1.0))
+    record.see(torch.full((1, 1, 1, 1), 0.75), torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    assert record.points.item() == 0.75
+    assert record.points.dtype == torch.float64
+
+
+# --- the scale-free view ---
+
+
+def gradient_of_loss(model: nn.Module, images: Tensor) -> Tensor:
+    leaf = images.clone().requires_grad_()
+    logits = model(leaf)
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, logits.argmax(1)), leaf)
+    return gradient
+
+
+class Scaled(nn.Module):
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images) * self.factor
+        return logits
+
+
+def test_the_scale_free_view_has_the_argmax_and_no_scale() -> None:
+    model, images = affine(), middle_images(8)
+    plain = model(images)
+    assert torch.equal(ScaleFree(model, 10.0)(images).argmax(1), plain.argmax(1))
+    for factor in (1e-3, 1e3, 1e6):
+        torch.testing.assert_close(
+            ScaleFree(Scaled(model, factor), 10.0)(images), ScaleFree(model, 10.0)(images), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            gradient_of_loss(ScaleFree(Scaled(model, factor), 10.0), images),
+            gradient_of_loss(ScaleFree(model, 10.0), images),
+            rtol=1e-3,
+            atol=1e-7,
+        )
+
+
+def test_the_scale_free_view_has_a_gradient_where_cross_entropy_has_none() -> None:
+    saturated, images = Scaled(affine(), 1e5), middle_images(8)
+    # the control: raw cross-entropy is exactly flat here
+    assert gradient_of_loss(saturated, images).eq(0).all()
+    rows = gradient_of_loss(ScaleFree(saturated, 10.0), images).flatten(1)
+    assert rows.ne(0).any(1).all()
+
+
+def test_the_scale_free_view_survives_equal_logits() -> None:
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :3] * 0
+
+    logits = ScaleFree(Flat(), 10.0)(middle_images())
+    assert logits.isfinite().all()

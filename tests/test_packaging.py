@@ -1,0 +1,123 @@
+"""The files that describe the package agree with one another and with the folders.
+
+Nothing here looks at what is installed: a machine with a GPU may well have another torch.
+"""
+
+import re
+import runpy
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PYPROJECT: dict[str, Any] = tomllib.loads(TEXT)
+PINS = {
+    canonicalize_name(pin.name): pin for pin in map(Requirement, PYPROJECT["tool"]["uv"]["constraint-dependencies"])
+}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def direct_requirements() -> list[Requirement]:
+    """What the project asks for by name: its dependencies, extras and dependency groups."""
+    project = PYPROJECT["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    lists += PYPROJECT["dependency-groups"].values()
+    # a group may include another: {include-group = "..."}
+    return [Requirement(entry) for entries in lists for entry in entries if isinstance(entry, str)]
+
+
+def pinned_version(name: str) -> str:
+    (only,) = PINS[canonicalize_name(name)].specifier
+    assert only.operator == "=="
+    return only.version
+
+
+def test_constraints_txt_is_what_the_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))
+    assert read("constraints.txt") == script["constraints"](TEXT), f"run `{script['COMMAND']}`"
+
+
+def test_every_constraint_is_one_exact_version() -> None:
+    pins = PYPROJECT["tool"]["uv"]["constraint-dependencies"]
+    assert pins == sorted(pins)
+    assert len(PINS) == len(pins)
+    assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.!+]+", pin)] == []
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_a_direct_dependency_has_a_version_that_it_allows(requirement: Requirement) -> None:
+    assert canonicalize_name(requirement.name) in PINS, "add the tested version to constraint-dependencies"
+    assert requirement.specifier.contains(pinned_version(requirement.name))
+
+
+def test_requests_is_lifted_over_the_pin_of_torchattacks() -> None:
+    overrides = [Requirement(entry) for entry in PYPROJECT["tool"]["uv"]["override-dependencies"]]
+    (requests,) = [entry for entry in overrides if entry.name == "requests"]
+    assert not requests.specifier.contains("2.32.5")
+    assert requests.specifier.contains(pinned_version("requests"))
+
+
+def test_gitpython_has_a_floor() -> None:
+    (gitpython,) = [entry for entry in direct_requirements() if canonicalize_name(entry.name) == "gitpython"]
+    assert not gitpython.specifier.contains("3.1.99")
+
+
+def test_the_listed_packages_are_the_folders() -> None:
+    # a folder that is not listed works in the checkout and is missing from a built package
+    folders = {module.parent for top in ("attacks", "harness") for module in (ROOT / top).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+    names = sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
+    assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == names
+
+
+def test_the_listed_data_files_are_those_in_the_packages() -> None:
+    patterns: dict[str, list[str]] = PYPROJECT["tool"]["setuptools"]["package-data"]
+    listed = set()
+    for package, globs in patterns.items():
+        folder = ROOT.joinpath(*package.split("."))
+        for glob in globs:
+            matches = set(folder.glob(glob))
+            assert matches, f"{package}: nothing is called {glob}"
+            listed |= matches
+    inside = {path for top in ("attacks", "harness") for path in (ROOT / top).rglob("*") if path.is_file()}
+    data = {path for path in inside if path.suffix != ".py" and "__pycache__" not in path.parts}
+    assert listed == data
+
+
+def test_uv_lock_is_ignored_and_not_tracked() -> None:
+    # a lock names the index that it was made with, and the constraints already fix the versions
+    assert "uv.lock" in read(".gitignore").splitlines()
+    if not (ROOT / ".git").exists():
+        return
+    tracked = subprocess.run(["git", "ls-files", "*uv.lock"], cwd=ROOT, capture_output=True, text=True)
+    assert tracked.stdout == ""
+
+
+def test_citation_names_the_software_and_the_paper() -> None:
+    citation = read("CITATION.cff")
+    keys = re.findall(r"^([a-z-]+):", citation, re.MULTILINE)
+    assert len(keys) == len(set(keys))
+    assert {"cff-version", "message", "title", "authors", "version", "references"} <= set(keys)
+    assert "\t" not in citation
+    assert "Understanding the Decision Boundary of Deep Neural Networks: An Empirical Study" in citation
+    assert "arXiv:2002.01810" in citation
+    for author in ("Mickisch", "Assion", "Greßner", "Günther", "Motta"):
+        assert f"family-names: {author}\n" in citation
+
+
+def test_one_version_and_date_everywhere() -> None:
+    citation = dict(re.findall(r"^(version|date-released): (\S+)$", read("CITATION.cff"), re.MULTILINE))
+    # the first heading with a date is the newest release; an [Unreleased] section above it has none
+    newest = re.search(r"^## \[(.+?)\] - (\d{4}-\d{2}-\d{2})$", read("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert newest.groups() == (citation["version"], citation["date-released"])
+    assert PYPROJECT["project"]["version"] == citation["version"]

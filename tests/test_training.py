@@ -1,0 +1,357 @@
+"""Training: resumable bit for bit, PGD within its ball, evaluation without traces."""
+
+import copy
+import io
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.data import Split, load
+from harness.models import build
+from harness.training import (
+    PGD_EPSILON,
+    Trainer,
+    TrainerState,
+    TrainingOptions,
+    epochs,
+    evaluate,
+    loss_function,
+    pgd,
+)
+
+CPU = torch.device("cpu")
+LAST = 4
+
+
+def small_split(count: int = 33) -> Split:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 1, 4, 4), generator=draws, dtype=torch.uint8)
+    return Split(images, torch.randint(3, (count,), generator=draws), levels=255)
+
+
+def noisy_model(seed: int = 0) -> nn.Module:
+    """Dropout draws from the global generator; batch norm refuses a batch of one."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3)
+    )
+
+
+def options(**fields: object) -> TrainingOptions:
+    return TrainingOptions(**({"batch_size": 8, "pgd_steps": 2, "pgd_epsilon": 0.1} | fields))  # type: ignore[arg-type]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def through_a_file(state: TrainerState) -> TrainerState:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: TrainerState = torch.load(file, weights_only=True)
+    return loaded
+
+
+def trained(run: TrainingOptions) -> tuple[list[dict[str, Tensor]], list[TrainerState]]:
+    """Train without a break; return the weights and the trainer's state of every epoch."""
+    trainer = Trainer(noisy_model(), small_split(), run, CPU)
+    weights: list[dict[str, Tensor]] = []
+    states: list[TrainerState] = []
+    for epoch in epochs(trainer, LAST):
+        assert epoch == trainer.epoch == len(weights)
+        weights.append(weights_of(trainer.model))
+        states.append(trainer.state_dict())
+    return weights, states
+
+
+@pytest.mark.parametrize("training", ["standard", "pgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw"])
+def test_resuming_after_any_epoch_is_exact(training: str, optimizer: str) -> None:
+    run = options(training=training, optimizer=optimizer)
+    weights, states = trained(run)
+    for epoch, state in enumerate(states):
+        trainer = Trainer(noisy_model(seed=99), small_split(), run, CPU)
+        trainer.model.load_state_dict(weights[epoch])
+        trainer.load_state_dict(through_a_file(state))
+        for reached in epochs(trainer, LAST):
+            assert equal(trainer.model.state_dict(), weights[reached])
+        assert trainer.epoch == LAST
+
+
+@pytest.mark.parametrize("training", ["standard", "pgd"])
+def test_resuming_without_the_state_differs(training: str) -> None:
+    run = options(training=training)
+    weights, states = trained(run)
+    forgotten: list[Callable[[Trainer], None]] = [
+        lambda trainer: None,
+        # the epoch without the optimizer, and the optimizer without the epoch
+        lambda trainer: setattr(trainer, "epoch", 2),
+        lambda trainer: trainer.load_state_dict({"epoch": 0, "optimizer": states[2]["optimizer"]}),
+    ]
+    for restore in forgotten:
+        trainer = Trainer(noisy_model(), small_split(), run, CPU)
+        trainer.model.load_state_dict(weights[2])
+        restore(trainer)
+        trainer.run_epoch()
+        assert not equal(trainer.model.state_dict(), weights[3])
+
+
+def test_the_callers_draws_and_training_do_not_meet() -> None:
+    run = options(training="pgd")
+    weights, _ = trained(run)
+    trainer = Trainer(noisy_model(), small_split(), run, CPU)
+    for epoch in range(1, LAST + 1):
+        torch.manual_seed(1000 + epoch)
+        evaluate(trainer.model.eval(), small_split(), "hinge", CPU)
+        before = torch.get_rng_state()
+        with torch.no_grad():
+            trainer.run_epoch()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert equal(trainer.model.state_dict(), weights[epoch])
+
+
+def test_seeds_and_epochs_draw_differently() -> None:
+    final = [trained(options(seed=seed))[0][-1] for seed in (0, 0, 1)]
+    assert equal(final[0], final[1])
+    assert not equal(final[0], final[2])
+    orders = []
+    recorder = Recorder()
+    trainer = Trainer(recorder, small_split(), options(batch_size=33), CPU)
+    for _ in range(2):
+        trainer.run_epoch()
+        orders.append(recorder.seen.pop())
+    assert not torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[0].sort(0).values, orders[1].sort(0).values)
+
+
+def test_a_snapshot_is_no_longer_the_trainers() -> None:
+    trainer = Trainer(noisy_model(), small_split(), options(), CPU)
+    trainer.run_epoch()
+    state = trainer.state_dict()
+    kept = copy.deepcopy(state)
+    trainer.load_state_dict(state)
+    trainer.run_epoch()
+    assert str(state) == str(kept)
+    assert str(trainer.state_dict()) != str(kept)
+
+
+def test_a_foreign_state_is_refused() -> None:
+    trainer = Trainer(noisy_model(), small_split(), options(), CPU)
+    with pytest.raises(ValueError, match=r"^expected a trainer state of epoch and optimizer, got \['model'\]; load"):
+        trainer.load_state_dict({"model": {}})  # type: ignore[typeddict-item]
+
+
+def test_the_last_batch_is_kept_and_never_a_single_row_for_batch_norm() -> None:
+    def sizes(model: nn.Module, count: int) -> list[int]:
+        rows: list[int] = []
+        model.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+        calls: list[tuple[int, int]] = []
+        Trainer(model, small_split(count), options(), CPU).run_epoch(lambda *call: calls.append(call))
+        assert calls == [(done, len(rows)) for done in range(1, len(rows) + 1)]
+        return rows
+
+    assert sizes(noisy_model(), 33) == [8, 8, 8, 9]
+    assert sizes(noisy_model(), 34) == [8, 8, 8, 8, 2]
+    assert sizes(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 33) == [8, 8, 8, 8, 1]
+
+
+class Recorder(nn.Module):
+    """A linear classifier that keeps the images of its training passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 3)
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(images.detach().clone())
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+def test_pgd_training_replaces_half_of_every_batch() -> None:
+    split = small_split(20)
+    model = Recorder()
+    Trainer(model, split, options(training="pgd", batch_size=15), CPU).run_epoch()
+    originals = split.pixels()
+    for images, half in zip(model.seen, [7, 2], strict=True):
+        distances = torch.cdist(images.flatten(1), originals.flatten(1), p=torch.inf).min(1).values
+        assert int((distances == 0).sum()) == len(images) - half
+        assert float(distances.max()) == pytest.approx(0.1, abs=1e-6)
+        assert float(images.min()) >= 0
+        assert float(images.max()) <= 1
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.03, 0.3])
+def test_pgd_stays_in_the_ball_and_the_box_and_raises_the_loss(epsilon: float) -> None:
+    split = small_split()
+    trainer = Trainer(noisy_model(), split, options(), CPU)
+    trainer.run_epoch()
+    model, images, labels = trainer.model, split.pixels(), split.labels
+    model.zero_grad()
+    next(model.modules()).training = False
+    flags = [module.training for module in model.modules()]
+    buffers = weights_of(model)
+    before = torch.get_rng_state()
+    run = options(pgd_epsilon=epsilon, pgd_steps=10, pgd_step_size=epsilon / 4)
+    with torch.no_grad():
+        adversarials = pgd(model, images, labels, run, torch.Generator().manual_seed(0))
+    assert not adversarials.requires_grad
+    assert float((adversarials - images).abs().max()) == pytest.approx(epsilon, abs=1e-6)
+    assert float(adversarials.min()) >= 0
+    assert float(adversarials.max()) <= 1
+    # nothing of the model has moved
+    assert [module.training for module in model.modules()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert equal(model.state_dict(), buffers)
+    assert torch.equal(torch.get_rng_state(), before)
+    loss = loss_function("cross-entropy")
+    model.eval()
+    rise = (loss(model(adversarials), labels) - loss(model(images), labels)).detach()
+    if epsilon:
+        assert float(rise.min()) > 0
+    else:
+        assert torch.equal(adversarials, images)
+
+
+def test_pgd_finds_the_corner_that_is_worst_for_a_linear_model() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.0, 0.0, 0.0, 0.0]])
+    model.load_state_dict({"1.weight": weights})
+    images = torch.tensor([0.5, 0.5, 0.02, 0.98]).reshape(1, 1, 2, 2)
+    run = options(pgd_epsilon=0.1, pgd_steps=10, pgd_step_size=0.025)
+    adversarials = pgd(model, images, torch.tensor([0]), run, torch.Generator().manual_seed(0))
+    assert adversarials.flatten().tolist() == pytest.approx([0.4, 0.6, 0.0, 1.0])
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.5], [0.0, 3.0, 1.0], [1.0, 0.5, 0.0]])
+    labels = torch.tensor([0, 2, 0])
+    # 1 + 1 - 2, 1 + 3 - 1, 1 + 0.5 - 1
+    assert loss_function("hinge")(logits, labels).tolist() == pytest.approx([0.0, 3.0, 0.5])
+    logs = [math.log(math.exp(value) / sum(map(math.exp, (2.0, 1.0, 0.5)))) for value in (2.0, 1.0, 0.5)]
+    first = loss_function("cross-entropy")(logits, labels)[0]
+    assert float(first) == pytest.approx(-logs[0])
+    smoothed = loss_function("label-smoothing")(logits, labels)[0]
+    assert float(smoothed) == pytest.approx(-0.9 * logs[0] - 0.1 * sum(logs) / 3)
+
+
+def test_hinge_gradient_pushes_the_two_classes_apart() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 0.0, 0.0]], requires_grad=True)
+    loss = loss_function("hinge")(logits, torch.tensor([2, 0])).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.tolist() == [[0.0, 1.0, -1.0], [0.0, 0.0, 0.0]]
+
+
+class Restless(nn.Module):
+    """Draws from the global generator in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = noisy_model()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        return logits + 1e-3 * torch.rand(())
+
+
+def test_evaluate_leaves_flags_buffers_and_generators() -> None:
+    model = Restless()
+    model.inner.get_submodule("2").eval()
+    flags = [module.training for module in model.modules()]
+    weights = weights_of(model)
+    before = torch.get_rng_state()
+    first = evaluate(model, small_split(), "cross-entropy", CPU, batch_size=10)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == flags
+    assert equal(model.state_dict(), weights)
+    torch.rand(3)
+    again = evaluate(model, small_split(), "cross-entropy", CPU, batch_size=10)
+    assert torch.equal(first.loss, again.loss)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "label-smoothing", "hinge"])
+def test_evaluate_agrees_with_a_plain_forward_pass(loss: str) -> None:
+    split = small_split()
+    model = noisy_model()
+    result = evaluate(model, split, loss, CPU, batch_size=10)
+    model.eval()
+    logits = model(split.pixels()).detach()
+    assert torch.equal(result.prediction, logits.argmax(1))
+    assert torch.allclose(result.confidence, logits.softmax(1).amax(1))
+    assert torch.allclose(result.loss, loss_function(loss)(logits, split.labels))
+    assert [column.dtype for column in vars(result).values()] == [torch.int64, torch.float32, torch.float32]
+    assert [len(column) for column in vars(result).values()] == [33, 33, 33]
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss": "hinge"}, {"training": "pgd", "pgd_steps": 2}])
+def test_digits_are_learned(fields: dict[str, object]) -> None:
+    digits = load("digits")
+    model = build("cnn", digits.shape, digits.classes, seed=0)
+    trainer = Trainer(model, digits.train, options(batch_size=32, pgd_step_size=0.05, **fields), CPU)
+    error = [
+        float((evaluate(model, digits.test, "cross-entropy", CPU).prediction != digits.test.labels).float().mean())
+        for _ in epochs(trainer, 6)
+    ]
+    assert error[0] > 0.7
+    assert error[-1] < 0.1
+
+
+class Amplified(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 3)
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1) * self.factor)
+        return logits
+
+
+def test_a_loss_that_is_not_finite_is_one_line() -> None:
+    run = options(optimizer="sgd", learning_rate=1e30)
+    trainer = Trainer(Amplified(1e9), small_split(), run, CPU)
+    expected = r"^expected a finite loss, got (nan|inf) in epoch 1, batch \d; lower the learning rate$"
+    with pytest.raises(ValueError, match=expected):
+        trainer.run_epoch()
+    assert trainer.epoch == 0
+
+
+def test_weights_that_are_not_finite_are_one_line() -> None:
+    run = options(optimizer="sgd", learning_rate=1e38, batch_size=33)
+    trainer = Trainer(Amplified(1e3), small_split(), run, CPU)
+    expected = r"^expected finite weights, got others after epoch 1; lower the learning rate$"
+    with pytest.raises(ValueError, match=expected):
+        trainer.run_epoch()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training": "fgsm"}, "expected training of standard, pgd, got 'fgsm'; choose one of them"),
+        ({"loss": "mse"}, "expected loss of cross-entropy, label-smoothing, hinge, got 'mse'; choose one of them"),
+        ({"optimizer": "lion"}, "expected optimizer of adam, sgd, adamw, got 'lion'; choose one of them"),
+        ({"batch_size": 0}, "expected batch_size of at least 1, got 0; choose a larger one"),
+        ({"pgd_epsilon": -0.1}, "expected pgd_epsilon of at least 0, got -0.1; choose a larger one"),
+        ({"learning_rate": math.nan}, "expected learning_rate of at least 0, got nan; choose a larger one"),
+        ({"seed": -1}, "expected seed of at least 0, got -1; choose a larger one"),
+    ],
+)
+def test_option_errors_are_one_line(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected ") as caught:
+        options(**fields)
+    assert str(caught.value).endswith(message)
+
+
+def test_pgd_defaults_are_those_of_the_literature() -> None:
+    assert PGD_EPSILON == {"digits": 0.1, "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255}
+    assert TrainingOptions().pgd_step_size == pytest.approx(2.5 * 0.3 / TrainingOptions().pgd_steps)
