@@ -6,10 +6,17 @@ Names load on first use, so that ``python -m harness.track --help`` needs no tor
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.tracker import MarginTracker
+
+if importlib.util.find_spec("attacks.estimator") is None:
+    raise ImportError(
+        f"expected margin-harness's package 'attacks', got {importlib.import_module('attacks').__file__}; "
+        "another package of that name comes first on the path: remove it or start elsewhere"
+    )
 
 _HOME = {"MarginTracker": "harness.tracker"}
 

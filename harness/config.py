@@ -63,6 +63,8 @@ class RunConfig:
     dataset: str = option("digits", "data set", choices=DATASETS)
     data_root: str = option("data", "folder of the data, in torchvision's layout", fixed=False)
     download: bool = option(False, "fetch the data set where it is missing", fixed=False)
+    train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
+    test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
     model: str = option("cnn", "dense, cnn, resnet18 or pkg.module:factory (which runs that code)")
     training: str = option("standard", "standard or PGD-adversarial training", choices=TRAININGS)
     pgd_epsilon: float | None = option(

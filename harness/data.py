@@ -19,6 +19,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -39,11 +40,20 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images ``(N, C, H, W)`` uint8 in ``[0, levels]``, where ``levels`` means 1.0; labels ``(N,)`` int64."""
+    """Images ``(N, C, H, W)`` uint8 in ``[0, levels]``, where ``levels`` means 1.0; labels ``(N,)`` int64.
+
+    ``ids`` ``(N,)`` int64 are the images' places in the data set's split, which a subset keeps; by default
+    their rows.
+    """
 
     images: Tensor
     labels: Tensor
     levels: int
+    ids: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):
+            object.__setattr__(self, "ids", torch.arange(len(self.images)))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,6 +62,10 @@ class Split:
         """Return the images at ``index`` (default all): ``(B, C, H, W)`` float32 in ``[0, 1]``."""
         images = self.images if index is None else self.images[index]
         return images.float() / self.levels
+
+    def subset(self, index: Tensor) -> Split:
+        """The images at ``index`` ``(M,)`` int64, in that order."""
+        return Split(self.images[index], self.labels[index], self.levels, self.ids[index])
 
 
 @dataclass(frozen=True, eq=False)

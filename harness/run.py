@@ -113,7 +113,7 @@ class TrackedRun:
                 pd.DataFrame(
                     {
                         "split": name,
-                        "image": range(len(split)),
+                        "image": split.ids.numpy(),
                         "label": split.labels.numpy(),
                         "prediction": said.prediction.numpy(),
                         "confidence": said.confidence.numpy(),

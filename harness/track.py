@@ -85,7 +85,7 @@ def _track(config: RunConfig, out: str | None, resume: bool) -> int:
     _, skipped = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
     device = _device(config.device)
     _set_up(config)
-    dataset = load(config.dataset, Path(config.data_root), config.download)
+    dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
     model = build(config.model, dataset.shape, dataset.classes, config.seed)
     folder = RunFolder(Path(out) if out else _default_folder(config))
     folder.start(_manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume)
@@ -156,6 +156,19 @@ def _default_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{config.dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
+    """The data set with as many images as asked for."""
+    from dataclasses import replace
+
+    from harness.data import Split, draw_probe
+
+    def some(split: Split, count: int | None) -> Split:
+        return split if count is None else split.subset(draw_probe(split, count, config.probe_seed))
+
+    train, test = some(dataset.train, config.train_images), some(dataset.test, config.test_images)
+    return replace(dataset, train=train, test=test)
+
+
 def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
     from harness.data import draw_probe
     from harness.tracker import Probe
@@ -163,7 +176,7 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
     probes = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         index = draw_probe(split, config.probe, config.probe_seed)
-        probes[name] = Probe(split.pixels(index), split.labels[index], index)
+        probes[name] = Probe(split.pixels(index), split.labels[index], split.ids[index])
     return probes
 
 

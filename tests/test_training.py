@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from harness.data import Split, load
 from harness.models import build
 from harness.training import (
-    PGD_EPSILON,
     Trainer,
     TrainerState,
     TrainingOptions,
@@ -350,8 +349,3 @@ def test_option_errors_are_one_line(fields: dict[str, object], message: str) -> 
     with pytest.raises(ValueError, match=r"^expected ") as caught:
         options(**fields)
     assert str(caught.value).endswith(message)
-
-
-def test_pgd_defaults_are_those_of_the_literature() -> None:
-    assert PGD_EPSILON == {"digits": 0.1, "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255}
-    assert TrainingOptions().pgd_step_size == pytest.approx(2.5 * 0.3 / TrainingOptions().pgd_steps)

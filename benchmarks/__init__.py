@@ -1,0 +1,1 @@
+"""Commands that measure the estimators; each prints a table and writes JSON with machine and versions."""

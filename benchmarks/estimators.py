@@ -1,0 +1,169 @@
+"""Every named estimator against exact truth and against the best of all: ``python -m benchmarks.estimators``.
+
+Three problems: a ten-class affine classifier whose exact margins are known, free of the box; one whose images
+lie at the box, where it binds; and the ``cnn`` trained on digits, where the reference is the smallest
+distance that any estimator found. Makes README's estimator table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from attacks.affine import affine_margins
+from attacks.estimator import NORMS, Margins, Norm
+from attacks.measure import measure
+from attacks.registry import ESTIMATORS, WRAPPERS, create
+from harness.data import draw_probe, load
+from harness.models import build
+from harness.store import environment, write_atomically
+from harness.training import Trainer, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images, a classifier, and its exact margins where they are known."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    exact: Callable[[Norm], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator on one problem in one norm; ratios are to the exact margin or to the best distance found."""
+
+    problem: str
+    estimator: str
+    norm: Norm
+    found: float
+    mean: float
+    median: float
+    p90: float
+    worst: float
+    within_1_percent: float
+    forwards: float
+    backwards: float
+    milliseconds: float
+
+
+def affine_problem(images: int, boxed: bool) -> Problem:
+    """Ten classes whose weights differ in length by a factor of about three."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(0.5, 1.5, 10)[:, None]
+    layer = nn.Linear(64, 10)
+    with torch.no_grad():
+        layer.weight.copy_(lengths * torch.randn(10, 64, generator=generator) / 8)
+        layer.bias.copy_(0.1 * torch.randn(10, generator=generator))
+    if boxed:
+        points = (torch.rand(images, 1, 8, 8, generator=generator) * 3 - 1).clamp(0, 1)
+    else:
+        points = 0.5 + 0.05 * torch.randn(images, 1, 8, 8, generator=generator)
+
+    def exact(norm: Norm) -> Tensor:
+        return affine_margins(layer.weight, layer.bias, points, norm, domain="box")
+
+    name = "affine, at the box" if boxed else "affine"
+    return Problem(name, nn.Sequential(nn.Flatten(), layer), points, exact)
+
+
+def digits_problem(images: int, epochs: int) -> Problem:
+    """The default ``cnn`` after some epochs on digits, and test images."""
+    dataset = load("digits")
+    model = build("cnn", dataset.shape, dataset.classes, seed=0)
+    trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
+    while trainer.epoch < epochs:
+        trainer.run_epoch()
+    index = draw_probe(dataset.test, images, seed=0)
+    return Problem(f"digits cnn, epoch {epochs}", model, dataset.test.pixels(index), None)
+
+
+def compare(problem: Problem, estimators: Sequence[str]) -> list[Row]:
+    """Measure the problem with every estimator; the reference is exact truth or the smallest distance found."""
+    rows = []
+    for norm in NORMS:
+        able = [name for name in estimators if norm in create(name).norms]
+        measured: dict[str, tuple[Margins, float]] = {}
+        for name in able:
+            began = time.perf_counter()
+            margins = measure(problem.model, problem.images, create(name), norm, batch_size=len(problem.images))
+            measured[name] = margins, time.perf_counter() - began
+        if problem.exact is None:
+            reference = torch.stack([margins.distance for margins, _ in measured.values()]).amin(0)
+        else:
+            reference = problem.exact(norm)
+        for name, (margins, seconds) in measured.items():
+            rows.append(_row(problem.name, name, norm, margins, reference, seconds))
+    return rows
+
+
+def _row(problem: str, name: str, norm: Norm, margins: Margins, reference: Tensor, seconds: float) -> Row:
+    found = margins.distance.isfinite() & reference.isfinite()
+    ratio = margins.distance[found] / reference[found]
+    return Row(
+        problem=problem,
+        estimator=name,
+        norm=norm,
+        found=found.double().mean().item(),
+        mean=ratio.mean().item(),
+        median=ratio.median().item(),
+        p90=ratio.quantile(0.9).item(),
+        worst=ratio.max().item(),
+        within_1_percent=(ratio <= 1.01).double().mean().item(),
+        forwards=margins.forwards.mean().item(),
+        backwards=margins.backwards.mean().item(),
+        milliseconds=1000 * seconds / len(reference),
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| problem | estimator | norm | found | mean | median | p90 | worst | within 1% | forwards + backwards | ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.problem} | {r.estimator} | {r.norm} | {r.found:.1%} | {r.mean:.4f} | {r.median:.4f} | {r.p90:.4f} "
+            f"| {r.worst:.3f} | {r.within_1_percent:.0%} | {r.forwards:.0f} + {r.backwards:.0f} | {r.milliseconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimators", description=__doc__)
+    parser.add_argument("--images", type=int, default=200, help="images a problem (default: 200)")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the digits network (default: 20)")
+    parser.add_argument("--estimator", action="append", help="only these, repeatable (default: all that are installed)")
+    parser.add_argument("--quick", action="store_true", help="32 images, 3 epochs, without cw and bb")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--out", type=Path, help="also write JSON here")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    slow = ("cw", "bb") if given.quick else () if importlib.util.find_spec("numba") else ("bb",)
+    names = given.estimator or [name for name in ESTIMATORS if name not in WRAPPERS and name not in slow]
+    images, epochs = (32, 3) if given.quick else (given.images, given.epochs)
+    if "bb" in names:
+        # its compilation is not its cost
+        compare(affine_problem(2, boxed=False), ["bb"])
+    problems = [affine_problem(images, boxed=False), affine_problem(images, boxed=True), digits_problem(images, epochs)]
+    rows = [row for problem in problems for row in compare(problem, names)]
+    print(table(rows))
+    if given.out:
+        facts = {"rows": [asdict(row) for row in rows], "images": images, "epochs": epochs}
+        text = json.dumps(facts | environment(given.threads), indent=2) + "\n"
+        write_atomically(given.out, lambda path: cast(object, path.write_text(text, encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
