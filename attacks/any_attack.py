@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import foolbox
 import torch
 import torchattacks
-from foolbox import attacks as library
 from torch import Tensor
 
 from attacks.estimator import NORMS, Domain, EstimatorError, Norm, Settings
@@ -22,9 +20,20 @@ from attacks.via_foolbox import run
 from attacks.via_torchattacks import LIBRARY_NORM, Anchored
 from attacks.via_torchattacks import quiet as quiet_torchattacks
 
+# isort: split
+# after via_foolbox, which sees to it that foolbox can be imported quietly and without git
+import foolbox
+from foolbox import attacks as library
+
 BOTH: frozenset[Norm] = frozenset(NORMS)
 BOX_ONLY: frozenset[Domain] = frozenset({"box"})
 LADDER = 10
+# attacks that need what the text form cannot give
+UNUSABLE = {
+    "BinarizationRefinementAttack": "it only improves given witnesses",
+    "DatasetAttack": "it must be fed a data set first",
+    "GenAttack": "it is targeted only",
+}
 
 
 def climb_ladder(
@@ -41,7 +50,8 @@ def climb_ladder(
         with model.rows(pending):
             candidates = attempt(pending, largest * 2.0 ** (rung + 1 - LADDER))
             with torch.no_grad():
-                moved = model(candidates).argmax(1) != labels[pending]
+                logits = model(candidates)
+                moved = (logits.argmax(1) != labels[pending]) & logits.isfinite().all(1)
         result[pending[moved]] = candidates[moved]
         pending = pending[~moved]
         if not len(pending):
@@ -110,6 +120,11 @@ class FoolboxAttack(Settings):
                 f"expected an attack that minimises or bounds l2 or linf, got foolbox:{self.attack} "
                 f"({_kind(cls)}); choose another"
             )
+        if self.attack in UNUSABLE:
+            raise EstimatorError(
+                f"expected an attack that needs images and labels only, got foolbox:{self.attack} "
+                f"({UNUSABLE[self.attack]}); choose another"
+            )
         options = dict(self.parameters)
         epsilon = options.pop("epsilon", None) if issubclass(cls, library.base.FixedEpsilonAttack) else None
         if norm is not None and "distance" in inspect.signature(cls).parameters:
@@ -119,7 +134,9 @@ class FoolboxAttack(Settings):
                 return cls(**options), epsilon
         except TypeError as error:
             has = ", ".join(str(p) for p in inspect.signature(cls).parameters.values())
-            raise EstimatorError(f"expected parameters of foolbox:{self.attack} ({has}), got {error}") from None
+            raise EstimatorError(
+                f"expected parameters of foolbox:{self.attack} ({has}), got {error}; write them as key=value"
+            ) from None
         except ImportError as error:
             raise EstimatorError(f"expected the packages of foolbox:{self.attack}, got {error}; install them") from None
 
@@ -127,7 +144,14 @@ class FoolboxAttack(Settings):
 def foolbox_attacks() -> list[str]:
     """Class names of ``foolbox.attacks`` that `FoolboxAttack` can run."""
     classes = inspect.getmembers(library, inspect.isclass)
-    return [n for n, c in classes if issubclass(c, library.base.Attack) and not inspect.isabstract(c) and _norms_of(c)]
+    return [
+        name
+        for name, cls in classes
+        if issubclass(cls, library.base.Attack)
+        and not inspect.isabstract(cls)
+        and _norms_of(cls)
+        and name not in UNUSABLE
+    ]
 
 
 def _norms_of(cls: Any) -> frozenset[Norm]:
@@ -166,11 +190,14 @@ class TorchAttack(Settings):
                 f"expected an attack that minimises or bounds l2 or linf, got torchattacks:{self.attack} "
                 f"({_stated_norms(cls) or 'no norm stated'}); choose another"
             )
-        accepted = inspect.signature(cls).parameters
+        # the model is measure's to give, and so is the norm
+        accepted = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in ("model", "norm")}
         for key, _ in self.parameters:
-            if key not in accepted or key == "model":
-                has = ", ".join(str(p) for name, p in accepted.items() if name != "model")
-                raise EstimatorError(f"expected parameters of torchattacks:{self.attack} ({has}), got {key!r}")
+            if key not in accepted:
+                has = ", ".join(str(p) for p in accepted.values())
+                raise EstimatorError(
+                    f"expected parameters of torchattacks:{self.attack} ({has}), got {key!r}; choose one of them"
+                )
 
     @property
     def norms(self) -> frozenset[Norm]:
@@ -203,7 +230,8 @@ class TorchAttack(Settings):
             anchored = Anchored(model, images.device, images.dtype)
             with quiet_torchattacks():
                 attack = _attack_class(self.attack)(anchored, **options)
-                result: Tensor = attack(images[rows], labels[rows])
+                # some attacks mix float32 into whatever they are given
+                result: Tensor = attack(images[rows].float(), labels[rows])
             return result.detach().to(images.dtype)
 
         with model.recording(images, labels, norm) as record:
@@ -233,6 +261,6 @@ def _attack_class(name: str) -> Any:
     cls = getattr(torchattacks, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, torchattacks.attack.Attack)):
         raise EstimatorError(
-            f"expected an attack class of torchattacks, got {name!r}; one of {', '.join(torchattacks_attacks())}"
+            f"expected an attack class of torchattacks, got {name!r}; choose one of {', '.join(torchattacks_attacks())}"
         )
     return cls

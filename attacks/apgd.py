@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row, project, steepest_step
 from attacks.isolation import Bounds, Classifier, Record
-from attacks.radius import ball_point, bisect_radius, logit_gap, seeded_directions
+from attacks.radius import ball_point, bisect_radius, logit_gap, misses, seeded_directions
 
 Loss = Callable[[Tensor], Tensor]
 TINY = 1e-12
@@ -120,7 +120,7 @@ class APGD(Settings):
     name: ClassVar[str] = "apgd"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.02, "linf": 1.02}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.003, "linf": 1.005}
     batch_invariant: ClassVar[bool] = True
 
     steps: int = setting(20, least=1)
@@ -163,7 +163,7 @@ class APGD(Settings):
                         steps=self.steps,
                         bounds=model.bounds,
                     )
-                left = torch.nonzero(record.distance[rows] > radius).flatten()
+                left = torch.nonzero(misses(record, rows, radius)).flatten()
                 if not len(left):
                     return
 

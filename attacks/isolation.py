@@ -24,12 +24,19 @@ Bounds = tuple[float, float]
 
 
 class Record:
-    """The nearest point of another class that each row has sent through the model so far."""
+    """The nearest point of another class that each row has sent through the model so far.
+
+    Of points at one distance (iterates on a sphere, say) it is the one deepest in the other class,
+    which has the shortest way back to the boundary; rounding would otherwise choose.
+    """
+
+    SAME = 1e-5
 
     def __init__(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
         self.images, self.labels, self.norm, self.bounds = images, labels, norm, bounds
         self.points = images.clone()
         self.distance = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
+        self.least, self.depth = self.distance.clone(), torch.zeros_like(self.distance)
 
     def see(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
         """Keep the ``points`` ``(A, ...)`` of ``rows`` ``(A,)`` that changed class inside the bounds and are nearer."""
@@ -37,9 +44,14 @@ class Record:
         distance = row_norm(points - images.to(points.dtype), self.norm)
         inside = ((points >= self.bounds[0]) & (points <= self.bounds[1])).flatten(1).all(1)
         moved = (logits.argmax(1) != self.labels[rows]) & logits.isfinite().all(1)
-        better = inside & moved & (distance > 0) & (distance < self.distance[rows])
-        self.points[rows[better]] = points[better].to(self.points.dtype)
-        self.distance[rows[better]] = distance[better]
+        depth = (logits.amax(1) - logits.gather(1, self.labels[rows, None])[:, 0]).double()
+        least = self.least[rows]
+        deeper = (distance < least * (1 + self.SAME)) & (depth > self.depth[rows])
+        better = inside & moved & (distance > 0) & ((distance < least * (1 - self.SAME)) | deeper)
+        kept = rows[better]
+        self.points[kept] = points[better].to(self.points.dtype)
+        self.distance[kept], self.depth[kept] = distance[better], depth[better]
+        self.least[kept] = torch.minimum(least, distance)[better]
 
     def improve(self, candidates: Tensor) -> Tensor:
         """The recorded points where there are any, else ``candidates``."""
@@ -66,6 +78,7 @@ class Classifier(nn.Module):
         self.classes = 0
         self.device = device
         self.record: Record | None = None
+        self._position = torch.empty(0, dtype=torch.int64)
         self.start_chunk(0)
         self.eval()
 
@@ -88,14 +101,14 @@ class Classifier(nn.Module):
     @contextmanager
     def recording(self, images: Tensor, labels: Tensor, norm: Norm) -> Iterator[Record]:
         """Record each active row's nearest verified iterate; ``images`` and ``labels`` are of the active rows."""
-        before, outer = self.record, self.active
+        before, outer = (self.record, self._position), self.active
         position = torch.empty(int(outer.max()) + 1, dtype=torch.int64, device=outer.device)
         position[outer] = torch.arange(len(outer), device=outer.device)
         self.record, self._position = Record(images, labels, norm, self.bounds), position
         try:
             yield self.record
         finally:
-            self.record = before
+            self.record, self._position = before
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Map ``[0, 1]`` to the model's bounds; always a new tensor, since some models work in place."""
@@ -109,7 +122,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images in ``[0, 1]``, differentiable."""
-        logits: Tensor = self.network(self.to_pixels(images))
+        pixels = self.to_pixels(images)
+        if pixels.requires_grad:
+            # a channels_last model gives gradients in its own layout, which torchattacks' `view` refuses
+            pixels.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.network(pixels)
         active = self.active
         self._count(self.forwards, active, len(images))
         if logits.requires_grad:
@@ -122,10 +139,10 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, pixels: Tensor) -> Tensor:
-        """Logits of images in the model's own bounds: a fresh pass without gradients, in float64 ``(B, classes)``."""
+        """Logits of images in the model's own bounds: a fresh pass without gradients."""
         self._count(self.forwards, self.active, len(pixels))
         logits: Tensor = self.network(pixels.clone())
-        return logits.double()
+        return logits
 
     @staticmethod
     def _count(counts: Tensor, active: Tensor, size: int) -> None:
@@ -138,8 +155,12 @@ class ScaleFree(nn.Module):
 
     Cross-entropy's gradient is exactly zero in float32 where logits are large, so that attacks that
     climb it die or drift as confidence grows. ``temperature * z / std(z)``, the spread held
-    constant in the backward pass, leaves them the direction without the scale.
+    constant in the backward pass, leaves them the direction without the scale. With one class far
+    ahead of many the spread is small beside the gap; rows are scaled down further until the two
+    largest logits differ by ``MOST_GAP``, where the softmax still has digits to spare in float32.
     """
+
+    MOST_GAP = 12.0
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -148,8 +169,10 @@ class ScaleFree(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
+        top = logits.detach().topk(2, dim=1).values
         spread = logits.detach().std(1, keepdim=True)
-        return self.temperature * logits / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+        unit = torch.maximum(spread, self.temperature / self.MOST_GAP * (top[:, :1] - top[:, 1:]))
+        return self.temperature * logits / unit.clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 @contextmanager
@@ -166,15 +189,18 @@ def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: 
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    # autograd refuses to save tensors that were made in inference mode
+    plain = {id(p): p.clone() if p.is_inference() else p.detach() for p in model.parameters()}
+    shared = {key: nn.Parameter(p, requires_grad=False) for key, p in plain.items()}
     return copy.deepcopy(model, dict[int, object](shared)).eval()
 
 
 @contextmanager
 def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
-    flags = [(module, module.training) for module in model.modules()]
+    # train/eval flags and whatever else a module keeps as an attribute or swaps in its forward pass
+    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    contents = [(b, b.clone()) for b in model.buffers()]
     try:
         model.eval()
         for p, _, _ in parameters:
@@ -182,14 +208,18 @@ def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         # Classifier.eval() and attacks set flags of the whole tree: each module gets its own back
-        for module, training in flags:
-            module.training = training
+        for module, attributes, buffers in modules:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            vars(module).clear()
+            vars(module).update(attributes)
         for p, wanted, gradient in parameters:
             p.requires_grad_(wanted)
             p.grad = gradient
         with torch.no_grad():
-            for b, value in buffers:
-                b.copy_(value)
+            for b, value in contents:
+                if not torch.equal(b, value):
+                    b.copy_(value)
 
 
 @contextmanager
@@ -198,12 +228,16 @@ def forked_generators() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if initialised else []
+    # before CUDA starts, torch.manual_seed leaves its seed for later: the caller's must be the one that waits
+    waiting = torch.cuda._lazy_seed_tracker
+    waiting_state = dict(vars(waiting))
     with torch.random.fork_rng(devices):
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+            vars(waiting).update(waiting_state)
 
 
 def seed_generators(seed: int) -> None:

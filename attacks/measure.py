@@ -68,22 +68,30 @@ def measure(
     check_images(images, bounds)
     if batch_size < 1 or noise_retries < 0:
         raise InputError(
-            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}"
+            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}; "
+            "raise what is too small"
         )
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
     seeds = torch.as_tensor(seeds, dtype=torch.int64)
+    if seeds.shape != images.shape[:1]:
+        raise InputError(f"expected {len(images)} seeds, got shape {tuple(seeds.shape)}; give one an image")
+    if start is not None and start.shape != images.shape:
+        raise InputError(
+            f"expected start of shape {tuple(images.shape)}, got {tuple(start.shape)}; give one witness an image"
+        )
     parts = []
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
-        own = images.detach().clone()
+        # contiguous since torchattacks uses `view`
+        own = images.detach().clone(memory_format=torch.contiguous_format)
         for first in range(0, len(images), batch_size):
             chunk = slice(first, first + batch_size)
-            given = None if start is None else start[chunk].detach().clone()
+            given = None if start is None else start[chunk].detach().clone(memory_format=torch.contiguous_format)
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given)
             parts.append(judge.run(noise_retries))
             if on_progress is not None:
                 on_progress(len(parts[-1].status))
-    return _join(parts)
+        return _join(parts)
 
 
 class _Judge:
@@ -165,6 +173,8 @@ class _Judge:
             self._attack(points, rows[:half], seeds, start)
             self._attack(points, rows[half:], seeds, start)
             return
+        finally:
+            self.view.eval()
         if not isinstance(candidates, Tensor) or candidates.shape != points[rows].shape:
             got = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
             raise EstimatorError(
@@ -204,13 +214,20 @@ class _Judge:
             return self._new_class(self._into_domain(points), rows[active]) >= 0
 
         fraction = boundary_fraction(is_outside, images, witness)
-        points = self._into_domain(on_segment(images, witness, fraction))
-        target = self._new_class(points, rows)
-        nearer = row_norm(points - images, self.norm)
-        better = (target >= 0) & (nearer > 0) & (nearer <= row_norm(witness - images, self.norm))
-        return torch.where(per_row(better, witness).bool(), points, witness), torch.where(
-            better, target, self.target[rows]
-        )
+        points, target = witness.clone(), self.target[rows]
+        longest = row_norm(witness - images, self.norm)
+        settled = torch.zeros_like(rows, dtype=torch.bool)
+        # so near to the boundary, rounding may decide differently in a pass of another batch: then a little farther
+        for farther in (0.0, 1e-4, 1e-3, 1e-2, 1e-1):
+            trial = self._into_domain(on_segment(images, witness, (fraction * (1.0 + farther)).clamp_max(1.0)))
+            trial = torch.where(per_row(settled, trial).bool(), points, trial)
+            reached, length = self._new_class(trial, rows), row_norm(trial - images, self.norm)
+            better = ~settled & (reached >= 0) & (length > 0) & (length <= longest)
+            points[better], target[better] = trial[better], reached[better]
+            settled |= better
+            if settled.all():
+                break
+        return points, target
 
     def _conclude(self) -> Margins:
         found = self.target >= 0
@@ -254,12 +271,24 @@ def _check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
 
 
 def _clean_logits(view: Classifier, images: Tensor) -> Tensor:
-    logits = view.classify(images)
-    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+    try:
+        logits = view.classify(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"expected a model output of shape ({len(images)}, classes) with at least 2 classes, "
-            f"got {tuple(logits.shape)}; return one row of logits an image"
+            f"expected a model that takes images of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
+            f"got {type(error).__name__}: {first}; give it the images' shape, dtype and device"
+        ) from error
+    right = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] >= 2
+    if not right or logits.device != images.device:
+        got = f"{tuple(logits.shape)} on {logits.device}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"expected a model output of shape ({len(images)}, classes) with at least 2 classes on {images.device}, "
+            f"got {got}; return one row of logits an image"
         )
+    logits = logits.double()
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
         raise InputError(

@@ -41,7 +41,7 @@ def bisect_radius(
         ``(B, ...)``: each row's nearest witness, or the image itself.
     """
     reach = farthest_in_box(images, norm) * (1.0 if model.domain == "box" else FREE_REACH)
-    radius = torch.minimum(1.05 * first_order_margin(model, images, labels, norm), reach)
+    radius = torch.minimum(1.05 * first_order_margin(model, images, labels, norm)[0], reach)
     low = torch.zeros_like(radius)
     with model.recording(images, labels, norm) as record:
         for _ in range(rounds):
@@ -54,11 +54,19 @@ def bisect_radius(
             with model.rows(rows):
                 attempt(rows, radius[rows], record)
             _tighten(model, record, images, labels, rows[record.distance[rows] < high[rows]])
-            failed = rows[record.distance[rows] > radius[rows]]
+            failed = rows[misses(record, rows, radius[rows])]
             low[failed] = torch.maximum(low[failed], radius[failed])
             middle = (torch.minimum(low, record.distance) + record.distance) / 2
             radius = torch.where(record.distance.isfinite(), middle, torch.minimum(3 * radius, reach))
         return record.points
+
+
+def misses(record: Record, rows: Tensor, radius: Tensor) -> Tensor:
+    """Which ``rows`` ``(A,)`` have no witness within ``radius`` ``(A,)`` yet.
+
+    A witness often lies on the sphere itself, where rounding alone would decide.
+    """
+    return record.distance[rows] > radius * (1.0 + 1e-4)
 
 
 def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, rows: Tensor) -> None:
@@ -75,14 +83,18 @@ def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, 
     boundary_fraction(is_outside, images[rows], ends, tolerance=0.01, passes=8)
 
 
-def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """Logit margin over the dual norm of its gradient, ``(B,)`` float64; inf where the gradient is zero."""
+def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Logit margin over the dual norm of its gradient, inf where that is zero; and the logit margin; ``(B,)`` float64.
+
+    Both are taken absolutely, since a noisy start may already have left its class.
+    """
     leaf = images.clone().requires_grad_()
     gap = logit_gap(model(leaf), labels)
     (gradient,) = torch.autograd.grad(gap.sum(), leaf)
     slope = dual_norm(gradient, norm)
-    margin = gap.detach().double().abs() / slope
-    return torch.where((slope > 0) & margin.isfinite(), margin, torch.inf)
+    lead = gap.detach().double().abs()
+    margin = lead / slope
+    return torch.where((slope > 0) & margin.isfinite(), margin, torch.inf), lead
 
 
 def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ ESTIMATORS: dict[str, Entry] = {
     "deepfool": Entry("attacks.via_foolbox:DeepFool", NORMS, DOMAINS, "20-60", "linearise, step, repeat (the paper's)"),
     "fmn": Entry("attacks.via_foolbox:FMN", NORMS, DOMAINS, "220", "fast minimum norm: adaptive radius"),
     "ddn": Entry("attacks.via_foolbox:DDN", ("l2",), DOMAINS, "220", "decoupled direction and norm"),
-    "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "3600", "Carlini-Wagner, search over c"),
+    "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
     "bb": Entry("attacks.via_foolbox:BB", NORMS, _BOX, "280", "Brendel-Bethge along the boundary (extra: bb)"),
     "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "350", "PGD, radius bisected per image"),
     "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
@@ -93,7 +93,7 @@ def create(text: str) -> Estimator:
         attack, _, rest = rest.partition(":")
         if not attack:
             raise EstimatorError(f"expected {name}:<ClassName>, got {text!r}; name one of the library's attacks")
-        parameters = tuple((key, _literal(value)) for key, value in _pairs(rest).items())
+        parameters = tuple((key, _literal(value)) for key, value in sorted(_pairs(rest).items()))
         wrapped: Estimator = cls(attack=attack, parameters=parameters)
         return wrapped
     hints = get_type_hints(cls)
@@ -101,16 +101,19 @@ def create(text: str) -> Estimator:
     values = {key: _convert(name, key, value, settings) for key, value in _pairs(rest).items()}
     try:
         estimator: Estimator = cls(**values)
-    except EstimatorError as error:
+    except (EstimatorError, TypeError) as error:
         raise EstimatorError(f"estimator {name}: {error}") from None
     return estimator
 
 
 def text_form(estimator: Estimator) -> str:
-    """The canonical text: the name and the fields that differ from their defaults, in declared order."""
+    """The canonical text: the name and the fields that differ from their defaults, in declared order.
+
+    A wrapper's are all the library's parameters that are given, sorted.
+    """
     if estimator.name in WRAPPERS:
         attack, parameters = getattr(estimator, "attack"), getattr(estimator, "parameters")  # noqa: B009
-        return f"{estimator.name}:{attack}" + _joined(dict(parameters))
+        return f"{estimator.name}:{attack}" + _joined(dict(sorted(parameters)))
     changed = {}
     for field in dataclasses.fields(estimator):  # type: ignore[arg-type]
         value = getattr(estimator, field.name)
@@ -120,16 +123,19 @@ def text_form(estimator: Estimator) -> str:
 
 
 def _joined(parameters: dict[str, Any]) -> str:
-    shown = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in parameters.items())
-    return ":" + ",".join(shown) if parameters else ""
+    shown = {k: str(v).lower() if isinstance(v, bool | None) else v for k, v in parameters.items()}
+    return ":" + ",".join(f"{key}={value}" for key, value in shown.items()) if shown else ""
 
 
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise EstimatorError(f"expected an estimator class at {target}, got {error}; check that package") from error
+    if not dataclasses.is_dataclass(found):
+        raise EstimatorError(f"expected a dataclass of hyperparameters at {target}, got {found!r}; check that package")
+    return found
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -144,17 +150,22 @@ def _pairs(text: str) -> dict[str, str]:
 
 def _convert(name: str, key: str, text: str, settings: dict[str, tuple[type, Any]]) -> Any:
     if key not in settings:
-        has = ", ".join(f"{k}={v}" for k, (_, v) in settings.items()) or "no parameters"
+        has = ", ".join(f"{k}: {_kind(kind)} = {v}" for k, (kind, v) in settings.items()) or "no parameters"
         raise EstimatorError(f"expected a parameter of {name} ({has}), got {key!r}; choose one of them")
     kind, default = settings[key]
-    value = _literal(text)
+    value = text if kind is str else _literal(text)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind:
+    # a type such as `int | None` is for the class to check
+    if isinstance(kind, type) and type(value) is not kind:
         raise EstimatorError(
-            f"expected {name}'s {key} to be of type {kind.__name__} (default {default}), got {text!r}; write it so"
+            f"expected {name}'s {key} to be of type {_kind(kind)} (default {default}), got {text!r}; write it so"
         )
     return value
+
+
+def _kind(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _literal(text: str) -> bool | int | float | str | None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, setting
 from attacks.geometry import per_row
-from attacks.isolation import Classifier, ScaleFree
+from attacks.isolation import Bounds, Classifier, ScaleFree
+from attacks.radius import first_order_margin
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy.ndimage.filters
@@ -33,6 +34,9 @@ BOTH: frozenset[Norm] = frozenset(NORMS)
 L2_ONLY: frozenset[Norm] = frozenset({"l2"})
 EVERYWHERE: frozenset[Domain] = frozenset(DOMAINS)
 BOX_ONLY: frozenset[Domain] = frozenset({"box"})
+TINY = torch.finfo(torch.float64).tiny
+# what float32 resolves of a pixel, with something to spare
+LEAST_NUDGE = 1e-6
 
 
 @contextmanager
@@ -54,12 +58,13 @@ def run(
     labels: Tensor,
     *,
     view: nn.Module | None = None,
+    bounds: Bounds | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a Foolbox attack without its own check of the result, on ``view`` (default: the model)."""
+    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's)."""
     with quiet():
         # the device is given since Foolbox would take cuda:0 and move the model there
-        wrapped = foolbox.PyTorchModel(view or model, bounds=model.bounds, device=images.device)
+        wrapped = foolbox.PyTorchModel(view or model, bounds=bounds or model.bounds, device=images.device)
         result: Tensor = attack.run(wrapped, images, foolbox.criteria.Misclassification(labels), **options)
     return result
 
@@ -76,7 +81,7 @@ class DeepFool(Settings):
     name: ClassVar[str] = "deepfool"
     norms: ClassVar[frozenset[Norm]] = BOTH
     domains: ClassVar[frozenset[Domain]] = EVERYWHERE
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
     batch_invariant: ClassVar[bool] = True
 
     steps: int = setting(50, least=1)
@@ -103,31 +108,33 @@ class ProjectedL2FMN(library.L2FMNAttack):
     """Foolbox's L2 FMN with a projection that projects.
 
     Foolbox 3.3.4 scales by ``min(1, norms / norms)``, so that epsilon is unused and the result lies
-    about one step size away from the image whatever the margin.
+    about one step size away from the image whatever the margin. Points are clipped into ``bounds``
+    before they are scaled: clipped afterwards, as the paper has it, they lose length at every step
+    and many images with pixels at the bounds are never brought across.
     """
 
-    def __init__(self, nudge: float, **settings: Any) -> None:
+    def __init__(self, nudge: float, bounds: Bounds, **settings: Any) -> None:
         super().__init__(**settings)
-        self.nudge = nudge
+        self.nudge, self.bounds = nudge, bounds
 
     def project(self, x: ep.Tensor, x0: ep.Tensor, epsilon: ep.Tensor) -> ep.Tensor:
-        """Nearest point of the ball of radius ``epsilon * (1 + nudge)`` around ``x0``."""
-        perturbation = x - x0
+        """The point of the nudged ball around ``x0`` towards the clipped ``x``."""
+        perturbation = x.clip(*self.bounds) - x0
         length = ep.maximum(perturbation.flatten(1).norms.l2(axis=-1), 1e-12)
-        factor = ep.minimum(1.0, epsilon * (1.0 + self.nudge) / length)
+        factor = ep.minimum(1.0, (epsilon * (1.0 + self.nudge) + LEAST_NUDGE) / length)
         return x0 + perturbation * factor.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 class NudgedLinfFMN(library.LInfFMNAttack):
-    """Foolbox's L-infinity FMN with balls larger by ``nudge``."""
+    """Foolbox's L-infinity FMN with nudged balls."""
 
     def __init__(self, nudge: float, **settings: Any) -> None:
         super().__init__(**settings)
         self.nudge = nudge
 
     def project(self, x: ep.Tensor, x0: ep.Tensor, epsilon: ep.Tensor) -> ep.Tensor:
-        """Nearest point of the ball of radius ``epsilon * (1 + nudge)`` around ``x0``."""
-        return super().project(x, x0, epsilon * (1.0 + self.nudge))
+        """Nearest point of the nudged ball around ``x0``."""
+        return super().project(x, x0, epsilon * (1.0 + self.nudge) + LEAST_NUDGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +142,14 @@ class FMN(Settings):
     """Fast minimum-norm attack (Pintor et al. 2021, Algorithm 1) on Foolbox's implementation.
 
     Departs from Foolbox: the L2 projection is mended (`ProjectedL2FMN`), and balls are larger by
-    ``nudge``: FMN aims exactly at the boundary and otherwise stops just inside of it where the
-    network is locally linear. The bisection of `measure` takes the nudge off again.
+    ``nudge`` of their radius and ``LEAST_NUDGE``: FMN aims exactly at the boundary and otherwise stops
+    just inside of it where the network is locally linear. The bisection of `measure` takes it off again.
     """
 
     name: ClassVar[str] = "fmn"
     norms: ClassVar[frozenset[Norm]] = BOTH
     domains: ClassVar[frozenset[Domain]] = EVERYWHERE
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.01, "linf": 1.01}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
 
     steps: int = setting(100, least=1)
@@ -161,10 +168,23 @@ class FMN(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
-        cls = ProjectedL2FMN if norm == "l2" else NudgedLinfFMN
-        attack = cls(nudge=self.nudge, steps=self.steps, max_stepsize=self.max_stepsize, gamma=self.gamma)
-        options: dict[str, Any] = {} if start is None else {"starting_points": start}
-        return run(attack, model, images, labels, **options)
+        settings = {"steps": self.steps, "max_stepsize": self.max_stepsize, "gamma": self.gamma}
+        if norm == "l2":
+            attack: Any = ProjectedL2FMN(self.nudge, model.bounds, **settings)
+        else:
+            attack = NudgedLinfFMN(self.nudge, **settings)
+        if start is None:
+            return run(attack, model, images, labels)
+        with torch.no_grad():
+            outside = model(start).argmax(1) != labels
+        result = images.clone()
+        # Foolbox raises for the whole batch where one starting point is no witness
+        for part, begin in ((outside, start), (~outside, None)):
+            if part.any():
+                options: dict[str, Any] = {} if begin is None else {"starting_points": begin[part]}
+                with model.rows(torch.nonzero(part).flatten()):
+                    result[part] = run(attack, model, images[part], labels[part], **options)
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +198,7 @@ class DDN(Settings):
     name: ClassVar[str] = "ddn"
     norms: ClassVar[frozenset[Norm]] = L2_ONLY
     domains: ClassVar[frozenset[Domain]] = EVERYWHERE
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.02}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001}
     batch_invariant: ClassVar[bool] = False  # draws noise for the whole batch where a gradient is zero
 
     steps: int = setting(100, least=1)
@@ -201,26 +221,43 @@ class DDN(Settings):
         return run(attack, model, images, labels, view=ScaleFree(model, self.temperature))
 
 
+class ClampedView(nn.Module):
+    """A model that sees its input clamped: outside of the bounds there is nothing to gain."""
+
+    def __init__(self, model: nn.Module, bounds: Bounds) -> None:
+        super().__init__()
+        self.model, self.bounds = model, bounds
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images.clamp(*self.bounds))
+        return logits
+
+
 @dataclass(frozen=True, kw_only=True)
 class CW(Settings):
-    """Foolbox's L2CarliniWagnerAttack (Carlini & Wagner 2017, section VI) on the scale-free view.
+    """Foolbox's L2CarliniWagnerAttack (Carlini & Wagner 2017, section VI) in units of each image's own margin.
 
-    Departs from Foolbox: no ``abort_early``, whose test is the loss summed over the batch and couples
-    its rows; c starts at 1 in units of the logits' spread; a failed row, which Foolbox returns as an
-    all-zero image, is the image itself.
+    With m the first-order margin, ``initial_const`` counts multiples of the c at which an affine model's
+    loss has its minimum on the boundary, ``2 m^2 / logit margin``, and ``stepsize`` is the L2 length of
+    Adam's first step in multiples of m: fixed ones are right for one scale of logits and margins only.
+    Departs from Foolbox further: no ``abort_early``, whose test is the loss summed over the batch and
+    couples its rows; tanh spans ``ROOM`` more on either side of the box, where the model sees the clamped
+    image, since pixels at 0 or 1 hardly move in the tanh of the box itself; the nearest point on the
+    whole path is kept, and a failed row, which Foolbox returns as an all-zero image, is the image itself.
     """
 
     name: ClassVar[str] = "cw"
     norms: ClassVar[frozenset[Norm]] = L2_ONLY
     domains: ClassVar[frozenset[Domain]] = BOX_ONLY
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.02}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.002}
     batch_invariant: ClassVar[bool] = True
+    ROOM: ClassVar[float] = 0.5
 
-    binary_search_steps: int = setting(9, least=1)
-    steps: int = setting(200, least=1)
-    stepsize: float = setting(1e-2, least=0)
-    initial_const: float = setting(1.0, least=0)
-    temperature: float = setting(10.0, least=0)
+    binary_search_steps: int = setting(6, least=1)
+    steps: int = setting(100, least=1)
+    stepsize: float = setting(0.1, least=0)
+    initial_const: float = setting(2.0, least=0)
 
     def perturb(
         self,
@@ -233,16 +270,25 @@ class CW(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
-        attack = library.L2CarliniWagnerAttack(
+        pixels = images[0].numel()
+        low, high = model.bounds
+        wide = (low - self.ROOM, high + self.ROOM)
+        margin, gap = first_order_margin(model, images, labels, norm)
+        margin = margin.clamp_max(pixels**0.5 / 2)  # no gradient: any step is as good
+        stepsize = self.stepsize * margin / pixels**0.5 / (wide[1] - wide[0]) * 2
+        cls: Any = library.L2CarliniWagnerAttack
+        attack = cls(
             binary_search_steps=self.binary_search_steps,
             steps=self.steps,
-            stepsize=self.stepsize,
-            initial_const=self.initial_const,
+            # one a row: Foolbox only multiplies by them
+            stepsize=ep.astensor(per_row(stepsize, images)),
+            initial_const=(self.initial_const * 2 * margin**2 / gap.clamp_min(TINY)).cpu().numpy(),
             abort_early=False,
         )
-        result = run(attack, model, images, labels, view=ScaleFree(model, self.temperature))
+        with model.recording(images, labels, norm) as record:
+            result = run(attack, model, images, labels, view=ClampedView(model, model.bounds), bounds=wide)
         failed = (result == 0).flatten(1).all(1)
-        return torch.where(per_row(failed, images).bool(), images, result)
+        return record.improve(torch.where(per_row(failed, images).bool(), images, result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +303,7 @@ class BB(Settings):
     name: ClassVar[str] = "bb"
     norms: ClassVar[frozenset[Norm]] = BOTH
     domains: ClassVar[frozenset[Domain]] = BOX_ONLY
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.01, "linf": 1.01}
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
 
     steps: int = setting(100, least=1)

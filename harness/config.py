@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -137,6 +139,11 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     if unknown:
         raise ConfigError(f"expected options of {', '.join(sorted(names))}, got {', '.join(unknown)}; remove them")
     options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    for f in dataclasses.fields(RunConfig):
+        # a file may hold 1 for 1.0, which is the same run
+        value = options.get(f.name)
+        if "float" in str(f.type) and type(value) is int and abs(value) < 2**63:
+            options[f.name] = float(value)
     return RunConfig(**options)
 
 
@@ -160,7 +167,18 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        # argparse's own words name the argument first: "argument --probe: expected one argument"
+        unknown = message.removeprefix("unrecognized arguments: ")
+        argument, _, trouble = message.removeprefix("argument ").partition(": ")
+        if unknown != message:
+            near = difflib.get_close_matches(unknown.split()[0], self._option_string_actions, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            message = f"expected options that there are, got {unknown}; {hint}"
+        elif trouble == "expected one argument":
+            message = f"expected a value for {argument}, got none; give one"
+        else:
+            message = f"expected options as in --help, got {message}; mend them"
+        self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message}\n")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +194,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag,
             action="append" if meta["many"] else "store",
-            type=kind,
+            type=partial(_converted, kind),
             default=argparse.SUPPRESS,
             help=text,
             metavar="|".join(meta["choices"]) or {int: "N", float: "X"}.get(kind, f.name.upper().replace("_", "-")),
@@ -201,7 +219,13 @@ def _read_file(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
-    return {key.replace("-", "_"): value for key, value in table.items()}
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    if len(values) < len(table):
+        twice = sorted(key for key in table if "-" in key and key.replace("-", "_") in table)
+        raise ConfigError(
+            f"expected each option once in {path}, got {', '.join(twice)} with dashes and underscores; remove one"
+        )
+    return values
 
 
 def _check(f: dataclasses.Field[Any], value: Any) -> None:
@@ -221,14 +245,25 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
             raise ConfigError(f"expected {flag} to be one of {', '.join(meta['choices'])}, got {item!r}; choose one")
     if meta["least"] is not None and not value >= meta["least"]:
         raise ConfigError(f"expected {flag} of at least {meta['least']}, got {value}; give a larger number")
-    if meta["above"] is not None and not (value > meta["above"] and value < float("inf")):
+    if meta["above"] is not None and not value > meta["above"]:
         raise ConfigError(f"expected {flag} above {meta['above']}, got {value}; give a larger number")
+    # torch's generators and sizes are 64-bit
+    if isinstance(value, int | float) and value >= 2**63:
+        raise ConfigError(f"expected {flag} below 2**63, got {value}; give a smaller number")
 
 
 def _kind(f: dataclasses.Field[Any]) -> tuple[type, ...]:
     name = str(f.type).split(" | ")[0]
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     return kinds.get(name, (tuple,))
+
+
+def _converted(kind: Callable[[str], Any], text: str) -> Any:
+    """The value, or the text itself, which `RunConfig` then refuses in its own words."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _plain(value: Any) -> Any:

@@ -64,7 +64,8 @@ def _draw_margins(axes: Axes, rows: pd.DataFrame, estimators: Sequence[str]) -> 
             yerr=line["se"].fillna(0),
             color=PALETTE[place % len(PALETTE)],
             linestyle=SPLIT_STYLES.get(str(split), ":"),
-            marker=MARKERS[place % len(MARKERS)],
+            # shifted in every round of colours, so that no two estimators look the same
+            marker=MARKERS[(place + place // len(PALETTE)) % len(MARKERS)],
             markersize=3.5,
             markerfacecolor="white" if split == "test" else None,
             linewidth=1.4,

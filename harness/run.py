@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -15,7 +16,7 @@ from torch import nn
 
 from harness.config import RunConfig
 from harness.data import Dataset
-from harness.statistics import epoch_table
+from harness.statistics import SUMMARY_COLUMNS, epoch_table
 from harness.store import (
     concatenate,
     load_checkpoint,
@@ -45,6 +46,7 @@ class TrackedRun:
         names = [field.name for field in dataclasses.fields(TrainingOptions)]
         options = TrainingOptions(**{name: getattr(config, name) for name in names})
         self.trainer = Trainer(model, dataset.train, options, device)
+        self._initial = copy.deepcopy(model.state_dict()), self.trainer.state_dict()
         self._epochs: dict[Path, pd.DataFrame] = {}
 
     def go(self, terminal: Terminal) -> None:
@@ -57,7 +59,7 @@ class TrackedRun:
         for epoch, seconds in self._checkpointed(terminal):
             self._predict(epoch, seconds)
             asked = epoch in (0, 1, self.last) or epoch % self.config.every == 0
-            summary = self.tracker.update(epoch, self.model) if asked else pd.DataFrame()
+            summary = self.tracker.update(epoch, self.model) if asked else pd.DataFrame(columns=SUMMARY_COLUMNS)
             table = self.epoch_table()
             here = table[table["epoch"] == epoch]
             errors = dict(zip(here["split"], here["error"], strict=True))
@@ -75,31 +77,48 @@ class TrackedRun:
         return table
 
     def _checkpointed(self, terminal: Terminal) -> Iterator[tuple[int, float]]:
-        """Put each epoch's weights into the model, from its checkpoint or by training; yield epoch and seconds.
-
-        Training goes on from the last epoch that has both a checkpoint and a trainer's state.
-        """
-        folder, epochs = self.folder, range(self.last + 1)
-        frontier = max((e for e in epochs if folder.checkpoint(e).exists() and folder.trainer(e).exists()), default=-1)
-        if all(folder.checkpoint(e).exists() for e in epochs):
-            frontier = self.last
-        for epoch in range(frontier + 1):
-            load_checkpoint(folder.checkpoint(epoch), self.model)
-            yield epoch, math.nan
-        if 0 <= frontier < self.last:
-            self.trainer.load_state_dict(cast(TrainerState, load_trainer(folder.trainer(frontier))))
-        for epoch in range(frontier + 1, self.last + 1):
+        """Put each epoch's weights into the model, from its checkpoint or by training; yield epoch and seconds."""
+        folder = self.folder
+        trained = True  # model and optimizer are those of `trainer.epoch`
+        for epoch in range(self.last + 1):
+            if folder.checkpoint(epoch).exists():
+                load_checkpoint(folder.checkpoint(epoch), self.model)
+                trained = False
+                yield epoch, math.nan
+                continue
             began = time.perf_counter()
-            if epoch:
-                terminal.training_started(epoch)
+            if not trained:
+                self._rewind(epoch)
+                trained = True
+            while self.trainer.epoch < epoch:
+                terminal.training_started(self.trainer.epoch + 1)
                 self.trainer.run_epoch(terminal.batch_done)
+                self.tracker.check(self.trainer.epoch, self.model)
             seconds = time.perf_counter() - began
             # the state first: a checkpoint without one could not be trained further
             save_trainer(folder.trainer(epoch), self.trainer.state_dict())
             save_checkpoint(folder.checkpoint(epoch), self.model, epoch)
-            for earlier in range(epoch - 1):
-                folder.trainer(earlier).unlink(missing_ok=True)
+            self._drop_old_states()
             yield epoch, seconds
+        self._drop_old_states()
+
+    def _rewind(self, epoch: int) -> None:
+        """Go back to the last epoch before this one that can be trained on from, at worst to the start."""
+        folder, (weights, state) = self.folder, self._initial
+        whole = (e for e in reversed(range(epoch)) if folder.checkpoint(e).exists() and folder.trainer(e).exists())
+        base = next(whole, None)
+        if base is None:
+            self.model.load_state_dict(weights)
+        else:
+            state = cast(TrainerState, load_trainer(folder.trainer(base)))
+            load_checkpoint(folder.checkpoint(base), self.model)
+        self.trainer.load_state_dict(state)
+
+    def _drop_old_states(self) -> None:
+        """Keep the trainer's states of the last two epochs only."""
+        newest = max(e for e in range(self.last + 1) if self.folder.checkpoint(e).exists())
+        for epoch in range(newest - 1):
+            self.folder.trainer(epoch).unlink(missing_ok=True)
 
     def _predict(self, epoch: int, seconds: float) -> None:
         """Keep what the network says of the whole training and test set."""

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -98,11 +99,18 @@ class RunFolder:
 
     def margin_parts(self) -> list[Path]:
         """Finished margin parts, by epoch and unit."""
-        return sorted((self.path / "margins").glob("epoch-*/[!.]*.parquet"))
+        parts = (self.path / "margins").glob("epoch-*/[!.]*.parquet")
+        return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
 
     def prediction_parts(self) -> list[Path]:
         """Finished prediction parts, by epoch."""
-        return sorted((self.path / "predictions").glob("epoch-[0-9]*.parquet"))
+        return sorted((self.path / "predictions").glob("epoch-[0-9]*.parquet"), key=_epoch_of)
+
+    def witness_epochs(self, unit: Unit) -> list[int]:
+        """Epochs that witnesses of the unit are kept of, in order."""
+        # a unit's filename holds no wildcards: they are percent-encoded
+        found = (self.path / "witnesses").glob(f"epoch-*/{unit.filename}.safetensors")
+        return sorted(_epoch_of(path.parent) for path in found)
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
@@ -132,7 +140,12 @@ class RunFolder:
         if not self.exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
-            self.write_manifest({"schema": SCHEMA, "created": now(), **manifest})
+            try:
+                self.write_manifest({"schema": SCHEMA, "created": now(), **manifest})
+            except OSError as error:
+                raise StoreError(
+                    f"expected a folder that can be written at {self.path}, got {error}; choose another one"
+                ) from None
             return
         if not resume:
             raise StoreError(f"expected a new folder, got {self.path} with a run in it; add --resume or choose another")
@@ -142,11 +155,19 @@ class RunFolder:
             raise StoreError(
                 f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
             )
-        self.write_manifest({**before, **manifest, "created": before.get("created"), "resumed": now()})
+        # estimators that are not asked for again keep their parts, and so their entries
+        entries = (*before.get("estimators", ()), *manifest.get("estimators", ()))
+        estimators = list({entry["estimator"]: entry for entry in entries}.values())
+        kept = {"created": before.get("created"), "estimators": estimators}
+        self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.name.removeprefix("epoch-").partition(".")[0])
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -180,10 +201,12 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_part(path: Path, table: pd.DataFrame, **facts: str) -> None:
-    """Write one Parquet part with ``facts`` in its metadata."""
+    """Write one Parquet part with ``facts`` in its metadata and a checksum of every page."""
     content = pa.Table.from_pandas(table, preserve_index=False)
     content = content.replace_schema_metadata({**(content.schema.metadata or {}), **facts})
-    write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+    write_atomically(
+        path, lambda temporary: pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
+    )
 
 
 def read_part(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -193,11 +216,11 @@ def read_part(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
         StoreError: the file is damaged.
     """
     try:
-        content = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"expected a Parquet part at {path}, got {error}; delete it and --resume") from None
-    facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
-    return content.to_pandas(), facts
+        content = pq.read_table(path, page_checksum_verification=True)
+        facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        return content.to_pandas(), facts
+    except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
+        raise StoreError(f"expected a Parquet part at {path}, got {_reason(error)}; delete it and --resume") from None
 
 
 def weights_checksum(model: nn.Module) -> str:
@@ -234,10 +257,13 @@ def load_checkpoint(path: Path, model: nn.Module) -> None:
         with safe_open(str(path), framework="pt") as handle:
             wanted = (handle.metadata() or {}).get("weights")
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(f"expected a checkpoint of this model at {path}, got {reason}; restore it") from None
+        raise StoreError(
+            f"expected a checkpoint of this model at {path}, got {_reason(error)}; delete it and --resume"
+        ) from None
     if weights_checksum(model) != wanted:
-        raise StoreError(f"expected weights {str(wanted)[:12]} in {path}, got others; the file is damaged: restore it")
+        raise StoreError(
+            f"expected weights {str(wanted)[:12]} in {path}, got others; the file is damaged: delete it and --resume"
+        )
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str] | None = None) -> None:
@@ -279,11 +305,21 @@ def load_trainer(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"expected a trainer's state at {path}, got {reason}; delete it and --resume") from None
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StoreError(f"expected a trainer's state at {path}, got {error}; delete it and --resume") from None
+    except Exception:  # torch raises many kinds for a damaged file, most of them with advice that is none here
+        state = None
+    if not isinstance(state, dict):
+        raise StoreError(f"expected a trainer's state at {path}, got a damaged or foreign file; delete it and --resume")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says of a damaged file."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
@@ -293,7 +329,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    return {"versions": versions, "machine": machine | {"threads": threads}, "command": sys.argv}
+    return {"versions": versions, "machine": machine | {"threads": threads}, "command": sys.orig_argv[1:]}
 
 
 def now() -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -94,40 +94,38 @@ class Terminal(Listener):
         return (time.monotonic() - self.began) / self.done_epochs * (self.epochs - epoch)
 
 
-def print_estimators(write: Callable[[str], object]) -> None:
-    """The estimators with norms, domains and cost; needs no torch."""
-    from attacks.registry import known
-
-    write(f"{'name':<13} {'norms':<8} {'domains':<9} {'passes/image':<13} what")
-    for name, entry in known().items():
-        norms, domains = " ".join(entry.norms) or "?", " ".join(entry.domains) or "?"
-        write(f"{name:<13} {norms:<8} {domains:<9} {entry.cost:<13} {entry.about}")
-
-
 def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, epochs: pd.DataFrame) -> None:
-    """Average margins at the first, second and last measured epoch, failures, and where the files are."""
+    """Average margins at the first, second (where there is room) and last measured epoch, failures, the files."""
     measured = sorted(summary["epoch"].unique())
-    shown = [epoch for place, epoch in enumerate(measured) if place in (0, 1, len(measured) - 1)]
-    table = Table(title="average margin of the predicted class ± standard error", box=box.SIMPLE_HEAD)
-    for heading in ("estimator", "norm", "images"):
+    places = {0, 1 if console.width >= 100 else 0, len(measured) - 1}
+    shown = [epoch for place, epoch in enumerate(measured) if place in places]
+    title = "average margin of the predicted class ± standard error"
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    # names wrap where the table is too wide, so that no number is cut off
+    table.add_column("estimator", overflow="fold")
+    for heading in ("norm", "images"):
         table.add_column(heading, no_wrap=True)
-    for heading in (*(f"epoch {epoch}" for epoch in shown), "passes/image", "found"):
+    for heading in (*(f"epoch {epoch}" for epoch in shown), "passes", "found"):
         table.add_column(heading, justify="right", no_wrap=True)
     whole = summary[summary["subset"] == "all"]
     for (estimator, norm, split), rows in whole.groupby(["estimator", "norm", "split"], sort=False):
         cells = [_average(rows[rows["epoch"] == epoch]) for epoch in shown]
         passes = f"{(rows['forwards'] + rows['backwards']).mean():.0f}"
-        found = f"{int(rows['found'].sum())}/{int(rows['count'].sum())}{_troubles(rows)}"
-        table.add_row(str(estimator), str(norm), f"{int(rows['count'].max())} {split}", *cells, passes, found)
+        found = f"{int(rows['found'].sum())}/{int(rows['count'].sum())}"
+        table.add_row(escape(str(estimator)), str(norm), f"{int(rows['count'].max())} {split}", *cells, passes, found)
     console.print(table)
+    console.print("passes: forwards and backwards an image; found: images of all epochs", highlight=False)
+    for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
+        if _troubles(rows):
+            line = f"{estimator} {norm}: {int(rows['count'].sum())} images{_troubles(rows)}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if len(epochs):
         last = epochs[epochs["epoch"] == epochs["epoch"].max()]
         words = ", ".join(f"{row['split']} {100 * row['error']:.2f}%" for _, row in last.iterrows())
         console.print(f"error at epoch {last['epoch'].iloc[0]}: {words}", highlight=False)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        "  summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/margins.png", highlight=False
-    )
+    files = "summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/margins.png"
+    console.print(f"  {files}", highlight=False, soft_wrap=True)
 
 
 def _troubles(rows: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError
+from attacks.registry import known
 from harness.config import ConfigError, OneLineParser, RunConfig, add_options, as_dict, digest, from_namespace
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(argv)
     if given.list_estimators:
-        from harness.terminal import print_estimators
-
-        print_estimators(print)
+        _print_estimators()
         return DONE
     try:
         return _track(from_namespace(given), given.out, given.resume)
@@ -56,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-estimators", action="store_true", help="list the estimators and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def _print_estimators() -> None:
+    """The estimators with norms, domains and cost; needs no torch."""
+    print(f"{'name':<13} {'norms':<8} {'domains':<9} {'passes/image':<13} what")
+    for name, entry in known().items():
+        norms, domains = " ".join(entry.norms) or "?", " ".join(entry.domains) or "?"
+        print(f"{name:<13} {norms:<8} {domains:<9} {entry.cost:<13} {entry.about}")
 
 
 def _say_error(error: Exception, code: int, debug: bool) -> int:

@@ -129,15 +129,25 @@ class MarginTracker:
         """
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
+        weights = self.check(epoch, model)
+        for unit in self.units:
+            if not self.folder.margins(epoch, unit).exists():
+                self._measure_unit(epoch, unit, model, weights)
+        summary = self.summary()
+        return summary[summary["epoch"] == epoch].reset_index(drop=True)
+
+    def check(self, epoch: int, model: nn.Module) -> str:
+        """The checksum of the model's weights, which must be those that the epoch was measured with, if it was.
+
+        Raises:
+            StoreError: the epoch was measured with other weights.
+        """
         weights = weights_checksum(model)
         for unit in self.units:
             path = self.folder.margins(epoch, unit)
             if path.exists():
                 self._check_weights(path, epoch, unit, weights)
-            else:
-                self._measure_unit(epoch, unit, model, weights)
-        summary = self.summary()
-        return summary[summary["epoch"] == epoch].reset_index(drop=True)
+        return weights
 
     def measured(self, epoch: int) -> bool:
         """Whether every unit of the epoch is there."""
@@ -192,13 +202,24 @@ class MarginTracker:
             tensors[f"{split}.image"] = self.probes[split].ids[found]
             tensors[f"{split}.witness"] = margins.witness[found]
             tensors[f"{split}.distance"] = margins.distance[found]
-        save_tensors(self.folder.witnesses(epoch, unit), tensors)
-        for earlier in range(epoch):
+        before = self.folder.witness_epochs(unit)
+        latest = max((epoch, *before))
+        save_tensors(self.folder.witnesses(epoch, unit), tensors if epoch == latest else self._extremes(tensors))
+        for earlier in before:
             path = self.folder.witnesses(earlier, unit)
-            if path.exists():
+            if earlier < latest:
                 kept = load_tensors(path)
                 if any(len(value) > 2 * WITNESSES_KEPT for value in kept.values()):
-                    save_tensors(path, _extremes(kept, list(self.probes)))
+                    save_tensors(path, self._extremes(kept))
+
+    def _extremes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = {}
+        for split in self.probes:
+            order = tensors[f"{split}.distance"].argsort(stable=True)
+            if len(order) > 2 * WITNESSES_KEPT:
+                order = torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
+            kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][order] for name in ("image", "witness", "distance")}
+        return kept
 
     def _check_weights(self, path: Path, epoch: int, unit: Unit, weights: str) -> None:
         before = read_part(path)[1].get("weights", "none")
@@ -292,17 +313,6 @@ def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain
     return pd.DataFrame(columns)
 
 
-def _extremes(tensors: dict[str, Tensor], splits: Sequence[str]) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = {}
-    for split in splits:
-        order = tensors[f"{split}.distance"].argsort()
-        rows = (
-            order if len(order) <= 2 * WITNESSES_KEPT else torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
-        )
-        kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][rows] for name in ("image", "witness", "distance")}
-    return kept
-
-
 def _as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, float]) -> Probe:
     if isinstance(given, Probe):
         given = (given.images, given.labels, given.ids)
@@ -325,5 +335,6 @@ def _as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float,
 def _probe_checksum(probe: Probe) -> str:
     digester = hashlib.sha256()
     for value in (probe.images, probe.labels, probe.ids):
+        digester.update(f"{value.dtype} {tuple(value.shape)}".encode())
         digester.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digester.hexdigest()

@@ -86,10 +86,11 @@ def generator(*parts: int) -> torch.Generator:
 
 
 def affine_model(classes: int, shape: Shape = DIGITS, *, scale: float = 1.0, spread: float = 0.5) -> Affine:
-    """Rows of the weight between 0.5 and 2 times a standard normal row, so that the nearest boundary is often
-    not that of the runner-up logit."""
+    """Normal rows. Of many classes the longest is four times the shortest, so that the nearest boundary is often
+    not the runner-up logit's, which most attacks follow."""
     draw, pixels = generator(classes, math.prod(shape)), math.prod(shape)
-    lengths = torch.linspace(0.5, 2.0, classes)[torch.randperm(classes, generator=draw)]
+    least, most = (0.5, 2.0) if classes > 3 else (0.8, 1.25)
+    lengths = torch.linspace(least, most, classes)[torch.randperm(classes, generator=draw)]
     weight = torch.randn(classes, pixels, generator=draw) * lengths[:, None]
     return Affine(weight, spread * torch.randn(classes, generator=draw), scale)
 
@@ -175,7 +176,7 @@ def constant(classes: int = 3, *, count: int = 8, shape: Shape = DIGITS) -> Orac
     """No boundary anywhere."""
     model = Affine(torch.zeros(classes, math.prod(shape)), torch.linspace(1.0, 0.0, classes))
     nowhere = torch.full((count,), math.inf, dtype=torch.float64)
-    return Oracle("constant", model, grey_images(count, shape), {norm: nowhere for norm in NORMS})
+    return Oracle("constant", model, grey_images(count, shape), dict.fromkeys(NORMS, nowhere))
 
 
 def tied(*, count: int = 8, shape: Shape = DIGITS) -> Oracle:

@@ -28,7 +28,7 @@ def refusal(text: str) -> str:
 
 
 def test_the_named_estimators_are_those_of_the_design() -> None:
-    assert list(ESTIMATORS) == "deepfool fmn ddn cw bb pgd apgd fab foolbox torchattacks".split()
+    assert list(ESTIMATORS) == ["deepfool", "fmn", "ddn", "cw", "bb", "pgd", "apgd", "fab", "foolbox", "torchattacks"]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -68,7 +68,10 @@ def test_defaults_vanish_from_the_text_and_every_field_survives_it(name: str) ->
         ("pgd:temperature=0", "pgd:temperature=0.0"),
         ("fmn:nudge=1e-5", "fmn:nudge=1e-05"),
         ("foolbox:L2PGD", "foolbox:L2PGD"),
-        ("foolbox:L2PGD:steps=5,random_start=False,epsilon=0.5", "foolbox:L2PGD:epsilon=0.5,random_start=false,steps=5"),
+        (
+            "foolbox:L2PGD:steps=5,random_start=False,epsilon=0.5",
+            "foolbox:L2PGD:epsilon=0.5,random_start=false,steps=5",
+        ),
         ("foolbox:L2PGD:abs_stepsize=NONE", "foolbox:L2PGD:abs_stepsize=none"),
         ("torchattacks:CW:lr=0.1,c=2", "torchattacks:CW:c=2,lr=0.1"),
     ],
@@ -132,7 +135,7 @@ def test_parameters_are_checked_with_type_and_default_in_the_message(text: str, 
 
 def test_settings_are_checked_without_the_text_form_too() -> None:
     cls = type(create("deepfool"))
-    with pytest.raises(EstimatorError, match="expected steps to be an integer of at least 1, got 2.0; the default is 50"):
+    with pytest.raises(EstimatorError, match=r"expected steps to be an integer of at least 1, got 2\.0"):
         cls(steps=2.0)
     with pytest.raises(EstimatorError, match="expected overshoot to be a number of at least 0, got True"):
         cls(overshoot=True)

@@ -1,0 +1,83 @@
+"""Measuring on a CUDA device: the CPU's distances, nothing moved, generators given back."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import InputError, Status
+from attacks.measure import measure
+from attacks.registry import create
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _full_float32() -> Any:
+    """TF32 would round the convolutions to 10 bits."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+def small_cnn() -> nn.Module:
+    torch.manual_seed(31)
+    layers = [nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)]
+    return nn.Sequential(*layers)
+
+
+def some_images() -> Tensor:
+    return torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(32))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("text", ["deepfool", "fmn"])
+def test_distances_are_the_cpus(text: str, norm: Any) -> None:
+    on_cpu = measure(small_cnn(), some_images(), create(text), norm)
+    model, images = small_cnn().cuda(), some_images().cuda()
+    on_gpu = measure(model, images, create(text), norm)
+    assert set(on_cpu.status) == {Status.FOUND}
+    assert on_gpu.status == on_cpu.status
+    torch.testing.assert_close(on_gpu.distance, on_cpu.distance, rtol=1e-3, atol=0)
+    assert {parameter.device.type for parameter in model.parameters()} == {images.device.type} == {"cuda"}
+    # margins are for tables and files
+    assert on_gpu.distance.device.type == on_gpu.witness.device.type == "cpu"
+
+
+@pytest.mark.parametrize("text", ["deepfool", "ddn:steps=10", "pgd:rounds=2,restarts=2", "apgd:rounds=2", "fab"])
+def test_generators_of_all_devices_are_given_back(text: str) -> None:
+    model, images = small_cnn().cuda(), some_images().cuda()
+    torch.cuda.manual_seed_all(5)
+    torch.rand(3, device="cuda")
+    before = torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    margins = measure(model, images, create(text), "l2", noise_retries=1)
+    after = torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    assert Status.FAILED not in margins.status
+    assert torch.equal(before[0], after[0])
+    assert all(torch.equal(one, other) for one, other in zip(before[1], after[1], strict=True))
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 4
+
+
+def test_images_on_another_device_than_the_model_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^expected a model that takes images of shape .+ on cpu, got RuntimeError: "):
+        measure(small_cnn().cuda(), some_images(), create("deepfool"), "l2")
+    with pytest.raises(
+        InputError, match=r"on cuda:0, got RuntimeError: .+; give it the images' shape, dtype and device$"
+    ):
+        measure(small_cnn(), some_images().cuda(), create("deepfool"), "l2")
+
+
+def test_logits_on_another_device_than_the_images_are_refused() -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small_cnn().cuda()
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images.cuda())
+            return logits
+
+    with pytest.raises(InputError, match=r"at least 2 classes on cpu, got \(16, 5\) on cuda:0; "):
+        measure(Moving(), some_images(), create("deepfool"), "l2")

@@ -1,0 +1,220 @@
+"""Our adapters beside the stock attacks of Foolbox and torchattacks: the same images, the same points.
+
+Where stock is wrong, tests say so, to notice when it is mended.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from attacks.apgd import ascend, ball_point, dlr_loss, targeted_dlr_loss
+from attacks.estimator import NORMS, Norm
+from attacks.geometry import row_norm
+from attacks.isolation import Classifier, ScaleFree, frozen_view
+from attacks.measure import measure
+from attacks.registry import create
+from attacks.via_foolbox import foolbox, library, quiet
+from attacks.via_torchattacks import LIBRARY_NORM, PGD
+from tests import oracles
+
+COUNT = 32
+RADIUS = {"l2": 0.5, "linf": 0.125}  # float32 and float64 hold both
+SEEDS = torch.zeros(COUNT, dtype=torch.int64)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network trained on real digits for a moment, images it has not seen, and its predictions."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images, labels = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for batch in torch.randperm(1500).split(100) * 4:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimiser.step()
+    network.eval().requires_grad_(False)
+    probe = images[1500 : 1500 + COUNT]
+    prediction = network(probe).argmax(1)
+    assert (prediction == labels[1500 : 1500 + COUNT]).double().mean() > 0.8
+    return network, probe, prediction
+
+
+@contextmanager
+def view_of(model: nn.Module, images: Tensor) -> Iterator[Classifier]:
+    """What `measure` shows to estimators."""
+    with frozen_view(model, (0.0, 1.0), "box", images.device) as view:
+        view.classes = 10
+        view.start_chunk(len(images))
+        yield view
+
+
+class Recorder(nn.Module):
+    """Keeps every batch that passes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.seen = model, list[Tensor]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def stock_foolbox(attack: Any, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """As a user of Foolbox would call it."""
+    with quiet():
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        raw, _, _ = attack(wrapped, images, labels, epsilons=None)
+    result: Tensor = raw
+    return result
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_deepfool_is_stock_foolbox(norm: Norm, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    stock = library.L2DeepFoolAttack() if norm == "l2" else library.LinfDeepFoolAttack()
+    expected = stock_foolbox(stock, model, images, labels)
+    with view_of(model, images) as view:
+        got = create("deepfool").perturb(view, images, labels, norm, seeds=SEEDS)
+    assert torch.equal(got, expected)
+    assert (row_norm(expected - images, norm) > 0).all()
+    # and it is the settings that are compared, not images that any DeepFool would leave alike
+    with view_of(model, images) as view:
+        other = create("deepfool:overshoot=0.03").perturb(view, images, labels, norm, seeds=SEEDS)
+    assert not torch.allclose(other, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_measured_deepfool_starts_from_stock_witnesses(norm: Norm, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    stock = library.L2DeepFoolAttack() if norm == "l2" else library.LinfDeepFoolAttack()
+    expected = stock_foolbox(stock, model, images, labels)
+    margins = measure(model, images, create("deepfool"), norm, noise_retries=0)
+    found = margins.distance.isfinite()
+    assert found.double().mean() > 0.9
+    torch.testing.assert_close(margins.attack_distance[found], row_norm(expected - images, norm)[found], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [oracles.DIGITS, oracles.OBLONG], ids=str)
+def test_stock_l2_fmn_does_not_project_and_ours_does(shape: oracles.Shape) -> None:
+    """When this fails, Foolbox has mended `L2FMNAttack.project` and `ProjectedL2FMN` may be looked at again."""
+    truth = oracles.affine(10, shape)
+    labels = truth.model(truth.images).argmax(1)
+    stock = stock_foolbox(library.L2FMNAttack(), truth.model.requires_grad_(False), truth.images, labels)
+    ratio = row_norm(stock - truth.images, "l2") / truth.exact["l2"]
+    assert ratio.median() > 1.5
+    ours = measure(truth.model, truth.images, create("fmn"), "l2").attack_distance / truth.exact["l2"]
+    assert ours.median() < 1.01
+    assert ours.quantile(0.9) < 1.3
+
+
+def test_linf_fmn_is_stock_foolbox_but_for_the_nudge(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    stock = row_norm(stock_foolbox(library.LInfFMNAttack(), model, images, labels) - images, "linf")
+    ours = measure(model, images, create("fmn"), "linf").attack_distance
+    crossed = stock > 0  # stock stops just inside of the boundary for some, and then returns the image
+    assert crossed.double().mean() > 0.5
+    assert (ours[crossed] / stock[crossed]).log().abs().median() < 0.01
+
+
+def stock_pgd(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, **options: Any) -> Tensor:
+    epsilon = RADIUS[norm]
+    options = {"steps": 20, "alpha": 2.5 * epsilon / 20, "random_start": False} | options
+    attack = (torchattacks.PGD if norm == "linf" else torchattacks.PGDL2)(model, eps=epsilon, **options)
+    result: Tensor = attack(images, labels)
+    return result
+
+
+@pytest.mark.parametrize("temperature", [0.0, 10.0])
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_at_one_radius_is_stock_torchattacks(
+    norm: Norm, temperature: float, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, images, labels = digits
+    shown = ScaleFree(model, temperature) if temperature else model
+    expected = stock_pgd(shown, images, labels, norm)
+    radius = torch.full((COUNT,), RADIUS[norm], dtype=torch.float64)
+    got = PGD(temperature=temperature).at_radius(model, images, labels, radius, norm)
+    assert (row_norm(got - images, norm) > 0.5 * RADIUS[norm]).all()
+    if norm == "linf":
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    else:
+        # ours goes without the constant that stock adds to the gradient's norm
+        bare = stock_pgd(shown, images, labels, norm, eps_for_division=1e-30)
+        torch.testing.assert_close(got, bare, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+    assert not torch.allclose(got, stock_pgd(shown, images, labels, norm, steps=19), atol=1e-3)
+
+
+def test_pgd_rows_have_their_own_radii(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    radius = torch.linspace(0.01, 0.3, COUNT, dtype=torch.float64)
+    together = PGD(temperature=0.0).at_radius(model, images, labels, radius, "linf")
+    for row in (0, COUNT // 2, COUNT - 1):
+        one = slice(row, row + 1)
+        alone = PGD(temperature=0.0).at_radius(model, images[one], labels[one], radius[one], "linf")
+        torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-6)
+
+
+def directions(images: Tensor, norm: Norm, seed: int) -> Tensor:
+    """The random start of torchattacks' APGD and APGDT, as a point of the unit sphere."""
+    torch.manual_seed(seed)
+    if norm == "linf":
+        draw = 2 * torch.rand(images.shape) - 1
+        return draw / draw.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    draw = torch.randn(images.shape)
+    return draw / draw.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def paths(
+    attack: Any, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, seed: int, loss: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Every point that stock and ours send through the model, from one start."""
+    stock, ours = Recorder(model), Recorder(model)
+    runner = attack(stock)
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, of torchattacks
+        runner.attack_single_run(images, labels)
+    radius = torch.full((len(images),), RADIUS[norm], dtype=torch.float64)
+    start = ball_point(images, directions(images, norm, seed).to(images), radius, (0.0, 1.0))
+    ascend(ours, loss, images, radius, start, norm, steps=runner.steps, bounds=(0.0, 1.0))
+    return stock.seen, ours.seen
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_walks_as_stock_torchattacks(
+    norm: Norm, seed: int, steps: int, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    network, images, labels = digits
+    model, images = nn.Sequential(network).double(), images.double()
+    attack = partial(
+        torchattacks.APGD, norm=LIBRARY_NORM[norm], eps=RADIUS[norm], steps=steps, loss="dlr"
+    )
+    stock, ours = paths(attack, model, images, labels, norm, seed, partial(dlr_loss, labels=labels))
+    compare(stock, ours, steps)
+
+
+def compare(stock: list[Tensor], ours: list[Tensor], steps: int) -> None:
+    assert len(stock) == len(ours) == steps + 1
+    for step, (theirs, own) in enumerate(zip(stock, ours, strict=True)):
+        apart = row_norm(theirs - own, "linf")
+        assert apart.max() < 1e-6, f"step {step}: {int((apart >= 1e-6).sum())} rows apart by up to {apart.max():.3g}"
