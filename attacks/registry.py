@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -20,13 +21,14 @@ ENTRY_POINTS = "margin_harness.estimators"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the list: where the class is, what it can do and what it costs."""
+    """One line of the list: where the class is, what it can do, what it costs and the package it needs besides."""
 
     target: str
     norms: tuple[Norm, ...]
     domains: tuple[Domain, ...]
     cost: str
     about: str
+    needs: str = ""
 
 
 _BOX: tuple[Domain, ...] = ("box",)
@@ -36,7 +38,9 @@ ESTIMATORS: dict[str, Entry] = {
     "fmn": Entry("attacks.via_foolbox:FMN", NORMS, DOMAINS, "220", "fast minimum norm: adaptive radius"),
     "ddn": Entry("attacks.via_foolbox:DDN", ("l2",), DOMAINS, "220", "decoupled direction and norm"),
     "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
-    "bb": Entry("attacks.via_foolbox:BB", NORMS, _BOX, "280", "Brendel-Bethge along the boundary (extra: bb)"),
+    "bb": Entry(
+        "attacks.via_foolbox:BB", NORMS, _BOX, "280", "Brendel-Bethge along the boundary; needs numba", "numba"
+    ),
     "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "350", "PGD, radius bisected per image"),
     "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
     "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
@@ -78,6 +82,19 @@ def check_name(text: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
         raise EstimatorError(f"expected an estimator of {', '.join(names)}, got {name!r}; {hint}")
     return name
+
+
+def check_needs(name: str) -> None:
+    """Refuse an estimator whose package is not installed, before any work is done for it.
+
+    Raises:
+        EstimatorError: names the package.
+    """
+    entry = known().get(name)
+    if entry is not None and entry.needs and importlib.util.find_spec(entry.needs) is None:
+        raise EstimatorError(
+            f"expected the package {entry.needs} for the estimator {name}, got none; pip install {entry.needs}"
+        )
 
 
 def create(text: str) -> Estimator:

@@ -5,7 +5,6 @@ Foolbox 3.3.4 is wrapped, not believed: its results are candidates that `attacks
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import warnings
@@ -18,10 +17,11 @@ import eagerpy as ep
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, setting
+from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row
 from attacks.isolation import Bounds, Classifier, ScaleFree
 from attacks.radius import first_order_margin
+from attacks.registry import check_needs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy.ndimage.filters
@@ -204,7 +204,7 @@ class DDN(Settings):
     steps: int = setting(100, least=1)
     init_epsilon: float = setting(1.0, least=0)
     gamma: float = setting(0.05, least=0)
-    temperature: float = setting(10.0, least=0)
+    temperature: float = setting(10.0, least=0.1)
 
     def perturb(
         self,
@@ -325,8 +325,7 @@ class BB(Settings):
         Raises:
             EstimatorError: numba is not installed.
         """
-        if importlib.util.find_spec("numba") is None:
-            raise EstimatorError("expected numba for the estimator bb, got no such package; pip install numba")
+        check_needs(self.name)
         if start is None:
             start = DeepFool(overshoot=0.5).perturb(model, images, labels, norm, seeds=seeds)
         with torch.no_grad():

@@ -134,8 +134,8 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for r in rows:
         lines.append(
-            f"| {r.problem} | {r.estimator} | {r.norm} | {r.found:.1%} | {r.mean:.4f} | {r.median:.4f} | {r.p90:.4f} "
-            f"| {r.worst:.3f} | {r.within_1_percent:.0%} | {r.forwards:.0f} + {r.backwards:.0f} | {r.milliseconds:.1f} |"
+            f"| {r.problem} | {r.estimator} | {r.norm} | {r.found:.1%} | {r.mean:.4f} | {r.median:.4f} | {r.p90:.4f} | "
+            f"{r.worst:.3f} | {r.within_1_percent:.0%} | {r.forwards:.0f} + {r.backwards:.0f} | {r.milliseconds:.1f} |"
         )
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.isolation import check_images
 from attacks.measure import derive_seed, measure
-from attacks.registry import create, text_form
+from attacks.registry import check_needs, create, text_form
 from harness.config import digest
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import (
@@ -149,10 +149,6 @@ class MarginTracker:
                 self._check_weights(path, epoch, unit, weights)
         return weights
 
-    def measured(self, epoch: int) -> bool:
-        """Whether every unit of the epoch is there."""
-        return all(self.folder.margins(epoch, unit).exists() for unit in self.units)
-
     def summary(self) -> pd.DataFrame:
         """All epochs' summary, also written to ``summary.csv``."""
         parts = self.folder.margin_parts()
@@ -252,10 +248,11 @@ def plan_units(
     """The units to measure, and a line for every estimator's norm that is skipped.
 
     Raises:
-        EstimatorError: an estimator has none of the norms, or not the domain.
+        EstimatorError: an estimator has none of the norms, or not the domain, or lacks a package.
     """
     units, skipped = [], []
     for text, estimator in estimators.items():
+        check_needs(estimator.name)
         if domain not in estimator.domains:
             raise EstimatorError(
                 f"expected estimators that can do --domain {domain}, got {text} "
@@ -317,7 +314,9 @@ def _as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float,
     if isinstance(given, Probe):
         given = (given.images, given.labels, given.ids)
     if len(given) not in (2, 3):
-        raise InputError(f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items")
+        raise InputError(
+            f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items; give two or three"
+        )
     images, labels = given[0].detach().cpu(), given[1].detach().cpu()
     ids = given[2].detach().cpu() if len(given) == 3 else torch.arange(len(images))
     check_images(images, bounds)
