@@ -42,7 +42,7 @@ ESTIMATORS: dict[str, Entry] = {
         "attacks.via_foolbox:BB", NORMS, _BOX, "280", "Brendel-Bethge along the boundary; needs numba", "numba"
     ),
     "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "350", "PGD, radius bisected per image"),
-    "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
+    "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "1100", "auto-PGD on DLR and targeted DLR, bisected"),
     "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
     "foolbox": Entry(
         "attacks.any_attack:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"

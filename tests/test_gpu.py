@@ -14,12 +14,9 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def _full_float32() -> Any:
-    """TF32 would round the convolutions to 10 bits."""
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32, cuDNN's default, rounds what a convolution takes in to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def small_cnn() -> nn.Module:

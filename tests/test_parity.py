@@ -5,6 +5,7 @@ Where stock is wrong, tests say so, to notice when it is mended.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,18 +17,19 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacks.apgd import ascend, ball_point, dlr_loss, targeted_dlr_loss
+from attacks.apgd import ascend, dlr_loss, targeted_dlr_loss
 from attacks.estimator import NORMS, Norm
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier, ScaleFree, frozen_view
 from attacks.measure import measure
+from attacks.radius import ball_point
 from attacks.registry import create
 from attacks.via_foolbox import foolbox, library, quiet
 from attacks.via_torchattacks import LIBRARY_NORM, PGD
 from tests import oracles
 
 COUNT = 32
-RADIUS = {"l2": 0.5, "linf": 0.125}  # float32 and float64 hold both
+RADIUS: dict[Norm, float] = {"l2": 0.25, "linf": 0.0625}  # float32 holds both exactly
 SEEDS = torch.zeros(COUNT, dtype=torch.int64)
 
 
@@ -40,7 +42,12 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     images, labels = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)
+        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
     )
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
     for batch in torch.randperm(1500).split(100) * 4:
@@ -108,7 +115,9 @@ def test_measured_deepfool_starts_from_stock_witnesses(norm: Norm, digits: tuple
     margins = measure(model, images, create("deepfool"), norm, noise_retries=0)
     found = margins.distance.isfinite()
     assert found.double().mean() > 0.9
-    torch.testing.assert_close(margins.attack_distance[found], row_norm(expected - images, norm)[found], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        margins.attack_distance[found], row_norm(expected - images, norm)[found], rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [oracles.DIGITS, oracles.OBLONG], ids=str)
@@ -116,7 +125,7 @@ def test_stock_l2_fmn_does_not_project_and_ours_does(shape: oracles.Shape) -> No
     """When this fails, Foolbox has mended `L2FMNAttack.project` and `ProjectedL2FMN` may be looked at again."""
     truth = oracles.affine(10, shape)
     labels = truth.model(truth.images).argmax(1)
-    stock = stock_foolbox(library.L2FMNAttack(), truth.model.requires_grad_(False), truth.images, labels)
+    stock = stock_foolbox(library.L2FMNAttack(), truth.model.eval().requires_grad_(False), truth.images, labels)
     ratio = row_norm(stock - truth.images, "l2") / truth.exact["l2"]
     assert ratio.median() > 1.5
     ours = measure(truth.model, truth.images, create("fmn"), "l2").attack_distance / truth.exact["l2"]
@@ -183,7 +192,13 @@ def directions(images: Tensor, norm: Norm, seed: int) -> Tensor:
 
 
 def paths(
-    attack: Any, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, seed: int, loss: Callable[[Tensor], Tensor]
+    attack: Any,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    seed: int,
+    loss: Callable[[Tensor], Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Every point that stock and ours send through the model, from one start."""
     stock, ours = Recorder(model), Recorder(model)
@@ -198,6 +213,34 @@ def paths(
     return stock.seen, ours.seen
 
 
+def compare(
+    stock: list[Tensor],
+    ours: list[Tensor],
+    model: nn.Module,
+    labels: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    least: int,
+) -> int:
+    """The same points at every step, and the same rows with a witness; returns how many rows, at ``least`` so many.
+
+    Left out are rows that come to where DLR is 1 whatever the image (the label exactly third, or the
+    target first): their gradient is rounding alone.
+    """
+    assert len(stock) == len(ours)
+    values = torch.stack([loss(model(points)) for points in stock])
+    regular = ((values - 1).abs() > 1e-9).all(0)
+    assert regular.sum() >= least
+    for step, (theirs, own) in enumerate(zip(stock, ours, strict=True)):
+        wrong = row_norm(theirs - own, "linf")[regular] > 1e-6
+        assert not wrong.any(), f"step {step}: {int(wrong.sum())} rows apart"
+
+    def crossed(path: list[Tensor]) -> Tensor:
+        return torch.stack([model(points).argmax(1) != labels for points in path]).any(0)
+
+    assert torch.equal(crossed(stock), crossed(ours))
+    return int(regular.sum())
+
+
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("norm", NORMS)
@@ -205,16 +248,57 @@ def test_apgd_walks_as_stock_torchattacks(
     norm: Norm, seed: int, steps: int, digits: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     network, images, labels = digits
-    model, images = nn.Sequential(network).double(), images.double()
-    attack = partial(
-        torchattacks.APGD, norm=LIBRARY_NORM[norm], eps=RADIUS[norm], steps=steps, loss="dlr"
-    )
-    stock, ours = paths(attack, model, images, labels, norm, seed, partial(dlr_loss, labels=labels))
-    compare(stock, ours, steps)
+    model, images = copy.deepcopy(network).double(), images.double()
+    attack = partial(torchattacks.APGD, norm=LIBRARY_NORM[norm], eps=RADIUS[norm], steps=steps, loss="dlr")
+    loss = partial(dlr_loss, labels=labels)
+    stock, ours = paths(attack, model, images, labels, norm, seed, loss)
+    assert len(ours) == steps + 1
+    compare(stock, ours, model, labels, loss, least=24)
+    # other settings walk elsewhere
+    _, elsewhere = paths(partial(attack, steps=steps - 5), model, images, labels, norm, seed, loss)
+    assert (elsewhere[-1] - ours[steps - 5]).abs().max() > 1e-3
 
 
-def compare(stock: list[Tensor], ours: list[Tensor], steps: int) -> None:
-    assert len(stock) == len(ours) == steps + 1
-    for step, (theirs, own) in enumerate(zip(stock, ours, strict=True)):
-        apart = row_norm(theirs - own, "linf")
-        assert apart.max() < 1e-6, f"step {step}: {int((apart >= 1e-6).sum())} rows apart by up to {apart.max():.3g}"
+def runner_up(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).sort(dim=1).indices[:, -2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targeted_apgd_walks_as_stock_torchattacks(seed: int, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    network, images, labels = digits
+    model, images = copy.deepcopy(network).double(), images.double()
+
+    def attack(shown: nn.Module) -> Any:
+        runner = torchattacks.APGDT(shown, norm="Linf", eps=RADIUS["linf"], steps=30)
+        runner.target_class = 2
+        return runner
+
+    loss = partial(targeted_dlr_loss, labels=labels, targets=runner_up(model, images))
+    stock, ours = paths(attack, model, images, labels, "linf", seed, loss)
+    assert torch.equal(stock[0], images)  # looks up its target
+    compare(stock[1:], ours, model, labels, loss, least=24)
+
+
+def test_targeted_l2_apgd_of_stock_takes_the_first_rows_step_size(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Alone every row walks as ours does; in a batch it follows the first one's step size."""
+    network, images, labels = digits
+    model, images = copy.deepcopy(network).double(), images.double()
+    targets = runner_up(model, images)
+
+    def attack(shown: nn.Module) -> Any:
+        runner = torchattacks.APGDT(shown, norm="L2", eps=RADIUS["l2"], steps=30)
+        runner.target_class = 2
+        return runner
+
+    alone = 0
+    for row in range(8):
+        one = slice(row, row + 1)
+        loss = partial(targeted_dlr_loss, labels=labels[one], targets=targets[one])
+        stock, ours = paths(attack, model, images[one], labels[one], "l2", row, loss)
+        alone += compare(stock[1:], ours, model, labels[one], loss, least=0)
+    assert alone >= 6
+    loss = partial(targeted_dlr_loss, labels=labels, targets=targets)
+    stock, ours = paths(attack, model, images, labels, "l2", 0, loss)
+    apart = torch.stack([row_norm(a - b, "l2") for a, b in zip(stock[1:], ours, strict=True)]).amax(0)
+    assert apart[0] < 1e-6
+    assert (apart[1:] > 1e-3).any()
