@@ -21,6 +21,11 @@ from attacks.isolation import (
 )
 
 
+# A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
+# nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
+STEP_BACK = 5e-5
+
+
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from anything with a stable text form; the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
@@ -213,12 +218,11 @@ class _Judge:
         def is_outside(points: Tensor, active: Tensor) -> Tensor:
             return self._new_class(self._into_domain(points), rows[active]) >= 0
 
-        fraction = boundary_fraction(is_outside, images, witness)
+        fraction = boundary_fraction(is_outside, images, witness, tolerance=STEP_BACK)
         points, target = witness.clone(), self.target[rows]
         longest = row_norm(witness - images, self.norm)
         settled = torch.zeros_like(rows, dtype=torch.bool)
-        # so near to the boundary, rounding may decide differently in a pass of another batch: then a little farther
-        for farther in (0.0, 1e-4, 1e-3, 1e-2, 1e-1):
+        for farther in (STEP_BACK, 1e-4, 1e-3, 1e-2, 1e-1):
             trial = self._into_domain(on_segment(images, witness, (fraction * (1.0 + farther)).clamp_max(1.0)))
             trial = torch.where(per_row(settled, trial).bool(), points, trial)
             reached, length = self._new_class(trial, rows), row_norm(trial - images, self.norm)
