@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, InputError, Norm
+from attacks.estimator import Domain, Norm
 from attacks.geometry import per_row, row_norm
 
 Bounds = tuple[float, float]
@@ -245,25 +245,3 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
-    """Refuse images that no estimator could measure.
-
-    Raises:
-        InputError: not ``(B, C, H, W)`` floating, not finite, or outside ``pixel_bounds``.
-    """
-    low, high = pixel_bounds
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise InputError(
-            f"expected images of shape (B, C, H, W) in floating point, got {tuple(images.shape)} {images.dtype}; "
-            "reshape or convert them"
-        )
-    if not images.isfinite().all():
-        raise InputError("expected finite images, got NaN or inf; clean the data")
-    least, most = images.min().item(), images.max().item()
-    if least < low or most > high:
-        raise InputError(
-            f"expected images in [{low:g}, {high:g}], got [{least:.4g}, {most:.4g}]; "
-            "undo a Normalize transform, put it inside the model, or pass the right bounds"
-        )

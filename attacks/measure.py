@@ -9,17 +9,10 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
+from attacks.checks import check_ability, check_images, clean_logits
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
-from attacks.isolation import (
-    Bounds,
-    Classifier,
-    check_images,
-    forked_generators,
-    frozen_view,
-    seed_generators,
-)
-
+from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
@@ -69,7 +62,7 @@ def measure(
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
     """
-    _check_ability(estimator, norm, domain)
+    check_ability(estimator, norm, domain)
     check_images(images, bounds)
     if batch_size < 1 or noise_retries < 0:
         raise InputError(
@@ -114,7 +107,7 @@ class _Judge:
         self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
         self.images = images
         view.start_chunk(len(images))
-        logits = _clean_logits(view, images)
+        logits = clean_logits(view, images)
         top = logits.topk(2, dim=1)
         self.labels = logits.argmax(1)
         self.confidence = logits.softmax(1).amax(1)
@@ -263,44 +256,6 @@ class _Judge:
 
     def _unbroken(self) -> Tensor:
         return torch.tensor([not text for text in self.message], device=self.tied.device)
-
-
-def _check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
-    for asked, able, kind in ((norm, estimator.norms, "norm"), (domain, estimator.domains, "domain")):
-        if asked not in able:
-            raise EstimatorError(
-                f"expected a {kind} that {estimator.name} has ({', '.join(sorted(able))}), got {asked}; "
-                "choose one of them or another estimator"
-            )
-
-
-def _clean_logits(view: Classifier, images: Tensor) -> Tensor:
-    try:
-        logits = view.classify(images)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"expected a model that takes images of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
-            f"got {type(error).__name__}: {first}; give it the images' shape, dtype and device"
-        ) from error
-    right = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] >= 2
-    if not right or logits.device != images.device:
-        got = f"{tuple(logits.shape)} on {logits.device}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"expected a model output of shape ({len(images)}, classes) with at least 2 classes on {images.device}, "
-            f"got {got}; return one row of logits an image"
-        )
-    logits = logits.double()
-    bad = int((~logits.isfinite().all(1)).sum())
-    if bad:
-        raise InputError(
-            f"expected finite logits, got NaN or inf for {bad} of {len(images)} images; "
-            "check the weights (did training diverge?)"
-        )
-    view.classes = logits.shape[1]
-    return logits
 
 
 def _join(parts: list[Margins]) -> Margins:

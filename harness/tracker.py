@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.checks import check_images
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
-from attacks.isolation import check_images
 from attacks.measure import derive_seed, measure
 from attacks.registry import check_needs, create, text_form
 from harness.config import digest
@@ -211,8 +211,9 @@ class MarginTracker:
     def _extremes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
         for split in self.probes:
-            order = tensors[f"{split}.distance"].argsort(stable=True)
+            order = torch.arange(len(tensors[f"{split}.distance"]))
             if len(order) > 2 * WITNESSES_KEPT:
+                order = tensors[f"{split}.distance"].argsort(stable=True)
                 order = torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
             kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][order] for name in ("image", "witness", "distance")}
         return kept
