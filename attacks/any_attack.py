@@ -15,15 +15,11 @@ from torch import Tensor
 from attacks.estimator import NORMS, Domain, EstimatorError, Norm, Settings
 from attacks.geometry import farthest_in_box
 from attacks.isolation import Classifier
+from attacks.upstream import foolbox, library
 from attacks.via_foolbox import quiet as quiet_foolbox
 from attacks.via_foolbox import run
 from attacks.via_torchattacks import LIBRARY_NORM, Anchored
 from attacks.via_torchattacks import quiet as quiet_torchattacks
-
-# isort: split
-# after via_foolbox, which sees to it that foolbox can be imported quietly and without git
-import foolbox
-from foolbox import attacks as library
 
 BOTH: frozenset[Norm] = frozenset(NORMS)
 BOX_ONLY: frozenset[Domain] = frozenset({"box"})

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import eagerpy as ep
 import torch
-from foolbox import attacks as library
 from torch import Tensor
 
 from attacks.estimator import Domain, Norm, Settings, setting
 from attacks.isolation import Bounds, Classifier
+from attacks.upstream import library
 from attacks.via_foolbox import BOTH, EVERYWHERE, run
 
 # what float32 resolves of a pixel, with something to spare

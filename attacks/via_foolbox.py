@@ -6,7 +6,6 @@ Foolbox 3.3.4 is wrapped, not believed: its results are candidates that `attacks
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +21,7 @@ from attacks.geometry import per_row
 from attacks.isolation import Bounds, Classifier, ScaleFree
 from attacks.radius import first_order_margin
 from attacks.registry import check_needs
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy.ndimage.filters
-    # foolbox.zoo imports GitPython, which raises where there is no git executable
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import foolbox
-    from foolbox import attacks as library
+from attacks.upstream import foolbox, library
 
 BOTH: frozenset[Norm] = frozenset(NORMS)
 L2_ONLY: frozenset[Norm] = frozenset({"l2"})

@@ -18,7 +18,7 @@ from attacks.estimator import EstimatorError, Margins, Status
 from attacks.isolation import Classifier, Record, ScaleFree, forked_generators, frozen_view
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
-from attacks.via_foolbox import foolbox
+from attacks.upstream import foolbox
 
 # cheaper settings than the defaults; a name that is not here runs with its own
 CHEAP = {

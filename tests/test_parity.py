@@ -24,7 +24,8 @@ from attacks.isolation import Classifier, ScaleFree, frozen_view
 from attacks.measure import measure
 from attacks.radius import ball_point
 from attacks.registry import create
-from attacks.via_foolbox import foolbox, library, quiet
+from attacks.upstream import foolbox, library
+from attacks.via_foolbox import quiet
 from attacks.via_torchattacks import LIBRARY_NORM, PGD
 from tests import oracles
 
