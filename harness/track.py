@@ -120,7 +120,8 @@ def _track(config: RunConfig, out: str | None, resume: bool) -> int:
     save(margin_curves(summary, epochs), folder.figures, "margins")
     print_summary(console, summary, folder, epochs)
     for unit, message in tracker.broken.items():
-        print(f"track: error: {unit} failed on every image: {message}", file=sys.stderr)
+        reason = " ".join(message.split())
+        print(f"track: error: expected margins from {unit}, got {reason} on every image; mend it", file=sys.stderr)
     return FAILED if tracker.broken else DONE
 
 

@@ -121,3 +121,12 @@ def test_one_version_and_date_everywhere() -> None:
     assert newest is not None
     assert newest.groups() == (citation["version"], citation["date-released"])
     assert PYPROJECT["project"]["version"] == citation["version"]
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    commands = re.findall(r"^pip install uv && .+$", read("README.md"), re.MULTILINE)
+    assert commands == [
+        "pip install uv && uv run python -m harness.track --estimator deepfool --estimator fmn",
+        "pip install uv && uv run pytest",
+    ]
+    assert commands[1] in read(".ci/run").splitlines()

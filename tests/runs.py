@@ -1,0 +1,84 @@
+"""Small models, an estimator that fails, and what a folder holds, for the tests that run the command."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings
+from attacks.isolation import Classifier
+
+ONE_LINE = re.compile(r"[^\n]*expected .+, got .+; [^\n]+")
+
+
+def state(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every path under a folder: its time of change and SHA-256 (none for folders)."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, digest)
+    return found
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file under a folder and the SHA-256 of its bytes."""
+    return {name: digest for name, (_, digest) in state(folder).items() if digest}
+
+
+def net() -> nn.Module:
+    """A small network with everything that a checkpoint must hold and a resumed training must repeat."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 10)
+    )
+
+
+def two_classes() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+
+def no_logits() -> nn.Module:
+    return nn.Conv2d(1, 10, 3)
+
+
+def not_a_number() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(model[1].bias, torch.nan)  # type: ignore[arg-type]
+    return model
+
+
+def raising() -> nn.Module:
+    raise RuntimeError("no\nmodel")
+
+
+def no_model() -> int:
+    return 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Settings):
+    """Raises on every image."""
+
+    name: ClassVar[str] = "broken"
+    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
+    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0, "linf": 1.0}
+    batch_invariant: ClassVar[bool] = True
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        raise RuntimeError("no\nluck")

@@ -1,0 +1,113 @@
+"""What a run shows: whole numbers at every width, names as they are, bars only on a terminal."""
+
+import io
+import itertools
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from harness.statistics import SUMMARY_COLUMNS
+from harness.store import RunFolder, Unit
+from harness.terminal import Terminal, print_summary
+
+ESTIMATORS = ("deepfool", "foolbox:LinfBasicIterativeAttack:abs_stepsize=[bold]0.01,steps=20")
+
+
+def summary(epochs: tuple[int, ...] = (0, 1, 2, 20), images: int = 1000) -> pd.DataFrame:
+    rows = [
+        {
+            **dict.fromkeys(SUMMARY_COLUMNS, 0),
+            **{"epoch": epoch, "split": split, "subset": subset, "estimator": estimator, "norm": norm},
+            **{"count": images, "found": images - 2, "avg": 1 + place / 1000, "se": 0.0123, "tied": 1, "not_found": 1},
+            **{"after_noise": 3, "forwards": 30.4, "backwards": 10.2},
+        }
+        for place, (epoch, estimator, norm, split, subset) in enumerate(
+            itertools.product(epochs, ESTIMATORS, ("l2", "linf"), ("train", "test"), ("all", "correct"))
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def errors() -> pd.DataFrame:
+    return pd.DataFrame({"epoch": [0, 0, 20, 20], "split": ["train", "test"] * 2, "error": [0.9, 0.9, 0.01, 0.025]})
+
+
+def printed(width: int, table: pd.DataFrame, epochs: pd.DataFrame) -> str:
+    out = io.StringIO()
+    folder = RunFolder(Path("runs") / ("a-long-name-" * 12 + "[red]"))
+    print_summary(Console(file=out, width=width), table, folder, epochs)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("width", "shown"), [(120, (0, 1, 20)), (100, (0, 1, 20)), (80, (0, 20))])
+def test_no_number_is_cut_off(width: int, shown: tuple[int, ...]) -> None:
+    table = summary()
+    text = printed(width, table, errors())
+    assert "…" not in text
+    whole = table[table["subset"] == "all"]
+    for _, row in whole.iterrows():
+        assert (f"{row['avg']:.4f} ± 0.0123" in text) == (row["epoch"] in shown)
+    for word in ("linf", "1000 train", "1000 test", "3992/4000", "41", *(f"epoch {epoch}" for epoch in shown)):
+        assert word in text, word
+    assert not any(f"{row['avg']:.4f}" in text for _, row in table[table["subset"] == "correct"].iterrows())
+
+
+def test_names_are_printed_as_they_are_and_paths_in_one_line() -> None:
+    lines = printed(80, summary(), errors()).splitlines()
+    assert "run folder: runs/" + "a-long-name-" * 12 + "[red]" in lines
+    assert f"{ESTIMATORS[1]} l2: 8000 images (24 after noise, 8 not found, 8 tied)" in lines
+    assert "error at epoch 20: train 1.00%, test 2.50%" in lines
+    # names are folded, not cut: their letters stand below one another
+    wide = printed(300, summary(), errors())
+    assert any(line.strip().startswith(f"{ESTIMATORS[1]}  linf") for line in wide.splitlines())
+
+
+def test_nothing_found_one_image_and_no_rows_are_said() -> None:
+    table = summary(epochs=(0,), images=3)
+    table.loc[0, ["found", "avg", "se"]] = [0, math.nan, math.nan]
+    table.loc[2, "se"] = math.nan
+    text = printed(120, table, errors().iloc[:0])
+    assert "none found" in text
+    assert f"{table.loc[2, 'avg']:.4f}  " in text
+    assert "nan" not in text
+    assert "error at epoch" not in text
+    assert "run folder: " in printed(80, table.iloc[:0], errors().iloc[:0])
+
+
+def play(terminal: Terminal) -> None:
+    """A run of two epochs, the second of which is not measured."""
+    with terminal:
+        for epoch in (0, 1):
+            terminal.training_started(epoch)
+            terminal.batch_done(1, 2)
+            if epoch == 0:
+                terminal.unit_started(epoch, Unit("fmn", "l2"), 20)
+                terminal.images_done(12)
+                terminal.images_done(8)
+                terminal.unit_ended(epoch, Unit("fmn", "l2"), pd.DataFrame())
+            rows = summary(epochs=(0,)) if epoch == 0 else pd.DataFrame(columns=list(SUMMARY_COLUMNS))
+            terminal.epoch_ended(epoch, {"train": 0.5, "test": 0.25}, rows)
+
+
+def test_one_plain_line_an_epoch_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    play(Terminal(Console(file=out, width=40), epochs=1))
+    first, second = out.getvalue().splitlines()
+    assert first.startswith(
+        "epoch   0/1 | error train 50.00% test 25.00% | deepfool l2 train 1.0000 test 1.0020 (6 after"
+    )
+    assert f" | {ESTIMATORS[1]} linf train 1.0120 test 1.0140 (6 after noise, 2 not found, 2 tied) | " in first
+    assert second.startswith("epoch   1/1 | error train 50.00% test 25.00% | ")
+    assert second.endswith(" images/s, 0:00:00 left")
+    assert second.count("|") == 2
+
+
+def test_bars_on_a_terminal() -> None:
+    out = io.StringIO()
+    play(Terminal(Console(file=out, width=100, force_terminal=True), epochs=1))
+    text = out.getvalue()
+    for words in ("\x1b[", "measuring fmn l2", "0/20 images", "2/2 epochs", "epoch   1/1"):
+        assert words in text, words
