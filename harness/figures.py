@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.store import write_atomically
+from harness.files import write_atomically
 
 NORM_LABELS = {"l2": "$L_2$", "linf": r"$L_\infty$"}
 # Okabe & Ito's palette without yellow and black: told apart by colour-blind readers and in print

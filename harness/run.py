@@ -16,8 +16,7 @@ from torch import nn
 
 from harness.config import RunConfig
 from harness.data import Dataset
-from harness.statistics import SUMMARY_COLUMNS, epoch_table
-from harness.store import (
+from harness.files import (
     concatenate,
     load_checkpoint,
     load_trainer,
@@ -27,6 +26,7 @@ from harness.store import (
     write_csv,
     write_part,
 )
+from harness.statistics import SUMMARY_COLUMNS, epoch_table
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.training import Trainer, TrainerState, TrainingOptions, evaluate

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from attacks.estimator import Estimator
     from harness.data import Dataset
-    from harness.tracker import Probe
+    from harness.probes import Probe
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -179,7 +179,7 @@ def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
 
 def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
     from harness.data import draw_probe
-    from harness.tracker import Probe
+    from harness.probes import Probe
 
     probes = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):

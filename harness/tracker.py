@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,20 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.checks import check_images
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.measure import derive_seed, measure
 from attacks.registry import check_needs, create, text_form
 from harness.config import digest
-from harness.statistics import SUMMARY_COLUMNS, summarise
-from harness.store import (
-    MARGIN_COLUMNS,
-    WITNESSES_KEPT,
-    RunFolder,
+from harness.files import (
     StoreError,
-    Unit,
     concatenate,
-    environment,
     load_tensors,
     read_part,
     save_tensors,
@@ -34,15 +26,9 @@ from harness.store import (
     write_csv,
     write_part,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """The tracked images of one split: ``(N, C, H, W)`` float, ``(N,)`` int64 labels, ``(N,)`` int64 ids."""
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
+from harness.probes import Probe, as_probe, checksum
+from harness.statistics import SUMMARY_COLUMNS, summarise
+from harness.store import MARGIN_COLUMNS, WITNESSES_KEPT, RunFolder, Unit, environment
 
 
 class Listener:
@@ -92,7 +78,7 @@ class MarginTracker:
         seed: int = 0,
         listener: Listener | None = None,
     ) -> None:
-        self.probes = {name: _as_probe(name, given, bounds) for name, given in probes.items()}
+        self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
         if not self.probes:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
@@ -234,7 +220,7 @@ class MarginTracker:
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
-            "probes": {name: _probe_checksum(probe) for name, probe in self.probes.items()},
+            "probes": {name: checksum(probe) for name, probe in self.probes.items()},
             "domain": self.domain,
             "bounds": list(self.bounds),
             "noise_retries": self.noise_retries,
@@ -309,32 +295,3 @@ def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain
         "backwards": margins.backwards.numpy(),
     }
     return pd.DataFrame(columns)
-
-
-def _as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, float]) -> Probe:
-    if isinstance(given, Probe):
-        given = (given.images, given.labels, given.ids)
-    if len(given) not in (2, 3):
-        raise InputError(
-            f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items; give two or three"
-        )
-    images, labels = given[0].detach().cpu(), given[1].detach().cpu()
-    ids = given[2].detach().cpu() if len(given) == 3 else torch.arange(len(images))
-    check_images(images, bounds)
-    for what, value in (("labels", labels), ("ids", ids)):
-        if value.shape != (len(images),) or value.is_floating_point():
-            raise InputError(
-                f"expected {what} of {name} as ({len(images)},) integers, got {tuple(value.shape)} {value.dtype}; "
-                "give one an image"
-            )
-    if len(set(ids.tolist())) < len(ids):
-        raise InputError(f"expected each id of {name} once, got repeated ids; give every image its own")
-    return Probe(images, labels.long(), ids.long())
-
-
-def _probe_checksum(probe: Probe) -> str:
-    digester = hashlib.sha256()
-    for value in (probe.images, probe.labels, probe.ids):
-        digester.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digester.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digester.hexdigest()

@@ -19,8 +19,9 @@ from attacks.geometry import row_norm
 from attacks.isolation import Classifier
 from attacks.measure import derive_seed
 from harness import MarginTracker
+from harness.files import StoreError, load_tensors, read_part
 from harness.statistics import summarise
-from harness.store import MARGIN_COLUMNS, RunFolder, StoreError, Unit, load_tensors, read_part
+from harness.store import MARGIN_COLUMNS, RunFolder, Unit
 from harness.tracker import Listener
 from tests.runs import ONE_LINE, contents, state
 

@@ -1,0 +1,178 @@
+"""Files of a run: written whole or not at all, and checked when they are read.
+
+Tables are Parquet, tensors safetensors, a trainer's state a torch file of plain values: no code is in any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class StoreError(ValueError):
+    """A run folder that cannot be used as asked; the message is one line that says what to do."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it: all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # directories cannot be opened for syncing everywhere
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Replace a derived table; blank where a statistic is undefined."""
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def write_part(path: Path, table: pd.DataFrame, **facts: str) -> None:
+    """Write one Parquet part with ``facts`` in its metadata and a checksum of every page."""
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **facts})
+    write_atomically(
+        path, lambda temporary: pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
+    )
+
+
+def read_part(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A Parquet part and the facts in its metadata.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        content = pq.read_table(path, page_checksum_verification=True)
+        facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        return content.to_pandas(), facts
+    except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
+        raise StoreError(f"expected a Parquet part at {path}, got {_reason(error)}; delete it and --resume") from None
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and bytes of all parameters and buffers."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, model: nn.Module, epoch: int) -> None:
+    """Write the model's parameters and buffers as safetensors, with their checksum; tied weights once."""
+    from safetensors.torch import save_model
+
+    facts = {"epoch": str(epoch), "weights": weights_checksum(model)}
+    write_atomically(path, lambda temporary: save_model(model, str(temporary), metadata=facts))
+
+
+def load_checkpoint(path: Path, model: nn.Module) -> None:
+    """Load a checkpoint into ``model``.
+
+    Raises:
+        StoreError: missing, damaged, or of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_model
+
+    try:
+        load_model(model, str(path))
+        with safe_open(str(path), framework="pt") as handle:
+            wanted = (handle.metadata() or {}).get("weights")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StoreError(
+            f"expected a checkpoint of this model at {path}, got {_reason(error)}; delete it and --resume"
+        ) from None
+    if weights_checksum(model) != wanted:
+        raise StoreError(
+            f"expected weights {str(wanted)[:12]} in {path}, got others; the file is damaged: delete it and --resume"
+        )
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors."""
+    from safetensors.torch import save_file
+
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata=facts))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"expected tensors at {path}, got {error}; restore the file") from None
+
+
+def save_trainer(path: Path, state: Mapping[str, object]) -> None:
+    """Write a trainer's state: tensors and plain values only."""
+    import torch
+
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_trainer(path: Path) -> dict[str, Any]:
+    """Read a trainer's state; no code in it is run.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StoreError(f"expected a trainer's state at {path}, got {error}; delete it and --resume") from None
+    except Exception:  # torch raises many kinds for a damaged file, most of them with advice that is none here
+        state = None
+    if not isinstance(state, dict):
+        raise StoreError(f"expected a trainer's state at {path}, got a damaged or foreign file; delete it and --resume")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says of a damaged file."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def concatenate(tables: Iterable[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
+    """One table of all; with the columns also where there is none."""
+    kept = [table for table in tables if len(table)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(columns))
