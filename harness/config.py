@@ -176,7 +176,7 @@ class OneLineParser(argparse.ArgumentParser):
             message = f"expected options that there are, got {unknown}; {hint}"
         elif trouble == "expected one argument":
             message = f"expected a value for {argument}, got none; give one"
-        else:
+        elif not message.startswith("expected "):
             message = f"expected options as in --help, got {message}; mend them"
         self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message}\n")
 

@@ -82,6 +82,8 @@ class MarginTracker:
         if not self.probes:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
+        if not self.estimators:
+            raise EstimatorError("expected at least one estimator, got none; name one, such as 'deepfool'")
         self.units, self.skipped = plan_units(self.estimators, norms, domain)
         self.domain, self.bounds, self.seed = domain, bounds, seed
         self.noise_retries, self.batch_size = noise_retries, batch_size

@@ -506,6 +506,8 @@ def test_an_estimator_without_any_asked_norm_or_the_domain_is_an_error(tmp_path:
     assert "expected estimators that can do --domain free, got only-l2 (box only); " in message
     assert "got 'deepfol'; did you mean 'deepfool'?" in refused(EstimatorError, out, ["deepfol"])
     assert "got 'step'" in refused(EstimatorError, out, ["deepfool:step=3"])
+    with pytest.raises(EstimatorError, match=r"^expected at least one estimator, got none; "):
+        MarginTracker(out, probes(), [])
     assert not out.exists()
 
 
