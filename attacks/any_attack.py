@@ -32,6 +32,24 @@ UNUSABLE = {
 }
 
 
+def check_values(attack: str, given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse values whose type is not that of the library's default, where it has one to tell.
+
+    Raises:
+        EstimatorError: names the parameter, its type and default.
+    """
+    for key, value in given.items():
+        default = accepted[key].default if key in accepted else None
+        if default is None or default is inspect.Parameter.empty or value is None:
+            continue
+        kinds = (int, float) if type(default) is float else (type(default),)
+        if type(value) not in kinds:
+            raise EstimatorError(
+                f"expected {attack}'s {key} to be of type {type(default).__name__} (default {default}), "
+                f"got {value!r}; write it so"
+            )
+
+
 def climb_ladder(
     attempt: Callable[[Tensor, float], Tensor], model: Classifier, images: Tensor, labels: Tensor, norm: Norm
 ) -> Tensor:
@@ -123,6 +141,9 @@ class FoolboxAttack(Settings):
             )
         options = dict(self.parameters)
         epsilon = options.pop("epsilon", None) if issubclass(cls, library.base.FixedEpsilonAttack) else None
+        if epsilon is not None and (isinstance(epsilon, bool) or not isinstance(epsilon, int | float)):
+            raise EstimatorError(f"expected foolbox:{self.attack}'s epsilon to be a number, got {epsilon!r}; write one")
+        check_values(f"foolbox:{self.attack}", options, inspect.signature(cls).parameters)
         if norm is not None and "distance" in inspect.signature(cls).parameters:
             options["distance"] = getattr(foolbox.distances, norm)
         try:
@@ -194,6 +215,8 @@ class TorchAttack(Settings):
                 raise EstimatorError(
                     f"expected parameters of torchattacks:{self.attack} ({has}), got {key!r}; choose one of them"
                 )
+
+        check_values(f"torchattacks:{self.attack}", dict(self.parameters), accepted)
 
     @property
     def norms(self) -> frozenset[Norm]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Norm
+from attacks.estimator import Domain, EstimatorError, Norm
 from attacks.geometry import per_row, row_norm
 
 Bounds = tuple[float, float]
@@ -78,9 +78,28 @@ class Classifier(nn.Module):
         self.classes = 0
         self.device = device
         self.record: Record | None = None
+        self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        self._versions = self._weight_versions()
         self._position = torch.empty(0, dtype=torch.int64)
         self.start_chunk(0)
         self.eval()
+
+    def settle(self) -> None:
+        """Undo what an attack did to the view: modes and buffers, by which its results are judged.
+
+        Raises:
+            EstimatorError: the attack wrote the parameters, which are the caller's.
+        """
+        self.eval()
+        with torch.no_grad():
+            for buffer, value in self._kept:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        if self._weight_versions() != self._versions:
+            raise EstimatorError("expected an estimator that leaves the weights alone, got changed weights; mend it")
+
+    def _weight_versions(self) -> list[int]:
+        return [p._version for p in self.network.parameters() if not p.is_inference()]
 
     def start_chunk(self, size: int) -> None:
         """Count anew for ``size`` images."""
@@ -118,7 +137,8 @@ class Classifier(nn.Module):
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Inverse of `to_pixels`."""
         low, high = self.pixel_bounds
-        return pixels.clone() if (low, high) == (0.0, 1.0) else (pixels - low) / (high - low)
+        # bounds that the images' dtype rounds would put the outermost pixels just outside of 0 and 1
+        return pixels.clone() if (low, high) == (0.0, 1.0) else ((pixels - low) / (high - low)).clamp(*self.bounds)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images in ``[0, 1]``, differentiable."""
@@ -178,7 +198,7 @@ class ScaleFree(nn.Module):
 @contextmanager
 def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> Iterator[Classifier]:
     """Yield a `Classifier` over ``model``; the caller's model is the same afterwards, also after an exception."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _plain_numbers(device):
         try:
             held: AbstractContextManager[nn.Module] = nullcontext(_frozen_copy(model))
         except Exception:
@@ -186,6 +206,19 @@ def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: 
             held = _frozen_in_place(model)
         with held as network:
             yield Classifier(network, pixel_bounds, domain, device)
+
+
+@contextmanager
+def _plain_numbers(device: torch.device) -> Iterator[None]:
+    """Compute as a plain call of the model does: the caller's autocast would move witnesses, its default dtype
+    the constants that upstream attacks make."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -172,7 +172,7 @@ class _Judge:
             self._attack(points, rows[half:], seeds, start)
             return
         finally:
-            self.view.eval()
+            self.view.settle()
         if not isinstance(candidates, Tensor) or candidates.shape != points[rows].shape:
             got = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
             raise EstimatorError(

@@ -132,8 +132,13 @@ def text_form(estimator: Estimator) -> str:
     if estimator.name in WRAPPERS:
         attack, parameters = getattr(estimator, "attack"), getattr(estimator, "parameters")  # noqa: B009
         return f"{estimator.name}:{attack}" + _joined(dict(sorted(parameters)))
+    if not dataclasses.is_dataclass(estimator):
+        raise EstimatorError(
+            f"expected an estimator that is a dataclass of its hyperparameters, got {type(estimator).__name__}; "
+            "make it one"
+        )
     changed = {}
-    for field in dataclasses.fields(estimator):  # type: ignore[arg-type]
+    for field in dataclasses.fields(estimator):
         value = getattr(estimator, field.name)
         if value != field.default:
             changed[field.name] = value

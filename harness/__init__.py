@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.tracker import MarginTracker
 
-if importlib.util.find_spec("attacks.estimator") is None:
+
+def _is_ours() -> bool:
+    try:
+        return importlib.util.find_spec("attacks.estimator") is not None
+    except ModuleNotFoundError:  # a plain attacks.py
+        return False
+
+
+if not _is_ours():
     raise ImportError(
         f"expected margin-harness's package 'attacks', got {importlib.import_module('attacks').__file__}; "
         "another package of that name comes first on the path: remove it or start elsewhere"

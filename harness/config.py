@@ -202,8 +202,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="read options from a file; the command line wins")
 
 
-def from_namespace(given: argparse.Namespace) -> RunConfig:
-    """Defaults, then ``--config``'s file, then the command line, resolved.
+def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = None) -> RunConfig:
+    """Defaults, then the run that is resumed, then ``--config``'s file, then the command line, resolved.
+
+    Args:
+        before: options of the run that is resumed (`as_dict`), which gets no shorter.
 
     Raises:
         ConfigError: one line.
@@ -211,6 +214,11 @@ def from_namespace(given: argparse.Namespace) -> RunConfig:
     names = {f.name for f in dataclasses.fields(RunConfig)}
     values = _read_file(Path(given.config)) if given.config else {}
     values |= {name: value for name, value in vars(given).items() if name in names}
+    if before:
+        kept = {name: value for name, value in before.items() if name in names}
+        asked, values = values, kept | values
+        if isinstance(asked.get("epochs"), int) and isinstance(kept.get("epochs"), int):
+            values["epochs"] = max(asked["epochs"], kept["epochs"]) if asked["epochs"] >= 0 else asked["epochs"]
     return resolve(from_dict(values))
 
 

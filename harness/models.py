@@ -193,7 +193,9 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 def _check_logits(model: nn.Module, shape: Shape, classes: int) -> None:
-    """Raise ValueError unless ``model`` maps two images to ``(2, classes)`` finite floating logits."""
+    """Raise ValueError unless ``model`` has weights and maps two images to ``(2, classes)`` finite logits."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("expected a model with weights to train, got none; leave at least one trainable")
     try:
         with eval_mode(model), torch.no_grad():
             logits = model(torch.rand(2, *shape))

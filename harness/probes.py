@@ -36,8 +36,9 @@ def as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, 
         raise InputError(
             f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items; give two or three"
         )
-    images, labels = given[0].detach().cpu(), given[1].detach().cpu()
-    ids = given[2].detach().cpu() if len(given) == 3 else torch.arange(len(images))
+    # copies: the caller may go on writing its own
+    images, labels, *rest = (torch.as_tensor(value).detach().cpu().clone() for value in given)
+    ids = rest[0] if rest else torch.arange(len(images))
     check_images(images, bounds)
     for what, value in (("labels", labels), ("ids", ids)):
         if value.shape != (len(images),) or value.is_floating_point():

@@ -85,9 +85,10 @@ class RunFolder:
     def figures(self) -> Path:
         return self.path / "figures"
 
-    def margin_parts(self) -> list[Path]:
-        """Finished margin parts, by epoch and unit."""
-        parts = (self.path / "margins").glob("epoch-*/[!.]*.parquet")
+    def margin_parts(self, epoch: int | None = None) -> list[Path]:
+        """Finished margin parts, by epoch and unit; of one epoch where it is given."""
+        folder = "epoch-*" if epoch is None else f"epoch-{epoch:03d}"
+        parts = (self.path / "margins").glob(f"{folder}/[!.]*.parquet")
         return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
 
     def prediction_parts(self) -> list[Path]:

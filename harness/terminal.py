@@ -62,6 +62,9 @@ class Terminal(Listener):
         self._clock = time.monotonic()
         self._task(f"measuring {unit}", images, "images")
 
+    def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
+        """Said at the end, once."""
+
     def images_done(self, count: int) -> None:
         self.measured += count
         now = time.monotonic()

@@ -16,6 +16,7 @@ from harness.config import ConfigError, OneLineParser, RunConfig, add_options, a
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from attacks.estimator import Estimator
     from harness.data import Dataset
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_estimators()
         return DONE
     try:
-        return _track(from_namespace(given), given.out, given.resume)
+        before = _options_before(given) or {}
+        config = from_namespace(given, before)
+        left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
+        return _track(config, given.out, given.resume, left_out)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
     except (ValueError, OSError) as error:
@@ -65,6 +69,17 @@ def _print_estimators() -> None:
         print(f"{name:<13} {norms:<8} {domains:<9} {entry.cost:<13} {entry.about}")
 
 
+def _options_before(given: argparse.Namespace) -> dict[str, Any] | None:
+    """The options of the run that is resumed, so that the command line need not repeat them."""
+    if not given.resume or given.out is None:
+        return None
+    from harness.store import RunFolder
+
+    folder = RunFolder(Path(given.out))
+    before = folder.read_manifest().get("config") if folder.exists() else None
+    return before if isinstance(before, dict) else None
+
+
 def _say_error(error: Exception, code: int, debug: bool) -> int:
     if debug:
         raise error
@@ -72,7 +87,7 @@ def _say_error(error: Exception, code: int, debug: bool) -> int:
     return code
 
 
-def _track(config: RunConfig, out: str | None, resume: bool) -> int:
+def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[str]) -> int:
     """Check everything that can be checked, then start the folder and run."""
     if resume and out is None:
         raise ConfigError("expected --out with --resume, got none; name the run folder to go on with")
@@ -89,18 +104,22 @@ def _track(config: RunConfig, out: str | None, resume: bool) -> int:
     from harness.tracker import MarginTracker, plan_units
 
     estimators = {text_form(e): e for e in map(create, config.estimator)}
-    _, skipped = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
+    _, lines = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
     device = _device(config.device)
     _set_up(config)
     dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
     model = build(config.model, dataset.shape, dataset.classes, config.seed)
     folder = RunFolder(Path(out) if out else _default_folder(config))
-    folder.start(_manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume)
+    notes = _notes(model)
+    lines += [f"{text} is not named and not continued" for text in left_out] + notes
+    folder.start(
+        {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
+    )
 
     # rich takes 80 columns where it sees no terminal, too few for the summary
     console = Console(width=None if sys.stdout.isatty() else 120)
     with Terminal(console, config.epochs or 0) as terminal:
-        for line in skipped:
+        for line in lines:
             terminal.say(line)
         terminal.say(f"{config.dataset}, {config.model}, {config.training} training, on {device}, into {folder.path}")
         tracker = MarginTracker(
@@ -186,6 +205,17 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
         index = draw_probe(split, config.probe, config.probe_seed)
         probes[name] = Probe(split.pixels(index), split.labels[index], split.ids[index])
     return probes
+
+
+def _notes(model: nn.Module) -> list[str]:
+    """What a reader of the run's curves must know of the network."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return [
+            "batch norm: its statistics are not estimated at epoch 0, so the step from epoch 0 to 1 is partly theirs"
+        ]
+    return []
 
 
 def _manifest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -40,6 +41,10 @@ class Listener:
     def images_done(self, count: int) -> None:
         """This many more images are done."""
 
+    def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
+        """A unit has no row but failures, and so no part; the others go on."""
+        warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=4)
+
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""
 
@@ -57,6 +62,9 @@ class MarginTracker:
         bounds: pixel range of the images.
         noise_retries, batch_size: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
+
+    Attributes:
+        broken: units that failed on every image of an epoch, with the library's message; also warned of.
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
@@ -82,10 +90,18 @@ class MarginTracker:
         if not self.probes:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
+        if batch_size < 1 or noise_retries < 0:
+            raise InputError(
+                f"expected batch_size of at least 1 and noise_retries of at least 0, "
+                f"got {batch_size} and {noise_retries}; raise what is too small"
+            )
+        unknown = [norm for norm in norms if norm not in get_args(Norm)]
+        if unknown or not norms:
+            raise InputError(f"expected norms of {', '.join(get_args(Norm))}, got {', '.join(norms) or 'none'}; choose")
         if not self.estimators:
             raise EstimatorError("expected at least one estimator, got none; name one, such as 'deepfool'")
         self.units, self.skipped = plan_units(self.estimators, norms, domain)
-        self.domain, self.bounds, self.seed = domain, bounds, seed
+        self.domain, self.bounds, self.seed = domain, bounds, int(seed)
         self.noise_retries, self.batch_size = noise_retries, batch_size
         self.listener = listener or Listener()
         self.broken: dict[Unit, str] = {}
@@ -131,10 +147,15 @@ class MarginTracker:
             StoreError: the epoch was measured with other weights.
         """
         weights = weights_checksum(model)
-        for unit in self.units:
-            path = self.folder.margins(epoch, unit)
-            if path.exists():
-                self._check_weights(path, epoch, unit, weights)
+        for path in self.folder.margin_parts(epoch):
+            rows, facts = read_part(path)
+            before = facts.get("weights", "none")
+            if before != weights:
+                unit = Unit(rows["estimator"].iloc[0], rows["norm"].iloc[0])
+                raise StoreError(
+                    f"expected the weights {before[:12]} that {unit} measured at epoch {epoch}, got {weights[:12]}; "
+                    "use another folder for another network"
+                )
         return weights
 
     def summary(self) -> pd.DataFrame:
@@ -173,6 +194,7 @@ class MarginTracker:
         if (rows["status"] == Status.FAILED.value).all():
             # no part is written, so that --resume tries again
             self.broken[unit] = rows["message"].iloc[0]
+            self.listener.unit_failed(epoch, unit, self.broken[unit])
             return
         self._keep_witnesses(epoch, unit, results)
         write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights)
@@ -205,14 +227,6 @@ class MarginTracker:
                 order = torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
             kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][order] for name in ("image", "witness", "distance")}
         return kept
-
-    def _check_weights(self, path: Path, epoch: int, unit: Unit, weights: str) -> None:
-        before = read_part(path)[1].get("weights", "none")
-        if before != weights:
-            raise StoreError(
-                f"expected the weights {before[:12]} that {unit} measured at epoch {epoch}, got {weights[:12]}; "
-                "use another folder for another network"
-            )
 
     def _keep_probes(self) -> None:
         for split, probe in self.probes.items():

@@ -169,6 +169,8 @@ class Trainer:
     def _attack_half(self, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         """Replace a random half of ``images`` by adversarials (Mickisch et al., 2020, observation 2)."""
         half = torch.randperm(len(images), generator=draws)[: len(images) // 2]
+        if not len(half):
+            return images
         attacked = images.clone()
         attacked[half] = pgd(self.model, images[half], labels[half], self.options, draws)
         return attacked

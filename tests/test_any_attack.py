@@ -268,3 +268,20 @@ def test_everything_listed_can_be_made(name: str) -> None:
     assert estimator.norms
     assert not estimator.batch_invariant
     assert estimator.domains == {"box"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("foolbox:L2BasicIterativeAttack:steps=abc", "steps to be of type int (default 10), got 'abc'; "),
+        ("foolbox:L2PGD:rel_stepsize=x", "rel_stepsize to be of type float"),
+        ("foolbox:L2PGD:epsilon=x", "epsilon to be a number, got 'x'; "),
+        ("torchattacks:PGD:eps=abc", "eps to be of type float"),
+        ("torchattacks:PGD:steps=2.5", "steps to be of type int (default 10), got 2.5; "),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_before_any_work(text: str, words: str) -> None:
+    with pytest.raises(EstimatorError) as caught:
+        create(text)
+    assert words in str(caught.value)
+    assert create("torchattacks:PGD:eps=1,steps=3").norms == {"linf"}

@@ -329,6 +329,24 @@ def test_more_epochs_and_estimators_are_no_other_run(
     assert summary["epoch"].unique().tolist() == [0, 1]
 
 
+def test_resume_needs_no_option_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.figures.save", lambda *_: [])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes((tiny / "manifest.json").read_bytes())
+    assert main(["--resume", "--out", str(folder)]) == 0
+    theirs, ours = pd.read_csv(tiny / "summary.csv"), pd.read_csv(folder / "summary.csv")
+    pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"))
+    assert "not continued" not in capsys.readouterr().out
+    # the control: other options are other estimators, which is said
+    assert main(["--resume", "--out", str(folder), "--estimator", "fmn:steps=3"]) == 0
+    left_out = json.loads((tiny / "manifest.json").read_text())["config"]["estimator"]
+    said = capsys.readouterr().out
+    assert all(f"{text} is not named and not continued" in said for text in left_out)
+
+
 def test_what_is_no_run_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.tex").write_text("years of work")

@@ -2,6 +2,8 @@
 
 import ast
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,15 @@ def test_a_planted_import_is_found(tmp_path: Path, module: str, line: str, expec
     planted.write_text(planted.read_text(encoding="utf-8") + f"\n\n{line}\n", encoding="utf-8")
     found = violations(tmp_path)
     assert (expected in found) if expected else (found == [])
+
+
+@pytest.mark.parametrize("foreign", ["attacks.py", "attacks/__init__.py"])
+def test_a_foreign_package_of_our_name_is_named(tmp_path: Path, foreign: str) -> None:
+    path = tmp_path / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import harness"
+    # -S: an editable installation would find our modules in the foreign package's stead
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"expected margin-harness's package 'attacks', got {path}; " in done.stderr

@@ -4,9 +4,9 @@ import logging
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.estimator import EstimatorError, Margins, Status
+from attacks.estimator import Domain, EstimatorError, Margins, Norm, Settings, Status
 from attacks.isolation import Classifier, Record, ScaleFree, forked_generators, frozen_view
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
@@ -678,3 +678,72 @@ def test_the_scale_free_view_survives_equal_logits() -> None:
 
     logits = ScaleFree(Flat(), 10.0)(middle_images())
     assert logits.isfinite().all()
+
+
+class Meddler(Settings):
+    """Leaves the view in training mode after a pass that moves batch norm's statistics."""
+
+    name: ClassVar[str] = "meddler"
+    norms: ClassVar[frozenset[Norm]] = frozenset({"l2", "linf"})
+    domains: ClassVar[frozenset[Domain]] = frozenset({"box"})
+    tightness: ClassVar[Mapping[Norm, float]] = {}
+    batch_invariant: ClassVar[bool] = True
+
+    def __init__(self, writes: bool = False) -> None:
+        self.writes = writes
+
+    def perturb(self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, **_: object) -> Tensor:
+        model.train()
+        for _ in range(20):
+            model(1.0 - images)
+        if self.writes:
+            with torch.no_grad():
+                next(model.parameters()).add_(0.1)
+        return (images + 0.01).clamp(0, 1)
+
+
+def normed_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 4)).eval()
+
+
+def test_what_an_attack_does_to_the_view_does_not_reach_the_judge() -> None:
+    model, images = normed_model(), torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    margins = measure(model, images, Meddler(), "l2", noise_retries=0, batch_size=10)
+    with torch.no_grad():
+        assert torch.equal(margins.prediction, model(images).argmax(1))
+        found = margins.target >= 0
+        assert torch.equal(model(margins.witness[found]).argmax(1), margins.target[found])
+        # the control: with the statistics that the attack left, predictions differ
+        model.train()
+        for _ in range(20):
+            model(1.0 - images)
+        assert not torch.equal(margins.prediction, model.eval()(images).argmax(1))
+
+
+def test_an_attack_that_writes_the_weights_is_named() -> None:
+    with pytest.raises(EstimatorError, match="leaves the weights alone"):
+        measure(normed_model(), torch.rand(4, 1, 8, 8), Meddler(writes=True), "l2")
+
+
+def test_the_callers_autocast_and_default_dtype_change_nothing() -> None:
+    model, images = normed_model(), torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain = {name: measure(model, images, create(name), "l2") for name in ("deepfool", "fab")}
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = measure(model, images, create("deepfool"), "l2")
+    assert torch.equal(cast.distance, plain["deepfool"].distance)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(measure(model, images, create("fab"), "l2").distance, plain["fab"].distance)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_bounds_that_are_not_exact_in_the_images_dtype_are_no_error() -> None:
+    pixels = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    pixels[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    mean, deviation = 0.1307, 0.3081
+    bounds = ((0 - mean) / deviation, (1 - mean) / deviation)
+    margins = measure(normed_model(), (pixels - mean) / deviation, create("deepfool"), "l2", bounds=bounds)
+    assert margins.distance.isfinite().all()

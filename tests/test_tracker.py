@@ -513,14 +513,16 @@ def test_an_estimator_without_any_asked_norm_or_the_domain_is_an_error(tmp_path:
 
 def test_an_estimator_that_fails_on_every_row_leaves_no_part_and_stops_no_other(tmp_path: Path) -> None:
     tracker = track(tmp_path, [Raises(level=1), Opposite()], norms=["l2"])
-    table = tracker.update(0, Centred())
+    with pytest.warns(UserWarning, match="raises:level=1 l2 failed on every image at epoch 0: RuntimeError: no such"):
+        table = tracker.update(0, Centred())
     assert table["estimator"].unique().tolist() == ["opposite"]
     assert tracker.broken == {Unit("raises:level=1", "l2"): "RuntimeError: no such\nluck"}
     assert not [name for name in contents(tmp_path) if "raises" in name]
     assert rows_of(tmp_path)["estimator"].unique().tolist() == ["opposite"]
     # it is tried again, the other is not
     Opposite.calls.clear()
-    tracker.update(0, Centred())
+    with pytest.warns(UserWarning, match="failed on every image"):
+        tracker.update(0, Centred())
     assert {name for name, _, _ in Opposite.calls} == {"raises1"}
     assert track(tmp_path, [Opposite()], norms=["l2"]).broken == {}
 
@@ -671,3 +673,31 @@ def test_a_listener_hears_of_every_image_once(tmp_path: Path) -> None:
     assert ears.heard == [("start", 2, "opposite l2", 14), *done, ("end", 2, "opposite l2", 14)]
     tracker.update(2, Centred())
     assert len(ears.heard) == 7
+
+
+def test_the_callers_tensors_may_change_after_the_start(tmp_path: Path) -> None:
+    images, labels = probes()["train"][:2]
+    tracker = MarginTracker(tmp_path, {"train": (images, labels)}, [Opposite()], ["l2"], noise_retries=0)
+    first = tracker.update(0, Centred())
+    images.mul_(0.5)
+    second = tracker.update(1, Centred())
+    assert first["avg"].iloc[0] == second["avg"].iloc[0]
+
+
+def test_another_estimator_does_not_bring_another_network_into_an_epoch(tmp_path: Path) -> None:
+    track(tmp_path, [Opposite()], norms=["l2"]).update(0, Centred())
+    other = Centred()
+    with torch.no_grad():
+        next(iter(other.state_dict().values())).add_(1.0)
+    with pytest.raises(StoreError, match=r"^expected the weights \w{12} that opposite l2 measured at epoch 0, got "):
+        track(tmp_path, [Raises()], norms=["l2"]).update(0, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"batch_size": 0}, "batch_size of at least 1"), ({"norms": ["l2", "Linf"]}, "norms of l2, linf")],
+)
+def test_bad_options_are_refused_before_the_folder_is_made(tmp_path: Path, options: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        track(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
