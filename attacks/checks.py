@@ -33,6 +33,19 @@ def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
         )
 
 
+def check_batches(batch_size: int, noise_retries: int) -> None:
+    """Refuse counts that are too small.
+
+    Raises:
+        InputError: names them.
+    """
+    if batch_size < 1 or noise_retries < 0:
+        raise InputError(
+            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}; "
+            "raise what is too small"
+        )
+
+
 def check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
     """Refuse a norm or domain that the estimator lacks.
 

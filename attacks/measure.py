@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from attacks.checks import check_ability, check_images, clean_logits
+from attacks.checks import check_ability, check_batches, check_images, clean_logits
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
@@ -64,11 +64,7 @@ def measure(
     """
     check_ability(estimator, norm, domain)
     check_images(images, bounds)
-    if batch_size < 1 or noise_retries < 0:
-        raise InputError(
-            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}; "
-            "raise what is too small"
-        )
+    check_batches(batch_size, noise_retries)
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
     seeds = torch.as_tensor(seeds, dtype=torch.int64)

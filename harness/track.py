@@ -101,7 +101,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.run import TrackedRun
     from harness.store import RunFolder
     from harness.terminal import Terminal, print_summary
-    from harness.tracker import MarginTracker, plan_units
+    from harness.tracker import MarginTracker
+    from harness.units import plan_units
 
     estimators = {text_form(e): e for e in map(create, config.estimator)}
     _, lines = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
@@ -222,7 +223,7 @@ def _manifest(
     config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
 ) -> dict[str, Any]:
     from harness.store import environment
-    from harness.tracker import describe
+    from harness.units import describe
 
     fingerprint = config.fingerprint | {"data": dataset.checksums}
     return {

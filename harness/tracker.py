@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
+from attacks.checks import check_batches
+from attacks.estimator import NORMS, Domain, Estimator, InputError, Margins, Norm, Status
 from attacks.measure import derive_seed, measure
-from attacks.registry import check_needs, create, text_form
+from attacks.registry import create, text_form
 from harness.config import digest
 from harness.files import (
     StoreError,
@@ -30,6 +30,7 @@ from harness.files import (
 from harness.probes import Probe, as_probe, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import MARGIN_COLUMNS, WITNESSES_KEPT, RunFolder, Unit, environment
+from harness.units import describe, plan_units
 
 
 class Listener:
@@ -77,7 +78,7 @@ class MarginTracker:
         out: str | Path | RunFolder,
         probes: Mapping[str, tuple[Tensor, ...] | Probe],
         estimators: Sequence[str | Estimator] = ("deepfool",),
-        norms: Sequence[Norm] = get_args(Norm),
+        norms: Sequence[Norm] = NORMS,
         *,
         domain: Domain = "box",
         bounds: tuple[float, float] = (0.0, 1.0),
@@ -90,16 +91,7 @@ class MarginTracker:
         if not self.probes:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
-        if batch_size < 1 or noise_retries < 0:
-            raise InputError(
-                f"expected batch_size of at least 1 and noise_retries of at least 0, "
-                f"got {batch_size} and {noise_retries}; raise what is too small"
-            )
-        unknown = [norm for norm in norms if norm not in get_args(Norm)]
-        if unknown or not norms:
-            raise InputError(f"expected norms of {', '.join(get_args(Norm))}, got {', '.join(norms) or 'none'}; choose")
-        if not self.estimators:
-            raise EstimatorError("expected at least one estimator, got none; name one, such as 'deepfool'")
+        check_batches(batch_size, noise_retries)
         self.units, self.skipped = plan_units(self.estimators, norms, domain)
         self.domain, self.bounds, self.seed = domain, bounds, int(seed)
         self.noise_retries, self.batch_size = noise_retries, batch_size
@@ -243,41 +235,6 @@ class MarginTracker:
             "measure_batch": self.batch_size,
             "seed": self.seed,
         }
-
-
-def plan_units(
-    estimators: Mapping[str, Estimator], norms: Sequence[Norm], domain: Domain
-) -> tuple[list[Unit], list[str]]:
-    """The units to measure, and a line for every estimator's norm that is skipped.
-
-    Raises:
-        EstimatorError: an estimator has none of the norms, or not the domain, or lacks a package.
-    """
-    units, skipped = [], []
-    for text, estimator in estimators.items():
-        check_needs(estimator.name)
-        if domain not in estimator.domains:
-            raise EstimatorError(
-                f"expected estimators that can do --domain {domain}, got {text} "
-                f"({', '.join(sorted(estimator.domains))} only); choose another estimator or domain"
-            )
-        able = [norm for norm in norms if norm in estimator.norms]
-        if not able:
-            raise EstimatorError(
-                f"expected a norm that {text} has ({', '.join(sorted(estimator.norms))}), "
-                f"got {', '.join(norms)}; choose another norm or estimator"
-            )
-        units += [Unit(text, norm) for norm in able]
-        skipped += [f"{text} has no {norm}: skipped in that norm" for norm in norms if norm not in able]
-    return units, skipped
-
-
-def describe(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
-    """Manifest entries: canonical text, name and all parameters."""
-    return [
-        {"estimator": text, "name": estimator.name, "parameters": dataclasses.asdict(estimator)}  # type: ignore[call-overload]
-        for text, estimator in estimators.items()
-    ]
 
 
 def device_of(model: nn.Module) -> torch.device:

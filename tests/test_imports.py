@@ -11,7 +11,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # DESIGN.md, section 3; the last line holds the commands and what only they use
 ORDER = [
-    *("config", "files", "store", "statistics", "data", "models", "training", "probes", "tracker", "figures", "report"),
+    *(
+        "config",
+        "files",
+        "store",
+        "units",
+        "statistics",
+        "data",
+        "models",
+        "training",
+        "probes",
+        "tracker",
+        "figures",
+        "report",
+    ),
     *("terminal", "run", "track", "compare"),
 ]
 
