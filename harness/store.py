@@ -85,6 +85,10 @@ class RunFolder:
     def figures(self) -> Path:
         return self.path / "figures"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def margin_parts(self, epoch: int | None = None) -> list[Path]:
         """Finished margin parts, by epoch and unit; of one epoch where it is given."""
         folder = "epoch-*" if epoch is None else f"epoch-{epoch:03d}"

@@ -127,8 +127,9 @@ def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, ep
         words = ", ".join(f"{row['split']} {100 * row['error']:.2f}%" for _, row in last.iterrows())
         console.print(f"error at epoch {last['epoch'].iloc[0]}: {words}", highlight=False)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    files = "summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/margins.png"
+    files = "summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/"
     console.print(f"  {files}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder.report}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _troubles(rows: pd.DataFrame) -> str:

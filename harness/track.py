@@ -96,9 +96,10 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     from attacks.registry import create, text_form
     from harness.data import load
-    from harness.figures import margin_curves, save
     from harness.models import build
+    from harness.report.build import write_report
     from harness.run import TrackedRun
+    from harness.runs import read_run
     from harness.store import RunFolder
     from harness.terminal import Terminal, print_summary
     from harness.tracker import MarginTracker
@@ -137,7 +138,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         run = TrackedRun(config, dataset, model, device, tracker)
         run.go(terminal)
     summary, epochs = tracker.summary(), run.epoch_table()
-    save(margin_curves(summary, epochs), folder.figures, "margins")
+    for line in write_report([read_run(folder.path)], folder.report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     print_summary(console, summary, folder, epochs)
     for unit, message in tracker.broken.items():
         reason = " ".join(message.split())

@@ -43,6 +43,10 @@ def happy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return folder, done
 
 
+FIGURES = [
+    *("margins", "correctness", "distributions-l2", "distributions-linf", "flow-train", "flow-test", "ratios"),
+    *("classes", "confidence", "calibration", "boundary", "paths"),
+]
 UNITS = ["ddn%3Asteps=20.l2", "deepfool.l2", "deepfool.linf"]
 
 
@@ -55,8 +59,9 @@ def test_a_run_leaves_the_files_of_the_design(happy: tuple[Path, Any]) -> None:
         "manifest.json",
         "epochs.csv",
         "summary.csv",
-        "figures/margins.png",
-        "figures/margins.svg",
+        "report.html",
+        "report-observations.csv",
+        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
         *(f"probes/{split}.safetensors" for split in ("train", "test")),
         *(f"checkpoints/{epoch}.{kind}" for epoch in epochs for kind in ("safetensors", "trainer.pt")),
         *(f"predictions/{epoch}.parquet" for epoch in epochs),
@@ -140,7 +145,7 @@ def test_what_is_printed_is_plain_and_says_what_is_in_the_tables(happy: tuple[Pa
     last = errors[errors["epoch"] == 1]["error"].tolist()
     assert f"error at epoch 1: train {100 * last[0]:.2f}%, test {100 * last[1]:.2f}%" in tail
     assert f"run folder: runs/{folder.name}" in lines
-    assert "figures/margins.png" in lines[-1]
+    assert lines[-1] == f"report: runs/{folder.name}/report.html"
 
 
 # refusals
@@ -289,7 +294,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.figures.save", lambda *_: [])
+        patch.setattr("harness.report.build.write_report", lambda *_: [])
         assert main([*TINY, "--out", str(folder)]) == 0
     return folder
 
@@ -317,7 +322,7 @@ def test_more_epochs_and_estimators_are_no_other_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the negative control of the refusals
-    monkeypatch.setattr("harness.figures.save", lambda *_: [])
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("manifest.json",):
@@ -332,7 +337,7 @@ def test_more_epochs_and_estimators_are_no_other_run(
 def test_resume_needs_no_option_again(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("harness.figures.save", lambda *_: [])
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "manifest.json").write_bytes((tiny / "manifest.json").read_bytes())
@@ -385,7 +390,7 @@ def test_an_estimator_that_fails_on_every_image_is_exit_1_and_the_others_are_kep
 ) -> None:
     entry = registry.Entry("tests.runs:Broken", ("l2", "linf"), ("box", "free"), "0", "raises")
     monkeypatch.setitem(registry.ESTIMATORS, "broken", entry)
-    monkeypatch.setattr("harness.figures.save", lambda *_: [])
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     folder = tmp_path / "run"
     both = ["--estimator", "broken", "--estimator", "deepfool:steps=3"]
     assert main([*TINY, *both, "--out", str(folder)]) == 1

@@ -43,10 +43,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DRAWN = ("figures/", "report")
+
+
 @pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a resumed run; one test here and test_cli.py draw."""
-    monkeypatch.setattr("harness.figures.save", lambda *_: [])
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
 
 
 def copy_of(whole: Path, folder: Path) -> Path:
@@ -79,8 +82,8 @@ def same_values(first: Any, second: Any) -> bool:
 def assert_same_run(folder: Path, whole: Path) -> None:
     """The same files, the same rows, and bit for bit the same networks, optimizers, witnesses and probes."""
     ours, theirs = contents(folder), contents(whole)
-    figures = {name for name in theirs if name.startswith("figures/")}
-    assert ours.keys() | figures == theirs.keys()
+    drawn = {name for name in theirs if name.startswith(DRAWN)}
+    assert ours.keys() | drawn == theirs.keys()
     for name in theirs:
         if name.startswith("checkpoints/"):
             read = files.load_trainer if name.endswith(".trainer.pt") else checkpoint
@@ -134,7 +137,7 @@ def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path
             codes.append(run(folder, "--epochs", "2", "--resume"))
     files = {str(path.relative_to(folder)) for path in stopped}
     # all that a run writes, and the state of epoch 0, which is gone in the end
-    expected = {name for name in contents(whole) if not name.startswith("figures/")}
+    expected = {name for name in contents(whole) if not name.startswith(DRAWN)}
     assert files == expected | {"checkpoints/epoch-000.trainer.pt"}
     assert codes == [130] * len(files) + [0]
     assert_same_run(folder, whole)
@@ -242,14 +245,15 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # draws the figure
+    monkeypatch.undo()  # draws the figures
     folder = copy_of(whole, tmp_path)
     monkeypatch.setattr(harness.tracker, "measure", None)
     monkeypatch.setattr(Trainer, "run_epoch", None)
     assert run(folder, "--epochs", "2", "--resume") == 0
     before, after = contents(whole), contents(folder)
     assert before.keys() == after.keys()
-    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    # the page holds the manifest and the time
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json", "report.html"}
 
 
 def test_all_margins_and_predictions_come_back_from_the_checkpoints(tmp_path: Path, whole: Path) -> None:

@@ -1,4 +1,4 @@
-"""Averages, standard errors and quantiles of margins: tables in, tables out."""
+"""Averages, standard errors and quantiles of margins."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""One function a figure: tables in, `matplotlib.figure.Figure` out. Nothing touches matplotlib's global state.
+
+Distances are in units where the pixel range is 1. Images without a distance (``inf``) are never drawn; their number
+is said. Where there is nothing to draw, the figure says in one sentence what is missing.
+"""
+
+from harness.figures.calibration import calibration_curves, confidence_margins
+from harness.figures.canvas import save
+from harness.figures.classes import boundary_classes, class_margins
+from harness.figures.curves import correctness_curves, margin_curves
+from harness.figures.distributions import margin_distributions, nearest_epochs
+from harness.figures.flow import flow_epochs, image_flow
+from harness.figures.images import image_paths
+from harness.figures.style import CORRECT, ENVELOPE_COLOUR, INCORRECT, MARKERS, NORM_LABELS, PALETTE, SPLIT_STYLES
+from harness.figures.trust import estimator_ratios
+
+__all__ = [
+    "CORRECT",
+    "ENVELOPE_COLOUR",
+    "INCORRECT",
+    "MARKERS",
+    "NORM_LABELS",
+    "PALETTE",
+    "SPLIT_STYLES",
+    "boundary_classes",
+    "calibration_curves",
+    "class_margins",
+    "confidence_margins",
+    "correctness_curves",
+    "estimator_ratios",
+    "flow_epochs",
+    "image_flow",
+    "image_paths",
+    "margin_curves",
+    "margin_distributions",
+    "nearest_epochs",
+    "save",
+]

@@ -1,0 +1,132 @@
+"""Panels, legends, and files of a figure."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from harness.figures.style import NOTE, SMALL, LineStyle, estimator_looks, split_styles
+from harness.files import write_atomically
+
+WIDTH, HEIGHT = 3.7, 3.1  # inches of one panel
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels beside each other."""
+    figure = Figure(figsize=(max(WIDTH * count, 4.6), HEIGHT), layout="constrained")
+    return figure, [figure.add_subplot(1, count, position) for position in range(1, count + 1)]
+
+
+def empty(sentence: str) -> Figure:
+    """A figure that says what is missing."""
+    figure = Figure(figsize=(6.4, 1.6), layout="constrained")
+    figure.text(0.5, 0.5, textwrap.fill(sentence, 70), ha="center", va="center", fontsize=11, color=NOTE)
+    return figure
+
+
+def say(axes: Axes, sentence: str) -> None:
+    """Put the sentence in place of a panel's drawing."""
+    axes.set_axis_off()
+    text = textwrap.fill(sentence, 32)
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=10, color=NOTE, transform=axes.transAxes)
+
+
+def note(axes: Axes, text: str) -> None:
+    """A discreet line over the panel."""
+    axes.set_title(text, fontsize=SMALL, color=NOTE, loc="left")
+
+
+def dress(axes: Axes) -> None:
+    """A light grid behind the data, and no frame at the top and the right."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=SMALL)
+
+
+def epoch_axis(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def from_zero(axes: Axes) -> None:
+    """Start the upright axis at 0 and leave a little room over the data."""
+    highest = float(axes.dataLim.y1)
+    axes.set_ylim(0, 1.06 * highest if 0 < highest < math.inf else 1)
+
+
+def lines_of_splits(axes: Axes, table: pd.DataFrame, column: str, styles: Mapping[str, LineStyle]) -> None:
+    """A black line of the column over epochs for each split, and a point where there is one epoch only."""
+    for split, rows in table.groupby("split", sort=False):
+        line = rows.sort_values("epoch")
+        axes.plot(
+            line["epoch"],
+            line[column],
+            styles[str(split)],
+            color="black",
+            marker="o" if len(line) == 1 else "",
+            markerfacecolor="black" if split == "train" else "white",
+            linewidth=1.6,
+            label=str(split),
+        )
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend of the whole figure under its panels, which keep their height, in as many columns as fit."""
+    letters = max(len(str(handle.get_label())) for handle in handles)
+    # inches: a letter of 9 points takes 0.075, a sample of the line and the gaps 0.6
+    columns = min(max(int(figure.get_figwidth() / (0.075 * letters + 0.6)), 1), len(handles))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(handles) / columns) + 0.1)
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+    )
+
+
+def line_keys(estimators: Iterable[str], order: Iterable[str], splits: Iterable[str]) -> list[Line2D]:
+    """Keys of a legend: estimators by colour and marker, splits by line style.
+
+    Args:
+        estimators: those drawn.
+        order: all that have a look.
+        splits: those drawn.
+    """
+    looks, styles = estimator_looks(order), split_styles(splits)
+    keys = []
+    for name in dict.fromkeys(estimators):
+        look = looks[name]
+        keys.append(
+            Line2D([], [], color=look.colour, marker=look.marker, linewidth=look.width, markersize=4, label=name)
+        )
+    for split in dict.fromkeys(splits):
+        keys.append(Line2D([], [], color=NOTE, linestyle=styles[split], linewidth=1.4, label=split))
+    return keys
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` and ``name.svg``; the same tables give the same bytes."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        write_atomically(path, partial(_render, figure, path.suffix[1:], name))
+    return paths
+
+
+def _render(figure: Figure, kind: str, name: str, path: Path) -> None:
+    # without a date and with ids salted by the name instead of at random
+    facts = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(path, format=kind, dpi=160, metadata=facts)

@@ -1,0 +1,67 @@
+"""How far an estimator is above the envelope: is a trend the estimator's own?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.figures.canvas import dress, empty, epoch_axis, legend_below, line_keys, note, panels
+from harness.figures.style import (
+    ENVELOPE,
+    ENVELOPE_COLOUR,
+    MARKS,
+    NORM_LABELS,
+    estimator_looks,
+    norms_of,
+    span,
+    split_styles,
+)
+
+
+def estimator_ratios(ratios: pd.DataFrame, *, estimators: Sequence[str] = ()) -> Figure:
+    """Average distance of each estimator over the envelope's, with its 95% band, over epochs.
+
+    A level line says that the estimator's bias does not change, so that its trend is the network's.
+
+    Args:
+        ratios: columns epoch, split, estimator, norm, ratio, low, high, images.
+        estimators: names that take their colours before those in the table, so that figures of other tables agree.
+    """
+    rows = ratios[np.isfinite(ratios["ratio"])] if len(ratios) else ratios
+    if rows.empty:
+        return empty("There is no envelope to compare with: it takes two estimators measured at every epoch.")
+    norms = norms_of(rows)
+    figure, axes = panels(len(norms))
+    names = [ENVELOPE, *(str(name) for name in rows["estimator"].unique())]
+    order = [*estimators, *names]
+    looks, styles = estimator_looks(order), split_styles(rows["split"])
+    for panel, norm in zip(axes, norms, strict=True):
+        here = rows[rows["norm"] == norm]
+        panel.axhline(1, color=ENVELOPE_COLOUR, linewidth=2.2, zorder=1)
+        for (estimator, split), group in here.groupby(["estimator", "split"], sort=False):
+            line, look = group.sort_values("epoch"), looks[str(estimator)]
+            panel.fill_between(line["epoch"], line["low"], line["high"], color=look.colour, alpha=0.15, linewidth=0)
+            panel.plot(
+                line["epoch"],
+                line["ratio"],
+                styles[str(split)],
+                color=look.colour,
+                marker=look.marker,
+                markersize=3.5,
+                markevery=math.ceil(len(line) / MARKS),
+                markerfacecolor=look.colour if split == "train" else "white",
+                linewidth=look.width,
+                label=f"{estimator}, {split}",
+            )
+        dress(panel)
+        epoch_axis(panel)
+        panel.ticklabel_format(axis="y", useOffset=False)
+        panel.set_ylim(top=max(panel.get_ylim()[1], 1.02))
+        panel.set_ylabel(f"average {NORM_LABELS[norm]} margin\n/ average of the envelope")
+        note(panel, f"n = {span(here['images'])} images, band: 95%")
+    legend_below(figure, line_keys(names, order, rows["split"]))
+    return figure

@@ -1,0 +1,62 @@
+"""``python -m harness.report``: one page, and figures, of finished runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import OneLineParser
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = OneLineParser(
+        prog="python -m harness.report",
+        description="Draw runs and test what they show: one self-contained page, and figures in the runs' folders.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folder, finished or not")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    given = parser.parse_args(argv)
+    try:
+        return _report(given.run, given.out)
+    except (ValueError, OSError) as error:
+        if given.debug:
+            raise
+        print(f"report: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("report: interrupted; the same command begins again", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _report(paths: list[Path], out: Path | None) -> int:
+    # here, so that --help needs no pandas
+    from harness.files import StoreError
+    from harness.report.build import write_report
+    from harness.runs import read_runs
+    from harness.store import RunFolder
+
+    out = out or (RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html"))
+    if out.is_dir():
+        raise StoreError(f"expected a file for --out, got the folder {out}; name a file in it")
+    runs = read_runs(paths)
+    try:
+        lines = write_report(runs, out)
+    except OSError as error:
+        raise StoreError(f"expected a place to write the report to, got {error}; choose another --out") from None
+    for line in lines:
+        print(f"report: {line}")
+    print(f"report: {out}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

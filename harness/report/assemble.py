@@ -1,0 +1,103 @@
+"""From runs to the content of a report."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from harness.report.content import ReportContent, RunContent
+from harness.report.examples import image_cards
+from harness.report.sentences import headlines
+from harness.runs import Run
+from harness.statistics.evidence import Evidence, Measured
+from harness.statistics.panels import Panel
+from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
+from harness.statistics.verdicts import UNDECIDED
+from harness.store import environment
+
+MANY = 0.05  # of the images found only from noisy starts: worth a warning
+
+
+def assemble(evidence: Evidence) -> ReportContent:
+    """Everything that the page shows."""
+    names = [one.run.name for one in evidence.measured]
+    return ReportContent(
+        title=f"Margins of {names[0]}" if len(names) == 1 else f"Margins of {len(names)} runs",
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=environment()["versions"].get("margin-harness", "not installed"),
+        runs=[run_content(one, evidence.composition) for one in evidence.measured],
+        findings=evidence.findings,
+        descriptions=evidence.descriptions,
+        headlines=headlines(evidence.findings),
+        warnings=[*evidence.warnings, *_undecided(evidence.findings)],
+    )
+
+
+def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
+    """One run's tables for the figures, static and interactive."""
+    curves = distances(one)
+    return RunContent(
+        name=one.run.name,
+        training=one.run.training,
+        manifest=one.run.manifest,
+        warnings=_warnings(one),
+        summary=one.summary,
+        epochs=one.run.epochs,
+        margins=one.margins,
+        ratios=estimator_ratios(curves),
+        classes=class_margins(curves),
+        boundary=boundary_classes(curves),
+        changes=boundary_changes(curves),
+        reliability=one.reliability,
+        calibration=one.calibration,
+        paths=image_paths(curves),
+        composition=composition[composition["run"] == one.run.name],
+        correctness=one.correctness,
+        images=image_cards(one.run),
+    )
+
+
+def distances(one: Measured) -> list[Panel]:
+    """The panels of ``distance``: figures show it, tests both measures."""
+    return [panel for panel in one.panels if panel.measure == "distance"]
+
+
+def _warnings(one: Measured) -> list[str]:
+    run: Run = one.run
+    lines = [str(note) for note in run.manifest.get("notes", ())]
+    if not len(run.margins):
+        return [*lines, "nothing was measured"]
+    whole = one.summary[one.summary["subset"] == "all"]
+    measured = set(run.margins["epoch"])
+    for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
+        total = int(rows["count"].sum())
+        for column, words in (
+            ("not_found", "have no distance: the attack found no witness"),
+            ("failed", "have no distance: the library raised an error"),
+            ("tied", "lie on the boundary: their two largest logits are equal"),
+        ):
+            count = int(rows[column].sum())
+            if count:
+                lines.append(f"{estimator} {norm}: {count} of {total} measurements {words}")
+        noisy = rows.loc[rows["after_noise"] > MANY * rows["count"], "epoch"]
+        if len(noisy):
+            share = rows["after_noise"].sum() / total
+            lines.append(
+                f"{estimator} {norm}: more than {100 * MANY:.0f}% of the images were found from noisy starts only at "
+                f"{noisy.nunique()} epochs ({100 * share:.0f}% of all measurements): these distances may be too large"
+            )
+        absent = sorted(measured - set(rows["epoch"]))
+        if absent:
+            lines.append(f"{estimator} {norm}: not measured at epochs {', '.join(map(str, absent))}")
+    if not len(run.predictions):
+        lines.append("no predictions of whole sets were kept: flow and calibration are those of the probe images")
+    return lines
+
+
+def _undecided(findings: pd.DataFrame) -> list[str]:
+    rows = findings[findings["verdict"] == UNDECIDED]
+    return [
+        f"observation {observation}: {len(group)} tests undecided: {reason}"
+        for (observation, reason), group in rows.groupby(["observation", "reason"], sort=False)
+    ]

@@ -1,0 +1,97 @@
+"""The page: one HTML file with its scripts, styles, tables and images inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.report.content import ReportContent
+from harness.report.graph import Graph
+from harness.report.interactive import graphs
+from harness.report.pictures import groups
+from harness.report.sections import MARKS, differences, facts, observations
+from harness.report.tables import Table
+from harness.report.view import View, norm_name
+
+DASHES = {"solid": "", "dash": "5 3", "dot": "1.5 2.5", "dashdot": "5 2.5 1.5 2.5"}
+
+
+def render(content: ReportContent) -> str:
+    """A self-contained HTML page that asks nothing of the network.
+
+    Every text is escaped, and only the page's own scripts may run: a policy in it names them by their checksums.
+    """
+    environment = Environment(
+        loader=PackageLoader("harness.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    view, drawn, parts = View(content), graphs(content), observations(content)
+    listed = tables(drawn)
+    scripts = [library(), own("report.js")]
+    return environment.get_template("report.html.jinja").render(
+        content=content,
+        several=len(content.runs) > 1,
+        controls=controls(view),
+        graphs=drawn,
+        observations=parts,
+        tables=listed,
+        packed=[*(table for part in parts for table in part.tables), *listed],
+        groups={run.name: groups(run.name, run.images) for run in content.runs},
+        facts=[(run, facts(run)) for run in content.runs],
+        differences=differences(content.runs),
+        marks=MARKS,
+        dashes=DASHES,
+        policy=policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        style=Markup(own("report.css")),
+    )
+
+
+def controls(view: View) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+    """Dimension, title, and value, label and colour of each choice."""
+    found = [
+        ("estimator", "Estimators", [(name, name, view.colour(name)) for name in view.estimators]),
+        ("norm", "Norms", [(name, norm_name(name), "") for name in view.norms]),
+        ("split", "Images", [(name, name, "") for name in view.splits]),
+        ("run", "Runs", [(name, name, "") for name in view.runs] if len(view.runs) > 1 else []),
+    ]
+    return [control for control in found if control[2]]
+
+
+def tables(drawn: Iterable[Graph]) -> list[Table]:
+    """Every table behind the figures, once."""
+    found = {table.name: table for graph in drawn for table in graph.tables if len(table.frame)}
+    return list(found.values())
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """A content security policy: no request, no script but these; plotly sets styles and draws its PNG from a blob."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    rules = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{digest}'" for digest in digests),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {sources}" for name, sources in rules.items())
+
+
+def library() -> str:
+    """plotly.js; a browser reads other line ends as these, which its checksum must match."""
+    text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return "\n".join(text.splitlines()) if "\r" in text else text
+
+
+def own(name: str) -> str:
+    """A file of this package."""
+    return (resources.files("harness.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,107 @@
+"""The page's written parts: observations with their tests, warnings, and what was run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.report.content import Headline, ReportContent, RunContent
+from harness.report.tables import FINDINGS_PRINTED, Table, findings_first
+
+TITLES = {
+    1: "Standard training moves the decision boundary closer",
+    2: "Adversarial training prevents it",
+    3: "Misclassified images are closer to the boundary",
+}
+MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", "mixed": "±", "not tested": "–"}
+# of the manifest, what a reader asks for first; other fields follow
+FACTS = {
+    "config": "Configuration",
+    "command": "Command",
+    "seeds": "Seeds",
+    "estimators": "Estimators",
+    "data": "Checksums of the data (SHA-256)",
+    "versions": "Versions",
+    "machine": "Machine",
+    "device": "Device",
+    "fingerprint": "Fingerprint",
+}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One of the paper's observations: statements first, then the tests and the numbers without a verdict."""
+
+    number: int
+    title: str
+    headlines: list[Headline]
+    tables: list[Table]
+
+
+def observations(content: ReportContent) -> list[Observation]:
+    found = []
+    for number, title in TITLES.items():
+        tests = _of(content.findings, number)
+        numbers = _of(content.descriptions, number)
+        count = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
+        tables = [
+            Table(
+                f"findings-{number}",
+                f"{count} with intervals",
+                findings_first(tests),
+                first=20,
+                printed=FINDINGS_PRINTED,
+            ),
+            Table(f"descriptions-{number}", "Numbers without a verdict", numbers, first=20),
+        ]
+        nothing = Headline(number, "not tested", "There is nothing to test it on.", [])
+        headlines = content.headlines.get(number) or [nothing]
+        found.append(Observation(number, title, headlines, [table for table in tables if len(table.frame)]))
+    return found
+
+
+def _of(rows: pd.DataFrame, number: int) -> pd.DataFrame:
+    if not len(rows):
+        return rows
+    return rows[rows["observation"] == number].drop(columns="observation").reset_index(drop=True)
+
+
+def facts(run: RunContent) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The manifest as titled lists of names and values."""
+    rest = {name: name for name in run.manifest if name not in FACTS}
+    alone = [(name, worded(run.manifest[name])) for name in rest]
+    sections = [(title, _pairs(name, run.manifest[name])) for name, title in FACTS.items() if run.manifest.get(name)]
+    return [(title, pairs) for title, pairs in [*sections, ("Other", alone)] if pairs]
+
+
+def _pairs(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [(str(key), worded(inner)) for key, inner in value.items()]
+    if name == "command":
+        return [("python", " ".join(str(word) for word in value))]
+    if name == "estimators":
+        return [(str(entry.get("estimator", "")), worded(entry.get("parameters", entry))) for entry in value]
+    return [(name, worded(value))]
+
+
+def worded(value: Any) -> str:
+    """A manifest's value in a cell."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {worded(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(worded(inner) for inner in value) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def differences(runs: Sequence[RunContent]) -> tuple[list[str], list[list[str]]]:
+    """The options in which the runs differ, and a row of their values for each run."""
+    options = [{**run.manifest.get("fingerprint", {}), **run.manifest.get("config", {})} for run in runs]
+    names = list(dict.fromkeys(name for option in options for name in option))
+    differing = [name for name in names if len({worded(option.get(name)) for option in options}) > 1]
+    return differing, [[worded(option.get(name)) for name in differing] for option in options]

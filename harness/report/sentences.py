@@ -1,0 +1,120 @@
+"""The tests of each question in one sentence with its numbers."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from harness.report.content import Headline
+from harness.statistics import observation1, observation2, observation3
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+
+# in the order in which they are told; the first of each observation is the observation itself
+CLAIMS = {
+    1: {
+        observation1.DECLINE: "margins shrink from epoch 1 to the last",
+        observation1.JUMP: "margins jump up in the first epoch",
+        observation1.LATE: "margins still shrink in the last quarter of the epochs",
+        observation1.SPLITS_AGREE: "training and test images have the same average margin, within 2%",
+    },
+    2: {
+        observation2.RATIO: "adversarial training gives larger margins in the norm that it trains in",
+        observation2.TRANSFER: "the gain transfers to L2",
+        observation2.DAMPED: "adversarial training keeps a larger share of its epoch-1 margins",
+        observation2.SLOPE: "margins fall more slowly under adversarial training, in pixels an epoch",
+    },
+    3: {
+        observation3.CLOSER: "misclassified images lie closer to the boundary",
+        observation3.STAY: "most misclassified images were misclassified one epoch before",
+        observation3.NEWCOMERS: "newly correct images lie closer than those that stayed correct",
+        observation3.BEATS_SOFTMAX: "the margin tells misclassified test images better than maximum softmax does",
+        observation3.BEATS_LOGITS: "the margin tells misclassified test images better than the logit margin does",
+    },
+}
+NORM_NAMES = {"l2": "L2", "linf": "L∞"}
+NOT_TESTED = {
+    1: "no run with standard training was measured, so there is nothing to test",
+    2: "this needs two runs that differ in their training only, one standard and one adversarial",
+    3: "nothing was measured",
+}
+
+
+def headlines(findings: pd.DataFrame) -> dict[int, list[Headline]]:
+    """Observation -> one headline for every claim and run, in the order of `CLAIMS`."""
+    found: dict[int, list[Headline]] = {}
+    for observation, claims in CLAIMS.items():
+        own = findings[findings["observation"] == observation]
+        found[observation] = [
+            _headline(observation, words, str(run), rows)
+            for claim, words in claims.items()
+            for run, rows in own[own["claim"] == claim].groupby("run", sort=False)
+        ] or [Headline(observation, "not tested", _sentence(NOT_TESTED[observation]), [])]
+    return found
+
+
+def _headline(observation: int, words: str, run: str, rows: pd.DataFrame) -> Headline:
+    tested = rows[rows["effect"] != ""]
+    if not len(tested):
+        return Headline(observation, UNDECIDED, _sentence(f"{words} ({run}): {rows['reason'].iloc[0]}"), [])
+    counts = tested["verdict"].value_counts()
+    verdict = str(counts.index[0]) if len(counts) == 1 else "mixed"
+    parts = [f"{int(counts[name])} {name}" for name in (SUPPORTED, NOT_SUPPORTED, UNDECIDED) if name in counts]
+    # a network is one draw of training: other seeds may come out otherwise
+    scope = "" if " seeds of " in run else " for this network"
+    tests = "the only test" if len(tested) == 1 else f"all {len(tested)} tests"
+    count = f"{verdict}{scope} in {tests}" if len(counts) == 1 else f"{' and '.join(parts)}{scope}"
+    untested = f"; {len(rows) - len(tested)} could not be tested" if len(rows) > len(tested) else ""
+    return Headline(
+        observation, verdict, _sentence(f"{words} ({run}): {count}{untested}. {_numbers(tested)}"), _details(rows)
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
+
+
+def _numbers(tested: pd.DataFrame) -> str:
+    """Effects of the envelope, or else the first estimator, on test images where there are some, at the last epoch."""
+    for column, wanted in (("measure", "distance"), ("estimator", ENVELOPE), ("split", "test")):
+        if (tested[column] == wanted).any():
+            tested = tested[tested[column] == wanted]
+    tested = tested[(tested["estimator"] == tested["estimator"].iloc[0]) & (tested["split"] == tested["split"].iloc[0])]
+    shown = tested.drop_duplicates("norm", keep="last")
+    effect = str(shown["effect"].iloc[0])
+    who = ", ".join(str(name) for name in (shown["estimator"].iloc[0], shown["split"].iloc[0]) if name)
+    effects = "; ".join(_effect(row) for _, row in shown.iterrows())
+    return f"{effect[:1].upper()}{effect[1:]} ({who}): {effects}"
+
+
+def _effect(row: pd.Series) -> str:
+    norm = f"{NORM_NAMES.get(row['norm'], row['norm'])} " if row["norm"] else ""
+    epochs = f"epoch {row['epochs']}" if "→" not in row["epochs"] else f"epochs {row['epochs']}"
+    interval = f"corrected interval {row['low']:.3g} to {row['high']:.3g}"
+    return f"{norm}{row['value']:.3g} ({interval}; {epochs}, {int(row['images'])} images)"
+
+
+def _details(rows: pd.DataFrame) -> list[str]:
+    """Which tests came out otherwise, and whether the estimator decides."""
+    lines = []
+    tested = rows[rows["effect"] != ""]
+    by_estimator = tested.groupby("estimator", sort=False)["verdict"].agg(lambda own: " and ".join(sorted(set(own))))
+    if by_estimator.nunique() > 1:
+        each = "; ".join(f"{estimator}: {verdicts}" for estimator, verdicts in by_estimator.items())
+        lines.append(f"The verdict depends on the estimator: {each}.")
+    others = rows[rows["verdict"] != SUPPORTED]
+    for (verdict, reason), group in others.groupby(["verdict", "reason"], sort=False):
+        lines.append(f"{verdict}, as {reason}: {_which(group)}.")
+    return lines
+
+
+def _which(group: pd.DataFrame) -> str:
+    """The tests of a group, shortly: all epochs of one curve together."""
+    named = []
+    for (estimator, norm, split), rows in group.groupby(["estimator", "norm", "split"], sort=False):
+        curve = " ".join(str(word) for word in (estimator, NORM_NAMES.get(str(norm), norm), split) if word)
+        measures = set(rows["measure"])
+        curve += " (as the attack left it)" if measures == {"attack_distance"} else ""
+        epochs = list(dict.fromkeys(rows["epochs"]))
+        single = [int(epoch) for epoch in epochs if epoch.isdigit()]
+        named.append(f"{curve} at {len(single)} epochs" if len(single) > 1 else curve)
+    return ", ".join(named) if len(named) <= 8 else f"{', '.join(named[:8])} and {len(named) - 8} more"

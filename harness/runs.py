@@ -1,0 +1,135 @@
+"""A finished (or unfinished) run folder read into tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.files import StoreError, concatenate, read_part
+from harness.store import MARGIN_COLUMNS, RunFolder
+
+EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
+# what a whole training set at forty epochs is kept in: 15 bytes a row
+PREDICTION_TYPES = {
+    "epoch": "int32",
+    "split": "category",
+    "image": "int64",
+    "label": "int32",
+    "prediction": "int32",
+    "confidence": "float32",
+}
+PGD_OPTIONS = ("pgd_epsilon", "pgd_steps", "pgd_step_size")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what it was, and every row of it.
+
+    Attributes:
+        name: how it is called in a report.
+        margins: rows in `harness.store.MARGIN_COLUMNS`; empty where nothing was measured.
+        epochs: epoch, split, loss, error, seconds; empty where the caller trained.
+        predictions: epoch, split, image, label, prediction, confidence of the whole sets; may be empty.
+    """
+
+    name: str
+    folder: RunFolder
+    manifest: dict[str, Any]
+    margins: pd.DataFrame
+    epochs: pd.DataFrame
+    predictions: pd.DataFrame
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options; empty for a run of `MarginTracker`."""
+        return dict(self.manifest.get("config", {}))
+
+    @property
+    def training(self) -> str:
+        """``standard``, ``pgd``, or nothing where the run does not say."""
+        return str(self.config.get("training", ""))
+
+    @property
+    def seed(self) -> int | None:
+        """The training's seed, where the run says it."""
+        return self.config.get("seed")
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """Canonical text of an estimator -> all its parameters: the text leaves out defaults, which may change."""
+        entries = self.manifest.get("estimators", ())
+        return {entry["estimator"]: json.dumps(entry.get("parameters"), sort_keys=True) for entry in entries}
+
+    def alike(self, *, but: tuple[str, ...]) -> str:
+        """What runs share that differ at most in the options named; nothing for a run without options."""
+        fingerprint = self.manifest.get("fingerprint", {}) if self.config else {}
+        return json.dumps({k: v for k, v in fingerprint.items() if k not in but}, sort_keys=True) if fingerprint else ""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs, each with a name of its own: the folder's, with its parents' where two are called the same.
+
+    Raises:
+        StoreError: no run, a damaged one, or one given twice.
+    """
+    whole = [path.resolve() for path in paths]
+    twice = [path for place, path in enumerate(whole) if path in whole[:place]]
+    if twice:
+        raise StoreError(f"expected each run once, got {twice[0]} twice; name it once")
+    depth = 1
+    while len({path.parts[-depth:] for path in whole}) < len(whole):
+        depth += 1
+    return [read_run(given, "/".join(path.parts[-depth:])) for given, path in zip(paths, whole, strict=True)]
+
+
+def read_run(path: Path, name: str | None = None) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        StoreError: no run here, or a damaged part.
+    """
+    folder = RunFolder(path)
+    if not folder.exists():
+        raise StoreError(f"expected a run folder, got {path} without manifest.json; give the folder that a run wrote")
+    margins = concatenate((_read_rows(part, MARGIN_COLUMNS) for part in folder.margin_parts()), MARGIN_COLUMNS)
+    predictions = [_read_rows(part, PREDICTION_TYPES) for part in folder.prediction_parts()]
+    return Run(
+        name=name or path.resolve().name,
+        folder=folder,
+        manifest=folder.read_manifest(),
+        margins=margins,
+        epochs=_read_epochs(folder.epochs_csv),
+        predictions=concatenate(predictions, PREDICTION_TYPES).astype(PREDICTION_TYPES),
+    )
+
+
+def _read_rows(part: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """A part's columns; the epoch stands in every row or in the part's facts."""
+    rows, facts = read_part(part)
+    if "epoch" not in rows and facts.get("epoch", "").isdigit():
+        rows = rows.assign(epoch=int(facts["epoch"]))
+    missing = [name for name in columns if name not in rows]
+    if missing:
+        raise StoreError(f"expected the columns of a part at {part}, got none of {missing}; delete it and --resume")
+    return rows[list(columns)]
+
+
+def _read_epochs(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame(columns=list(EPOCH_COLUMNS))
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise StoreError(f"expected a table at {path}, got {error}; delete it and --resume") from None
+    missing = set(EPOCH_COLUMNS) - set(table.columns)
+    if missing:
+        raise StoreError(
+            f"expected the columns of epochs.csv at {path}, got none of {sorted(missing)}; delete it and --resume"
+        )
+    return table

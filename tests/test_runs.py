@@ -1,0 +1,167 @@
+"""A run folder read into tables, and what is said of one that cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.files import StoreError, write_csv, write_part
+from harness.runs import EPOCH_COLUMNS, PREDICTION_TYPES, Run, read_run
+from harness.store import MARGIN_COLUMNS, RunFolder, Unit
+from tests.runs import ONE_LINE
+from tests.simulate import margin_rows, predictions_of, run
+
+ERRORS = pd.DataFrame(
+    {"epoch": [0, 0], "split": ["train", "test"], "loss": [2.3, 2.4], "error": [0.9, 0.8], "seconds": [1.0, 1.0]}
+)
+OPTIONS = {"dataset": "digits", "training": "pgd", "seed": 3}
+
+
+def folder(path: Path, **manifest: Any) -> RunFolder:
+    made = RunFolder(path)
+    made.write_manifest({"schema": 1, "config": OPTIONS, "fingerprint": OPTIONS, "estimators": []} | manifest)
+    return made
+
+
+def filled(path: Path) -> RunFolder:
+    made = folder(path)
+    for epoch in (0, 1, 10):
+        for norm in ("linf", "l2"):
+            rows = margin_rows(np.full((4, 1), 1.0 + epoch), epochs=np.array([epoch]), norm=norm)
+            write_part(made.margins(epoch, Unit("deepfool", norm)), rows, weights="00")
+        table = predictions_of(np.array([[True], [False], [True]])).drop(columns="epoch").assign(loss=0.5)
+        write_part(made.predictions(epoch), table, epoch=str(epoch), seconds="1.5")
+    write_csv(made.epochs_csv, ERRORS)
+    return made
+
+
+def one_line(error: pytest.ExceptionInfo[StoreError]) -> str:
+    text = str(error.value)
+    assert ONE_LINE.fullmatch(text)
+    return text
+
+
+def test_every_row_of_a_folder_is_read_in_order(tmp_path: Path) -> None:
+    filled(tmp_path / "mine")
+    found = read_run(tmp_path / "mine")
+    assert (found.name, found.training, found.seed) == ("mine", "pgd", 3)
+    assert list(found.margins.columns) == list(MARGIN_COLUMNS)
+    assert found.margins["epoch"].unique().tolist() == [0, 1, 10]
+    assert len(found.margins) == 3 * 2 * 4
+    assert found.margins.index.tolist() == list(range(24))
+    assert found.margins.groupby(["epoch", "norm"], sort=False)["distance"].mean().tolist() == [1, 1, 2, 2, 11, 11]
+    assert found.predictions.dtypes.astype(str).to_dict() == {
+        name: str(kind) for name, kind in PREDICTION_TYPES.items()
+    }
+    assert found.predictions["epoch"].unique().tolist() == [0, 1, 10]
+    assert len(found.predictions) == 9
+    pd.testing.assert_frame_equal(found.epochs, ERRORS)
+    assert read_run(tmp_path / "mine", "other").name == "other"
+
+
+def test_a_name_is_that_of_the_folder_however_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert read_run(Path()).name == "mine"
+
+
+def test_a_run_that_has_just_started_is_empty_tables(tmp_path: Path) -> None:
+    folder(tmp_path)
+    found = read_run(tmp_path)
+    assert (len(found.margins), list(found.margins.columns)) == (0, list(MARGIN_COLUMNS))
+    assert (len(found.epochs), list(found.epochs.columns)) == (0, list(EPOCH_COLUMNS))
+    assert (len(found.predictions), list(found.predictions.columns)) == (0, list(PREDICTION_TYPES))
+
+
+def test_a_run_of_the_tracker_says_nothing_of_its_training(tmp_path: Path) -> None:
+    made = RunFolder(tmp_path)
+    made.write_manifest({"schema": 1, "fingerprint": {"domain": "box"}, "estimators": []})
+    found = read_run(tmp_path)
+    assert (found.config, found.training, found.seed) == ({}, "", None)
+    # nothing says that it may be compared with another
+    assert found.alike(but=()) == ""
+
+
+def test_no_folder_and_no_manifest_are_errors_of_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(StoreError) as error:
+            read_run(path)
+        assert "without manifest.json" in one_line(error)
+        assert str(path) in str(error.value)
+
+
+def test_damaged_manifests_are_errors(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    made.manifest.write_text("{", encoding="utf-8")
+    with pytest.raises(StoreError, match="expected a run's manifest"):
+        read_run(tmp_path)
+    made.manifest.write_text(json.dumps({"schema": 99}), encoding="utf-8")
+    with pytest.raises(StoreError, match="expected schema 1"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["margins", "predictions"])
+def test_damaged_parts_are_named(tmp_path: Path, kind: str) -> None:
+    made = filled(tmp_path)
+    part = made.margins(1, Unit("deepfool", "l2")) if kind == "margins" else made.predictions(1)
+    whole = part.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:40] + bytes(60) + whole[100:]):
+        part.write_bytes(content)
+        with pytest.raises(StoreError) as error:
+            read_run(tmp_path)
+        assert str(part) in one_line(error)
+
+
+def test_unfinished_parts_are_not_read(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    part = made.margins(1, Unit("deepfool", "l2"))
+    part.with_name(f".{part.name}.123.tmp").write_bytes(b"half")
+    part.with_name(f".{part.name}").write_bytes(b"half")
+    assert len(read_run(tmp_path).margins) == 24
+
+
+@pytest.mark.parametrize("text", ["", "epoch,split\n0,train\n", '"'])
+def test_a_damaged_table_of_epochs_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+    made = filled(tmp_path)
+    made.epochs_csv.write_text(text, encoding="utf-8")
+    with pytest.raises(StoreError) as error:
+        read_run(tmp_path)
+    assert str(made.epochs_csv) in one_line(error)
+
+
+def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    made.epochs_csv.write_bytes(b"\xff\xfe\x00epoch")
+    with pytest.raises(StoreError):
+        read_run(tmp_path)
+
+
+def test_runs_are_alike_in_all_but_what_is_named() -> None:
+    one, other = run("a", seed=0, batch_size=32), run("b", seed=1, batch_size=32)
+    assert one.alike(but=("seed",)) == other.alike(but=("seed",)) != ""
+    assert one.alike(but=()) != other.alike(but=())
+    assert one.alike(but=("seed",)) != run("c", seed=1, batch_size=64).alike(but=("seed",))
+
+
+def test_parameters_are_those_of_the_manifest() -> None:
+    found = run("a", seed=0)
+    assert found.parameters == {"deepfool": '{"steps": 50}', "fmn": '{"steps": 50}'}
+    silent = Run("b", RunFolder(Path("b")), {"schema": 1}, found.margins, found.epochs, found.predictions)
+    assert silent.parameters == {}
+
+
+# what a foreign part does
+
+
+def test_a_part_without_its_columns_or_epoch_is_named(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    part = made.predictions(1)
+    table = predictions_of(np.array([[True]])).drop(columns=["epoch", "confidence"])
+    for facts in ({}, {"epoch": "1"}):
+        write_part(part, table, **facts)
+        with pytest.raises(StoreError) as error:
+            read_run(tmp_path)
+        assert str(part) in one_line(error)
