@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Draw the runs that the documentation shows, and copy their tables and figures here. From the repository's root:
+#
+#   for training in standard pgd; do
+#     uv run python -m harness.track --dataset fashion-mnist --training $training --epochs 20 --probe 500 \
+#       --estimator deepfool --estimator fmn --threads 1 --out runs/fashion-mnist-$training
+#   done
+#   uv run python -m harness.track --estimator deepfool --estimator fmn --out runs/digits
+#   bash docs/collect.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+copy() { # RUN FIGURE...
+  local run=$1 to=docs/$1 figure
+  shift
+  rm -rf "$to" && mkdir -p "$to"
+  cp "runs/$run/manifest.json" "runs/$run/summary.csv" "runs/$run/epochs.csv" "$to"
+  for figure in "$@"; do cp "runs/$run/figures/$figure.png" "$to"; done
+}
+
+uv run python -m harness.report runs/digits
+copy digits margins
+
+uv run python -m harness.report runs/fashion-mnist-standard runs/fashion-mnist-pgd --out runs/fashion-mnist.html
+for training in standard pgd; do
+  copy "fashion-mnist-$training" margins correctness flow-train ratios classes confidence calibration boundary paths
+done
+cp runs/fashion-mnist-figures/distributions-{l2,linf}.png runs/fashion-mnist-observations.csv docs/fashion-mnist
