@@ -10,6 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+mkdir -p docs/fashion-mnist
 copy() { # RUN FIGURE...
   local run=$1 to=docs/$1 figure
   shift
