@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+CLASSES = 10  # of every one of them
 
 _MNIST_SOURCES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
@@ -177,7 +178,7 @@ def _digits() -> Dataset:
     train, test = (_split(images[rows], labels[rows], levels=16) for rows in (~held_out, held_out))
     arrays = {"digits.images": images, "digits.labels": labels}
     checksums = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()}
-    return Dataset("digits", 10, train, test, checksums)
+    return Dataset("digits", CLASSES, train, test, checksums)
 
 
 def _mnist(name: str, root: Path, download: bool) -> Dataset:
@@ -189,7 +190,7 @@ def _mnist(name: str, root: Path, download: bool) -> Dataset:
         if folder.find(archive.removesuffix(".gz")) is None:
             _fetch([mirror + archive for mirror in source.mirrors], md5, folder.path)
     train, test = (_mnist_split(folder, stem) for stem in ("train", "t10k"))
-    return Dataset(name, 10, train, test, folder.checksums)
+    return Dataset(name, CLASSES, train, test, folder.checksums)
 
 
 def _mnist_split(folder: _Folder, stem: str) -> Split:

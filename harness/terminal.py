@@ -79,7 +79,8 @@ class Terminal(Listener):
         if self._progress is not None:
             self._progress.update(self._all, completed=epoch + 1, note=f"about {_clock(left)} left")
         parts = [f"epoch {epoch:>3}/{self.epochs}"]
-        parts.append("error " + " ".join(f"{split} {100 * error:.2f}%" for split, error in errors.items()))
+        if errors:
+            parts.append("error " + " ".join(f"{split} {100 * error:.2f}%" for split, error in errors.items()))
         for (estimator, norm), rows in summary[summary["subset"] == "all"].groupby(["estimator", "norm"], sort=False):
             margins = " ".join(f"{split} {_number(avg)}" for split, avg in zip(rows["split"], rows["avg"], strict=True))
             parts.append(f"{estimator} {norm} {margins}{_troubles(rows)}")

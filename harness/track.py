@@ -97,7 +97,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from attacks.registry import create, text_form
     from harness.data import load
     from harness.models import build
-    from harness.report.build import write_report
+    from harness.report.build import evaluate, write_report
     from harness.run import TrackedRun
     from harness.runs import read_run
     from harness.store import RunFolder
@@ -138,7 +138,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         run = TrackedRun(config, dataset, model, device, tracker)
         run.go(terminal)
     summary, epochs = tracker.summary(), run.epoch_table()
-    for line in write_report([read_run(folder.path)], folder.report):
+    finished = [read_run(folder.path)]
+    for line in write_report(finished, evaluate(finished), folder.report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     print_summary(console, summary, folder, epochs)
     for unit, message in tracker.broken.items():

@@ -26,7 +26,7 @@ ORDER = [
         "figures",
         "report",
     ),
-    *("terminal", "run", "track", "compare"),
+    *("terminal", "remeasure", "run", "track", "compare"),
 ]
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(paths: list[Path], out: Path | None) -> int:
     # here, so that --help needs no pandas
     from harness.files import StoreError
-    from harness.report.build import write_report
+    from harness.report.build import evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
 
@@ -49,7 +49,7 @@ def _report(paths: list[Path], out: Path | None) -> int:
         raise StoreError(f"expected a file for --out, got the folder {out}; name a file in it")
     runs = read_runs(paths)
     try:
-        lines = write_report(runs, out)
+        lines = write_report(runs, evaluate(runs), out)
     except OSError as error:
         raise StoreError(f"expected a place to write the report to, got {error}; choose another --out") from None
     for line in lines:

@@ -6,13 +6,15 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
+from harness.files import concatenate
 from harness.report.content import ReportContent, RunContent
 from harness.report.examples import image_cards
-from harness.report.sentences import headlines
+from harness.report.sentences import headlines, trust_sentences
 from harness.runs import Run
 from harness.statistics.evidence import Evidence, Measured
 from harness.statistics.panels import Panel
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
+from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
 from harness.statistics.verdicts import UNDECIDED
 from harness.store import environment
 
@@ -22,15 +24,22 @@ MANY = 0.05  # of the images found only from noisy starts: worth a warning
 def assemble(evidence: Evidence) -> ReportContent:
     """Everything that the page shows."""
     names = [one.run.name for one in evidence.measured]
+    runs = [run_content(one, evidence.composition) for one in evidence.measured]
+    verdicts = verdicts_by_estimator(evidence.findings)
+    biases = [bias_trend(run.ratios).assign(run=run.name) for run in runs]
+    bias = concatenate(biases, BIAS_COLUMNS)[list(BIAS_COLUMNS)]
     return ReportContent(
         title=f"Margins of {names[0]}" if len(names) == 1 else f"Margins of {len(names)} runs",
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=environment()["versions"].get("margin-harness", "not installed"),
-        runs=[run_content(one, evidence.composition) for one in evidence.measured],
+        runs=runs,
         findings=evidence.findings,
         descriptions=evidence.descriptions,
         headlines=headlines(evidence.findings),
         warnings=[*evidence.warnings, *_undecided(evidence.findings)],
+        trust=trust_sentences(bias, verdicts),
+        verdicts=verdicts,
+        biases=bias,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,15 @@ class Headline:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything on the page; ``headlines`` by observation (1, 2, 3), ``warnings`` those of no single run."""
+    """Everything on the page.
+
+    Attributes:
+        headlines: by observation (1, 2, 3).
+        warnings: those of no single run.
+        trust: which estimator can be trusted, in sentences.
+        verdicts: see `harness.statistics.trust.verdicts_by_estimator`.
+        biases: see `harness.statistics.trust.bias_trend`, with the run first.
+    """
 
     title: str
     created: str
@@ -88,3 +96,6 @@ class ReportContent:
     descriptions: pd.DataFrame
     headlines: dict[int, list[Headline]]
     warnings: list[str]
+    trust: list[str] = field(default_factory=list)
+    verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    biases: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -14,7 +14,7 @@ from harness.report.content import ReportContent
 from harness.report.graph import Graph
 from harness.report.interactive import graphs
 from harness.report.pictures import groups
-from harness.report.sections import MARKS, differences, facts, observations
+from harness.report.sections import MARKS, differences, facts, observations, trust_tables
 from harness.report.tables import Table
 from harness.report.view import View, norm_name
 
@@ -33,7 +33,7 @@ def render(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    view, drawn, parts = View(content), graphs(content), observations(content)
+    view, drawn, parts, trust = View(content), graphs(content), observations(content), trust_tables(content)
     listed = tables(drawn)
     scripts = [library(), own("report.js")]
     return environment.get_template("report.html.jinja").render(
@@ -42,8 +42,9 @@ def render(content: ReportContent) -> str:
         controls=controls(view),
         graphs=drawn,
         observations=parts,
+        trust=trust,
         tables=listed,
-        packed=[*(table for part in parts for table in part.tables), *listed],
+        packed=[*(table for part in parts for table in part.tables), *trust, *listed],
         groups={run.name: groups(run.name, run.images) for run in content.runs},
         facts=[(run, facts(run)) for run in content.runs],
         differences=differences(content.runs),

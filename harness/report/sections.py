@@ -64,6 +64,15 @@ def observations(content: ReportContent) -> list[Observation]:
     return found
 
 
+def trust_tables(content: ReportContent) -> list[Table]:
+    """How far each estimator is above the envelope, and how its tests came out."""
+    found = [
+        Table("biases", "Each estimator over the envelope, at epoch 1 and the last", content.biases, first=20),
+        Table("verdicts", "Verdicts by estimator", content.verdicts, first=20),
+    ]
+    return [table for table in found if len(table.frame)]
+
+
 def _of(rows: pd.DataFrame, number: int) -> pd.DataFrame:
     if not len(rows):
         return rows

@@ -7,6 +7,7 @@ import pandas as pd
 from harness.report.content import Headline
 from harness.statistics import observation1, observation2, observation3
 from harness.statistics.envelope import ENVELOPE
+from harness.statistics.trust import disagreements
 from harness.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 # in the order in which they are told; the first of each observation is the observation itself
@@ -50,6 +51,31 @@ def headlines(findings: pd.DataFrame) -> dict[int, list[Headline]]:
             for run, rows in own[own["claim"] == claim].groupby("run", sort=False)
         ] or [Headline(observation, "not tested", _sentence(NOT_TESTED[observation]), [])]
     return found
+
+
+def trust_sentences(biases: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
+    """By how much each estimator is above the envelope on test images, and which verdicts depend on the estimator.
+
+    Args:
+        biases: rows of `harness.statistics.trust.BIAS_COLUMNS`.
+        verdicts: rows of `harness.statistics.trust.VERDICT_COLUMNS`.
+    """
+    if not len(biases):
+        return ["With one estimator there is nothing to hold it against: add others by python -m harness.compare."]
+    shown = biases[biases["split"] == "test"] if (biases["split"] == "test").any() else biases
+    lines = []
+    for (run, estimator), rows in shown.groupby(["run", "estimator"], sort=False):
+        lines.append(f"{estimator} ({run}): {'; '.join(_bias(row) for _, row in rows.iterrows())}.")
+    differing = disagreements(verdicts)
+    if not differing:
+        return [*lines, "No verdict depends on the estimator."]
+    return [*lines, *(f"The estimator decides on {line}." for line in differing)]
+
+
+def _bias(row: pd.Series) -> str:
+    ends = f"{row['first']:.3f} times the envelope at epoch {row['first_epoch']}, {row['last']:.3f} times at epoch"
+    apart = " (part of its curve is its own bias)" if row["apart"] else ""
+    return f"{NORM_NAMES.get(row['norm'], row['norm'])} {ends} {row['last_epoch']}{apart}"
 
 
 def _headline(observation: int, words: str, run: str, rows: pd.DataFrame) -> Headline:

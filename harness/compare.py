@@ -1,0 +1,130 @@
+"""``python -m harness.compare``: measure a run's checkpoints again with other estimators, and say whom to trust."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attacks.estimator import NORMS, EstimatorError
+from attacks.registry import check_name
+from harness.config import ConfigError, OneLineParser
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from harness.report.content import ReportContent
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    try:
+        for text in given.estimator:
+            check_name(text)
+        return _compare(given)
+    except (ConfigError, EstimatorError) as error:
+        return _say_error(error, USAGE, given.debug)
+    except (ValueError, OSError) as error:
+        return _say_error(error, FAILED, given.debug)
+    except KeyboardInterrupt:
+        print("compare: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m harness.compare",
+        description="Measure the checkpoints of finished runs with more estimators, add them to the runs, and say by "
+        "how much each over-estimates and whether an observation's verdict depends on the estimator.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (the same command goes on).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folder that harness.track wrote")
+    parser.add_argument(
+        "--estimator", action="append", default=[], metavar="NAME", help="NAME[:key=value,...] to add, repeatable"
+    )
+    parser.add_argument("--norm", action="append", choices=NORMS, help="l2 or linf, repeatable (default: the run's)")
+    parser.add_argument(
+        "--epoch", action="append", type=int, help="only this epoch, repeatable (default: all measured)"
+    )
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda[:i] (default: cpu)")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page of several runs (default: report.html here)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _say_error(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"compare: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _compare(given: argparse.Namespace) -> int:
+    # here, so that --help needs neither torch nor pandas
+    import torch
+    from rich.console import Console
+
+    from harness.remeasure import remeasure
+    from harness.report.build import evaluate, write_report
+    from harness.runs import read_runs
+    from harness.terminal import Terminal
+
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    runs = read_runs(given.run)
+    for run in runs if given.estimator else ():
+        with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
+            terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator)}")
+            remeasure(run, given.estimator, given.norm, given.epoch, torch.device(given.device), terminal)
+    runs = read_runs(given.run)
+    content = evaluate(runs)
+    _print_comparison(console, content)
+    out = runs[0].folder.report if len(runs) == 1 and given.out is None else given.out or Path("report.html")
+    for line in write_report(runs, content, out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
+    return DONE
+
+
+def _print_comparison(console: Console, content: ReportContent) -> None:
+    """Each estimator over the envelope at every epoch, with 95% intervals; then whom the verdicts depend on."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    for run in content.runs:
+        for (norm, split), rows in run.ratios.groupby(["norm", "split"], sort=False):
+            if split not in (("test",) if (run.ratios["split"] == "test").any() else (split,)):
+                continue
+            # no title of the table, which would wrap at its width
+            title = f"{run.name}, {norm}, {split}: average distance / average of the envelope (95% interval)"
+            console.print(title, markup=False, highlight=False, soft_wrap=True)
+            table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+            table.add_column("epoch", justify="right")
+            estimators = [str(name) for name in rows["estimator"].unique()]
+            for name in estimators:
+                table.add_column(escape(name), justify="right")
+            for epoch, here in rows.groupby("epoch"):
+                cells = {str(row["estimator"]): _ratio(row) for _, row in here.iterrows()}
+                table.add_row(str(epoch), *(cells.get(name, "") for name in estimators))
+            console.print(table)
+    for sentence in content.trust:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ratio(row: pd.Series) -> str:
+    return f"{row['ratio']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Measure a finished run's checkpoints again: the same images, seeds and options, more estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import pandas as pd
+import torch
+
+from attacks.estimator import Domain, Norm
+from attacks.registry import create, text_form
+from harness.data import CLASSES
+from harness.files import StoreError, load_checkpoint, load_tensors
+from harness.models import Shape, build
+from harness.probes import Probe
+from harness.runs import Run
+from harness.terminal import Terminal
+from harness.tracker import MarginTracker
+from harness.units import describe, plan_units
+
+
+def remeasure(
+    run: Run,
+    estimators: Sequence[str],
+    norms: Sequence[str] | None,
+    epochs: Sequence[int] | None,
+    device: torch.device,
+    terminal: Terminal,
+) -> None:
+    """Add margins by more estimators to a run; units that are there already are not measured again.
+
+    Margins are those that tracking with the estimator would have given: seeds derive from the run's own.
+
+    Args:
+        estimators: text forms.
+        norms: default those of the run.
+        epochs: default all that the run measured.
+
+    Raises:
+        StoreError: a run that does not say its model, an epoch that it did not measure, or a damaged file.
+        EstimatorError: an estimator that has none of the norms or not the domain.
+        ValueError: an estimator failed on every image.
+    """
+    config = run.config
+    if not config:
+        raise StoreError(
+            f"expected a run of harness.track, got {run.folder.path} without options; "
+            "name the estimator to its MarginTracker"
+        )
+    wanted = _epochs(run, epochs)
+    chosen = {text_form(e): e for e in map(create, estimators)}
+    asked = cast("Sequence[Norm]", norms or config["norm"])
+    domain = cast(Domain, config["domain"])
+    _, skipped = plan_units(chosen, asked, domain)
+    probes = _probes(run)
+    shape = cast(Shape, tuple(next(iter(probes.values())).images.shape[1:]))
+    model = build(config["model"], shape, CLASSES, config["seed"]).to(device)
+    load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
+    run.folder.start({**run.manifest, "estimators": describe(chosen)}, resume=True)
+    tracker = MarginTracker(
+        run.folder,
+        probes,
+        list(chosen.values()),
+        asked,
+        domain=domain,
+        noise_retries=config["noise_retries"],
+        batch_size=config["measure_batch"],
+        seed=config["seed"],
+        listener=terminal,
+    )
+    for line in skipped:
+        terminal.say(line)
+    for epoch in wanted:
+        load_checkpoint(run.folder.checkpoint(epoch), model)
+        summary = tracker.update(epoch, model)
+        terminal.epoch_ended(epoch, {}, summary[summary["estimator"].isin(list(chosen))])
+    for unit, message in tracker.broken.items():
+        raise ValueError(f"expected margins from {unit}, got {' '.join(message.split())} on every image; mend it")
+
+
+def _epochs(run: Run, asked: Sequence[int] | None) -> list[int]:
+    measured = sorted(int(epoch) for epoch in run.margins["epoch"].unique())
+    absent = [epoch for epoch in asked or () if epoch not in measured]
+    if absent or not measured:
+        there = ", ".join(map(str, measured)) or "none"
+        raise StoreError(f"expected epochs that {run.name} measured ({there}), got {absent or 'none'}; choose others")
+    return sorted(asked) if asked else measured
+
+
+def _probes(run: Run) -> dict[str, Probe]:
+    """The run's own images: a data set may have been drawn anew since."""
+    found = {}
+    for split in pd.unique(run.margins["split"]):
+        tensors = load_tensors(run.folder.probes(str(split)))
+        found[str(split)] = Probe(tensors["images"], tensors["labels"], tensors["ids"])
+    return found
