@@ -11,19 +11,19 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 mkdir -p docs/fashion-mnist
-copy() { # RUN FIGURE...
-  local run=$1 to=docs/$1 figure
-  shift
+copy() { # RUN FIGURES-FOLDER FIGURE...
+  local run=$1 figures=$2 to=docs/$1 figure
+  shift 2
   rm -rf "$to" && mkdir -p "$to"
   cp "runs/$run/manifest.json" "runs/$run/summary.csv" "runs/$run/epochs.csv" "$to"
-  for figure in "$@"; do cp "runs/$run/figures/$figure.png" "$to"; done
+  for figure in "$@"; do cp "$figures/$figure.png" "$to"; done
 }
 
 uv run python -m harness.report runs/digits
-copy digits margins
+copy digits runs/digits/figures margins
 
 uv run python -m harness.report runs/fashion-mnist-standard runs/fashion-mnist-pgd --out runs/fashion-mnist.html
 for training in standard pgd; do
-  copy "fashion-mnist-$training" margins correctness flow-train ratios classes confidence calibration boundary paths
+  copy "fashion-mnist-$training" "runs/fashion-mnist-figures/fashion-mnist-$training" margins correctness flow-train ratios classes confidence calibration boundary paths
 done
 cp runs/fashion-mnist-figures/distributions-{l2,linf}.png runs/fashion-mnist-observations.csv docs/fashion-mnist

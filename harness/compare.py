@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda[:i] (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page of several runs (default: report.html here)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -74,13 +76,16 @@ def _compare(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.remeasure import remeasure
-    from harness.report.build import evaluate, write_report
+    from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
+    from harness.store import RunFolder
     from harness.terminal import Terminal
 
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     console = Console(width=None if sys.stdout.isatty() else 120)
+    out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
+    check_out(out, given.run)
     runs = read_runs(given.run)
     for run in runs if given.estimator else ():
         with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
@@ -89,7 +94,6 @@ def _compare(given: argparse.Namespace) -> int:
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)
-    out = runs[0].folder.report if len(runs) == 1 and given.out is None else given.out or Path("report.html")
     for line in write_report(runs, content, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import pytest
 from harness.compare import main
 from harness.files import read_part
 from harness.report.sentences import trust_sentences
-from harness.statistics.trust import BIAS_COLUMNS, bias_trend, disagreements, verdicts_by_estimator
+from harness.statistics.trust import BIAS_COLUMNS, bias_trend, contradictions, verdicts_by_estimator
 from harness.store import RunFolder, Unit
 from harness.track import main as track
 from tests.runs import ONE_LINE, state
@@ -111,13 +111,18 @@ def test_verdicts_are_compared_on_the_same_questions_only() -> None:
     rows = [finding("a", "supported"), finding("b", "supported"), finding("a", "not supported", norm="linf")]
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table["verdict"].tolist() == ["supported", "supported"]
-    assert disagreements(table) == []
+    assert contradictions(pd.DataFrame(rows)) == []
     # the control: asked the same question, they differ
     rows.append(finding("b", "supported", norm="linf"))
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table["verdict"].tolist() == ["mixed", "supported"]
-    (line,) = disagreements(table)
-    assert line == "observation 1, decline (run): a: 1 supported and 1 not supported; b: supported"
+    assert contradictions(pd.DataFrame(rows)) == [
+        "supported by b; not supported by a (linf test, epochs 1 → 9)",
+    ]
+
+
+def test_an_undecided_test_contradicts_nobody() -> None:
+    assert contradictions(pd.DataFrame([finding("a", "supported"), finding("b", "undecided")])) == []
 
 
 def test_what_could_not_be_tested_does_not_count_against_an_estimator() -> None:
@@ -139,11 +144,11 @@ def test_a_bias_that_moves_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     moved, still = bias_trend(ratios(1.1, 1.4, 0.1)), bias_trend(ratios(1.1, 1.4, 0.2))
     assert moved[["first_epoch", "first", "last_epoch", "last"]].values.tolist() == [[1, 1.1, 9, 1.4]]
     assert (moved["apart"].tolist(), still["apart"].tolist()) == ([True], [False])
-    none = verdicts_by_estimator(pd.DataFrame([finding("a", "supported")]))
+    none = pd.DataFrame([finding("a", "supported")])
     lines = trust_sentences(moved.assign(run="run"), none)
     assert lines[0] == (
-        "a (run): L2 1.100 times the envelope at epoch 1, 1.400 times at epoch 9 (part of its curve is its own bias)."
+        "a (run): L₂ 1.100 times the envelope at epoch 1, 1.400 times at epoch 9 (part of its curve is its own bias)."
     )
-    assert lines[1] == "No verdict depends on the estimator."
+    assert lines[1] == "No verdict is supported by one estimator and contradicted by another."
     assert "harness.compare" in trust_sentences(pd.DataFrame(columns=list(BIAS_COLUMNS)), none)[0]
     assert np.isfinite(moved["first"]).all()

@@ -150,7 +150,10 @@ def test_a_pair_is_compared_and_its_numbers_stand_in_the_sentence(
     assert np.allclose(ratio["value"], 1 / 0.8**2)
     lines = headlines(gather(read_runs(runs)).findings)[2]
     assert any(f"L∞ {1 / 0.8**2:.3g} (" in line.sentence for line in lines)
-    assert {path.stem for path in (tmp_path / "pair-figures").iterdir()} == {"distributions-l2", "distributions-linf"}
+    figures = {path.stem for path in (tmp_path / "pair-figures").iterdir()}
+    assert figures == {"distributions-l2", "distributions-linf", "plain", "robust"}
+    # what a run's figures show depends on the company, so its own folder is left alone
+    assert not (runs[0] / "figures").exists()
     # the control: without the pair there is nothing to say of observation 2
     alone = headlines(gather([read_run(runs[0])]).findings)[2]
     assert [line.verdict for line in alone] == ["not tested"]
@@ -233,7 +236,8 @@ def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     before = state(run)
     assert "expected a run folder, got " in refused(capsys, tmp_path / "none")
     assert "twice; name it once" in refused(capsys, run, tmp_path / "x" / ".." / "run")
-    assert "expected a file for --out" in refused(capsys, run, "--out", tmp_path)
+    for out in (tmp_path, run / "manifest.json", run / "margins" / "page.html"):
+        assert f"got {out}; " in refused(capsys, run, "--out", out)
     part = RunFolder(run).margin_parts()[0]
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
@@ -264,6 +268,33 @@ def test_an_earlier_report_outlives_a_failure(
     assert "expected a place to write the report to" in refused(capsys, run, "--out", out)
     assert out.read_bytes() == first
     assert sorted(path.name for path in out.parent.iterdir()) == ["report-observations.csv", "report.html"]
+
+
+@pytest.mark.usefixtures("no_files")
+def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
+    plain, robust = write_run(tmp_path / "plain"), write_run(tmp_path / "robust", training="pgd", seed=3)
+    copy, odd = write_run(tmp_path / "copy"), write_run(tmp_path / "odd", training="pgd", epochs=3)
+    evidence = gather(read_runs([plain, robust, copy]))
+    assert "plain and robust are compared although their seeds differ" in evidence.warnings
+    assert any(line.startswith("copy is left out of the tests") for line in evidence.warnings)
+    assert set(evidence.findings["run"]) == {"plain", "robust", "robust / plain"}
+    # equal names with other parameters are not compared
+    manifest = json.loads((odd / "manifest.json").read_text())
+    manifest["estimators"][0]["parameters"] = {"steps": 999}
+    (odd / "manifest.json").write_text(json.dumps(manifest))
+    findings = gather(read_runs([plain, odd])).findings
+    second = findings[findings["observation"] == 2]
+    refused_rows = second[second["estimator"] == "deepfool"]
+    assert refused_rows["reason"].eq("the runs measured it with other parameters").all()
+    assert refused_rows["verdict"].eq("undecided").all()
+    assert "the runs measured it with other parameters" not in set(second.loc[second["estimator"] == "fmn", "reason"])
+    # and a run that stopped early says so
+    short = write_run(tmp_path / "short", epochs=3)
+    manifest = json.loads((short / "manifest.json").read_text())
+    manifest["config"]["epochs"] = 40
+    (short / "manifest.json").write_text(json.dumps(manifest))
+    warnings = assemble(gather([read_run(short)])).runs[0].warnings
+    assert "unfinished: measured to epoch 2 of 40; the last epoch is that one here" in warnings
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

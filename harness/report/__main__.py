@@ -40,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(paths: list[Path], out: Path | None) -> int:
     # here, so that --help needs no pandas
     from harness.files import StoreError
-    from harness.report.build import evaluate, write_report
+    from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
 
     out = out or (RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html"))
-    if out.is_dir():
-        raise StoreError(f"expected a file for --out, got the folder {out}; name a file in it")
+    check_out(out, paths)
     runs = read_runs(paths)
+    content = evaluate(runs)
     try:
-        lines = write_report(runs, evaluate(runs), out)
+        lines = write_report(runs, content, out)
     except OSError as error:
         raise StoreError(f"expected a place to write the report to, got {error}; choose another --out") from None
     for line in lines:

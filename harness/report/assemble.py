@@ -11,7 +11,8 @@ from harness.report.content import ReportContent, RunContent
 from harness.report.examples import image_cards
 from harness.report.sentences import headlines, trust_sentences
 from harness.runs import Run
-from harness.statistics.evidence import Evidence, Measured
+from harness.statistics.evidence import Evidence
+from harness.statistics.pairing import Measured
 from harness.statistics.panels import Panel
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
@@ -37,7 +38,7 @@ def assemble(evidence: Evidence) -> ReportContent:
         descriptions=evidence.descriptions,
         headlines=headlines(evidence.findings),
         warnings=[*evidence.warnings, *_undecided(evidence.findings)],
-        trust=trust_sentences(bias, verdicts),
+        trust=trust_sentences(bias, evidence.findings),
         verdicts=verdicts,
         biases=bias,
     )
@@ -79,6 +80,11 @@ def _warnings(one: Measured) -> list[str]:
         return [*lines, "nothing was measured"]
     whole = one.summary[one.summary["subset"] == "all"]
     measured = set(run.margins["epoch"])
+    planned = run.config.get("epochs")
+    if planned is not None and max(measured) < planned:
+        lines.append(f"unfinished: measured to epoch {max(measured)} of {planned}; the last epoch is that one here")
+    if not run.training:
+        lines.append("it does not say how it was trained: observation 1 is tested as if training were standard")
     for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
         total = int(rows["count"].sum())
         for column, words in (
@@ -107,6 +113,6 @@ def _warnings(one: Measured) -> list[str]:
 def _undecided(findings: pd.DataFrame) -> list[str]:
     rows = findings[findings["verdict"] == UNDECIDED]
     return [
-        f"observation {observation}: {len(group)} tests undecided: {reason}"
+        f"observation {observation}: {len(group)} test{'s' if len(group) > 1 else ''} undecided: {reason}"
         for (observation, reason), group in rows.groupby(["observation", "reason"], sort=False)
     ]

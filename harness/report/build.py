@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from harness.files import write_atomically, write_csv
+from harness.files import StoreError, write_atomically, write_csv
 from harness.report.assemble import assemble
 from harness.report.content import ReportContent
 from harness.report.page import render
@@ -22,10 +24,26 @@ def evaluate(runs: list[Run]) -> ReportContent:
     return assemble(gather(runs))
 
 
+def check_out(out: Path, runs: Sequence[Path]) -> None:
+    """Refuse a page that would be written over a part of a run.
+
+    Raises:
+        StoreError: not the name of a page, or in a folder of a run, where only ``RUN/*.html`` is ours.
+    """
+    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
+        raise StoreError(f"expected a file that ends in .html for --out, got {out}; name one")
+    for run in (path.resolve() for path in runs):
+        if run in out.resolve().parents and out.resolve().parent != run:
+            raise StoreError(
+                f"expected --out beside or outside of a run's parts, got {out}; put it in {run} or elsewhere"
+            )
+
+
 def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str]:
     """Write ``out``, its tests as ``<stem>-observations.csv`` beside it, and the figures.
 
-    Each run's figures go to its own folder; what compares several runs goes to ``<stem>-figures``.
+    The figures of one run go to its own folder; those of several to ``<stem>-figures``, as what is in them
+    depends on the company: the envelope, for one.
 
     Returns:
         Lines to say: what could not be written into a run's folder.
@@ -36,11 +54,13 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
     write_atomically(out, lambda path: path.write_text(render(content), encoding="utf-8"))
     write_csv(out.with_name(f"{out.stem}-observations.csv"), content.findings)
     if len(runs) > 1:
-        write_comparison(content.runs, out.with_name(f"{out.stem}-figures"))
-    lines = []
-    for run, tables in zip(runs, content.runs, strict=True):
-        try:
-            write_figures(tables, run.folder.figures)
-        except OSError as error:  # somebody else's run, that can only be read
-            lines.append(f"figures of {run.name} are not written: {error}")
-    return lines
+        folder = out.with_name(f"{out.stem}-figures")
+        write_comparison(content.runs, folder)
+        for run in content.runs:
+            write_figures(run, folder / quote(run.name, safe=""))
+        return []
+    try:
+        write_figures(content.runs[0], runs[0].folder.figures)
+    except OSError as error:  # somebody else's run, that can only be read
+        return [f"figures of {runs[0].name} are not written: {error}"]
+    return []

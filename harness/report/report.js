@@ -196,7 +196,7 @@
     return sign * (numeric(one) && numeric(other) ? asNumber(one) - asNumber(other) || 0 : one.localeCompare(other, "en"));
   }
 
-  async function fill(table, rows) {
+  function fill(table, rows) {
     const heads = all("thead th", table);
     const body = document.createElement("tbody");
     for (const row of rows) {
@@ -217,7 +217,7 @@
     const column = heads.findIndex(head => head.getAttribute("aria-sort") !== "none");
     const sign = column >= 0 && heads[column].getAttribute("aria-sort") === "descending" ? -1 : 1;
     if (column >= 0) rows.sort((a, b) => compare(a[column], b[column], sign));
-    await fill(table, rows.slice(0, table.dataset.whole ? rows.length : Number(table.dataset.first)));
+    fill(table, rows.slice(0, table.dataset.whole ? rows.length : Number(table.dataset.first)));
   }
 
   document.addEventListener("click", async event => {

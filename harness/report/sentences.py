@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.report.content import Headline
+from harness.report.view import norm_name
 from harness.statistics import observation1, observation2, observation3
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.trust import disagreements
+from harness.statistics.trust import contradictions
 from harness.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 # in the order in which they are told; the first of each observation is the observation itself
@@ -22,7 +23,7 @@ CLAIMS = {
         observation2.RATIO: "adversarial training gives larger margins in the norm that it trains in",
         observation2.TRANSFER: "the gain transfers to L2",
         observation2.DAMPED: "adversarial training keeps a larger share of its epoch-1 margins",
-        observation2.SLOPE: "margins fall more slowly under adversarial training, in pixels an epoch",
+        observation2.SLOPE: "the average margin falls by less an epoch under adversarial training",
     },
     3: {
         observation3.CLOSER: "misclassified images lie closer to the boundary",
@@ -32,7 +33,6 @@ CLAIMS = {
         observation3.BEATS_LOGITS: "the margin tells misclassified test images better than the logit margin does",
     },
 }
-NORM_NAMES = {"l2": "L2", "linf": "L∞"}
 NOT_TESTED = {
     1: "no run with standard training was measured, so there is nothing to test",
     2: "this needs two runs that differ in their training only, one standard and one adversarial",
@@ -53,12 +53,12 @@ def headlines(findings: pd.DataFrame) -> dict[int, list[Headline]]:
     return found
 
 
-def trust_sentences(biases: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
+def trust_sentences(biases: pd.DataFrame, findings: pd.DataFrame) -> list[str]:
     """By how much each estimator is above the envelope on test images, and which verdicts depend on the estimator.
 
     Args:
         biases: rows of `harness.statistics.trust.BIAS_COLUMNS`.
-        verdicts: rows of `harness.statistics.trust.VERDICT_COLUMNS`.
+        findings: rows of `harness.statistics.verdicts.FINDING_COLUMNS`.
     """
     if not len(biases):
         return ["With one estimator there is nothing to hold it against: add others by python -m harness.compare."]
@@ -66,16 +66,18 @@ def trust_sentences(biases: pd.DataFrame, verdicts: pd.DataFrame) -> list[str]:
     lines = []
     for (run, estimator), rows in shown.groupby(["run", "estimator"], sort=False):
         lines.append(f"{estimator} ({run}): {'; '.join(_bias(row) for _, row in rows.iterrows())}.")
-    differing = disagreements(verdicts)
-    if not differing:
-        return [*lines, "No verdict depends on the estimator."]
-    return [*lines, *(f"The estimator decides on {line}." for line in differing)]
+    differing = [
+        f"The estimator decides on observation {observation}, {claim} ({run}): {line}."
+        for (observation, claim, run), rows in findings.groupby(["observation", "claim", "run"], sort=False)
+        for line in contradictions(rows)
+    ]
+    return [*lines, *(differing or ["No verdict is supported by one estimator and contradicted by another."])]
 
 
 def _bias(row: pd.Series) -> str:
     ends = f"{row['first']:.3f} times the envelope at epoch {row['first_epoch']}, {row['last']:.3f} times at epoch"
     apart = " (part of its curve is its own bias)" if row["apart"] else ""
-    return f"{NORM_NAMES.get(row['norm'], row['norm'])} {ends} {row['last_epoch']}{apart}"
+    return f"{norm_name(row['norm'])} {ends} {row['last_epoch']}{apart}"
 
 
 def _headline(observation: int, words: str, run: str, rows: pd.DataFrame) -> Headline:
@@ -83,16 +85,17 @@ def _headline(observation: int, words: str, run: str, rows: pd.DataFrame) -> Hea
     if not len(tested):
         return Headline(observation, UNDECIDED, _sentence(f"{words} ({run}): {rows['reason'].iloc[0]}"), [])
     counts = tested["verdict"].value_counts()
-    verdict = str(counts.index[0]) if len(counts) == 1 else "mixed"
+    untested = len(rows) - len(tested)
+    # a claim that can mostly not be tested has no plain verdict
+    verdict = str(counts.index[0]) if len(counts) == 1 and untested <= len(rows) / 2 else "mixed"
     parts = [f"{int(counts[name])} {name}" for name in (SUPPORTED, NOT_SUPPORTED, UNDECIDED) if name in counts]
     # a network is one draw of training: other seeds may come out otherwise
-    scope = "" if " seeds of " in run else " for this network"
+    scope = "" if " seeds of " in run else " for these two networks" if observation == 2 else " for this network"
     tests = "the only test" if len(tested) == 1 else f"all {len(tested)} tests"
-    count = f"{verdict}{scope} in {tests}" if len(counts) == 1 else f"{' and '.join(parts)}{scope}"
-    untested = f"; {len(rows) - len(tested)} could not be tested" if len(rows) > len(tested) else ""
-    return Headline(
-        observation, verdict, _sentence(f"{words} ({run}): {count}{untested}. {_numbers(tested)}"), _details(rows)
-    )
+    count = f"{counts.index[0]}{scope} in {tests}" if len(counts) == 1 else f"{' and '.join(parts)}{scope}"
+    missing = f" that can be made; {untested} cannot" if untested else ""
+    words = f"{words} ({run}): {count}{missing}. {_numbers(tested)}"
+    return Headline(observation, verdict, _sentence(words), _details(rows))
 
 
 def _sentence(words: str) -> str:
@@ -113,23 +116,21 @@ def _numbers(tested: pd.DataFrame) -> str:
 
 
 def _effect(row: pd.Series) -> str:
-    norm = f"{NORM_NAMES.get(row['norm'], row['norm'])} " if row["norm"] else ""
+    norm = f"{norm_name(row['norm'])} " if row["norm"] else ""
     epochs = f"epoch {row['epochs']}" if "→" not in row["epochs"] else f"epochs {row['epochs']}"
     interval = f"corrected interval {row['low']:.3g} to {row['high']:.3g}"
-    return f"{norm}{row['value']:.3g} ({interval}; {epochs}, {int(row['images'])} images)"
+    images = f"{int(row['images'])} images"
+    if row["smaller_group"] < row["images"]:
+        images += f", {int(row['smaller_group'])} of them in the smaller group"
+    return f"{norm}{row['value']:.3g} ({interval}; {epochs}, {images})"
 
 
 def _details(rows: pd.DataFrame) -> list[str]:
     """Which tests came out otherwise, and whether the estimator decides."""
-    lines = []
-    tested = rows[rows["effect"] != ""]
-    by_estimator = tested.groupby("estimator", sort=False)["verdict"].agg(lambda own: " and ".join(sorted(set(own))))
-    if by_estimator.nunique() > 1:
-        each = "; ".join(f"{estimator}: {verdicts}" for estimator, verdicts in by_estimator.items())
-        lines.append(f"The verdict depends on the estimator: {each}.")
+    lines = [f"The estimator decides: {line}." for line in contradictions(rows)]
     others = rows[rows["verdict"] != SUPPORTED]
     for (verdict, reason), group in others.groupby(["verdict", "reason"], sort=False):
-        lines.append(f"{verdict}, as {reason}: {_which(group)}.")
+        lines.append(f"{str(verdict).capitalize()}, as {reason}: {_which(group)}.")
     return lines
 
 
@@ -137,7 +138,7 @@ def _which(group: pd.DataFrame) -> str:
     """The tests of a group, shortly: all epochs of one curve together."""
     named = []
     for (estimator, norm, split), rows in group.groupby(["estimator", "norm", "split"], sort=False):
-        curve = " ".join(str(word) for word in (estimator, NORM_NAMES.get(str(norm), norm), split) if word)
+        curve = " ".join(str(word) for word in (estimator, norm_name(str(norm)), split) if word)
         measures = set(rows["measure"])
         curve += " (as the attack left it)" if measures == {"attack_distance"} else ""
         epochs = list(dict.fromkeys(rows["epochs"]))

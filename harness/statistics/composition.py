@@ -131,6 +131,10 @@ class NewcomerGap(Student):
         return int((self.new | self.stayed).any(axis=1).sum()) - self.left_out
 
     @property
+    def smaller_group(self) -> int:
+        return self._newcomers
+
+    @property
     def left_out(self) -> int:
         missing = (self.new | self.stayed) & ~np.isfinite(self.values)
         return int(missing.any(axis=1).sum())

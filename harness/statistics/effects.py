@@ -51,6 +51,11 @@ class Effect(ABC):
         return self.images + self.left_out
 
     @property
+    def smaller_group(self) -> int:
+        """Images in the smaller of the groups it compares, which decide more than all; all of them where it has one."""
+        return self.images
+
+    @property
     @abstractmethod
     def p(self) -> float:
         """Two-sided: the smallest ``alpha`` whose interval leaves out 0."""

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from harness.runs import PGD_OPTIONS, Run
+from harness.runs import Run
 from harness.statistics import observation1, observation2, observation3
 from harness.statistics.averages import summarise
 from harness.statistics.calibration import calibration_error, reliability
 from harness.statistics.composition import composition_table
 from harness.statistics.envelope import complete_estimators, envelope
+from harness.statistics.pairing import (
+    Measured,
+    couples,
+    find_pairs,
+    notes,
+    pool,
+    pool_name,
+    refuse_unequal,
+    seed_groups,
+)
 from harness.statistics.panels import Panel, panels
-from harness.statistics.seeds import LEAST_SEEDS, Pooled
 from harness.statistics.tables import confidence_correlation, correctness
 from harness.statistics.trends import DESCRIPTION_COLUMNS, correlation, describe, describe_trend
 from harness.statistics.verdicts import FINDING_COLUMNS, Trial, judge
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One run with what is derived from its rows.
-
-    Attributes:
-        margins: the run's rows and those of the envelope.
-        summary: `harness.statistics.summarise` of them.
-        panels: one for every split, estimator, norm and measure.
-        correctness: split -> ``(image x epoch)`` bool of the whole sets.
-        reliability, calibration: see `harness.statistics.calibration`.
-
-    Where no predictions were kept, the last three are of the probe images.
-    """
-
-    run: Run
-    margins: pd.DataFrame
-    summary: pd.DataFrame
-    panels: list[Panel]
-    correctness: dict[str, pd.DataFrame]
-    reliability: pd.DataFrame
-    calibration: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -65,12 +49,11 @@ def gather(runs: list[Run]) -> Evidence:
     """
     shared, warnings = _shared_estimators(runs)
     measured = [_derive(run, shared) for run in runs]
-    groups = _seed_groups(measured)
+    groups = seed_groups(measured)
     trials = [trial for group in groups for trial in _within(group)]
-    compared = [trial for pair in _pairs(groups) for trial in _between(*pair)]
-    if not compared and len(runs) > 1:
-        warnings.append("no two runs differ in their training only, with the same seed: observation 2 is not tested")
-    trials += compared
+    pairs = find_pairs(groups)
+    trials += [trial for pair in pairs for trial in _between(*pair)]
+    warnings += notes(measured, groups, pairs)
     tables = [judge([trial for trial in trials if trial.observation == number]) for number in (1, 2, 3)]
     findings = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     descriptions = pd.DataFrame([row for one in measured for row in _describe(one)], columns=list(DESCRIPTION_COLUMNS))
@@ -116,22 +99,6 @@ def _derive(run: Run, shared: dict[str, list[str]]) -> Measured:
     )
 
 
-def _seed_groups(measured: Iterable[Measured]) -> list[list[Measured]]:
-    """Runs that differ by seed only, together; runs that say nothing of themselves, alone."""
-    groups: dict[str, list[Measured]] = {}
-    for one in measured:
-        alike = one.run.alike(but=("seed",)) or f"alone: {one.run.name}"
-        groups.setdefault(alike, []).append(one)
-    found = []
-    for group in groups.values():
-        by_seed: dict[int | None, Measured] = {}
-        for one in group:
-            by_seed.setdefault(one.run.seed, one)
-        # a seed that is there twice is no second network: the second stands alone
-        found += [list(by_seed.values()), *([one] for one in group if by_seed[one.run.seed] is not one)]
-    return found
-
-
 def _within(group: list[Measured]) -> list[Trial]:
     """Tests of observations 1 and 3."""
     each = []
@@ -141,54 +108,18 @@ def _within(group: list[Measured]) -> list[Trial]:
         if one.run.training != "pgd":
             own += observation1.trials(one.panels)
         each.append(own)
-    return _pool(each, f"{len(group)} seeds of {group[0].run.name}")
-
-
-def _pairs(groups: list[list[Measured]]) -> list[tuple[list[Measured], list[Measured]]]:
-    """Standard and adversarial runs alike in all but their training; seed by seed where seeds are equal."""
-
-    def key(group: list[Measured]) -> str:
-        return group[0].run.alike(but=("seed", "training", *PGD_OPTIONS))
-
-    standard = [group for group in groups if group[0].run.training == "standard"]
-    adversarial = [group for group in groups if group[0].run.training == "pgd"]
-    return [(one, other) for one in standard for other in adversarial if key(one) and key(one) == key(other)]
+    return pool(each, group, pool_name(group))
 
 
 def _between(standard: list[Measured], adversarial: list[Measured]) -> list[Trial]:
-    """Tests of observation 2, runs of equal seeds side by side; of two single runs whatever their seeds."""
-    if len(standard) == len(adversarial) == 1:
-        couples = [(standard[0], adversarial[0])]
-    else:
-        others = {one.run.seed: one for one in adversarial}
-        couples = [(one, others[one.run.seed]) for one in standard if one.run.seed in others]
-    each = []
-    for one, other in couples:
+    """Tests of observation 2."""
+    each, found = [], couples(standard, adversarial)
+    for one, other in found:
         name = f"{other.run.name} / {one.run.name}"
         each.append(list(observation2.trials(one.panels, other.panels, name)))
-    return _pool(each, f"{len(couples)} seeds of {adversarial[0].run.name} / {standard[0].run.name}")
-
-
-def _pool(each: list[list[Trial]], name: str) -> list[Trial]:
-    """The trials as they are, or from five seeds on one for each question."""
-    if len(each) < LEAST_SEEDS:
-        return [trial for own in each for trial in own]
-    questions: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in (trial for own in each for trial in own):
-        checked = trial.checked()
-        asked = (checked.claim, checked.estimator, checked.norm, checked.split, checked.measure, checked.epochs)
-        questions.setdefault(asked, []).append(checked)
-    return [_pool_one(trials, len(each), name) for trials in questions.values()]
-
-
-def _pool_one(trials: list[Trial], seeds: int, name: str) -> Trial:
-    effects = [trial.effect for trial in trials if trial.effect is not None]
-    pooled = replace(trials[0], run=name, effect=None)
-    if len(effects) < seeds or len({effect.size for effect in effects}) > 1:
-        reasons = [trial.obstacle for trial in trials if trial.obstacle] or ["it measured other epochs or images"]
-        return replace(pooled, obstacle=f"not all of {seeds} seeds can be tested: {reasons[0]}")
-    bound = float(np.mean([trial.bound for trial in trials]))
-    return replace(pooled, effect=Pooled(tuple(effects)), bound=bound, obstacle="")
+    together = [one for couple in found for one in couple]
+    each = [[refuse_unequal(trial, together) for trial in own] for own in each]
+    return pool(each, together, f"{len(found)} seeds of {adversarial[0].run.name} / {standard[0].run.name}")
 
 
 def _describe(one: Measured) -> list[dict[str, Any]]:

@@ -41,9 +41,17 @@ class _Grouped(Effect):
     def left_out(self) -> int:
         return len(self.values) - self.images
 
+    @property
+    def smaller_group(self) -> int:
+        return min(len(self.first), len(self.second))
+
     def obstacle(self) -> str:
-        few = min(len(self.first), len(self.second))
-        return f"fewer than {LEAST_IMAGES} images in a group" if few < LEAST_IMAGES else ""
+        return few_in_a_group(self)
+
+
+def few_in_a_group(effect: Effect) -> str:
+    """Why a comparison of groups is none; empty where it is one."""
+    return f"fewer than {LEAST_IMAGES} images in a group" if effect.smaller_group < LEAST_IMAGES else ""
 
 
 def placements(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +104,7 @@ class CliffDelta(_Grouped):
         delta, error, freedom = self._moments
         if error == 0 and delta == 0:
             return 1.0
-        few = min(len(self.first), len(self.second))
+        few = self.smaller_group
         least = 2.0 ** (1 - few)  # all of a group on one side of the other's median
         if error == 0:
             return max(least, float(2 * stats.t.sf(math.sqrt(few), freedom)))
@@ -107,7 +115,7 @@ class CliffDelta(_Grouped):
     def interval(self, alpha: float) -> tuple[float, float]:
         delta, error, freedom = self._moments
         t = float(stats.t.isf(alpha / 2, freedom))
-        few = min(len(self.first), len(self.second))
+        few = self.smaller_group
         if alpha < 2.0 ** (1 - few) or (error == 0 and delta == 0):
             return -1.0, 1.0
         if error == 0:
@@ -269,9 +277,12 @@ class DetectionGain(Student):
     def left_out(self) -> int:
         return len(self.score) - self.images
 
+    @property
+    def smaller_group(self) -> int:
+        return int(min((self.member & self._found).sum(), (~self.member & self._found).sum()))
+
     def obstacle(self) -> str:
-        few = min((self.member & self._found).sum(), (~self.member & self._found).sum())
-        return f"fewer than {LEAST_IMAGES} images in a group" if few < LEAST_IMAGES else ""
+        return few_in_a_group(self)
 
     def resample(self, counts: np.ndarray) -> np.ndarray:
         wrong, right = self.member & self._found, ~self.member & self._found

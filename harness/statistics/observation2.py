@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness.statistics.observation1 import EQUIVALENCE, equivalence_bound
-from harness.statistics.paired import LogMeans, MeanChange, MedianChange
+from harness.statistics.paired import KeptShares, LogMeans, MedianChange, SlopeDifference
 from harness.statistics.panels import Panel
 from harness.statistics.trends import describe, slopes
 from harness.statistics.verdicts import Trial
@@ -50,11 +50,11 @@ def _compare(plain: Panel, robust: Panel, name: str) -> Iterator[Trial]:
         for claim in (SLOPE, DAMPED):
             yield Trial(2, claim, name, *plain.key, span, side=1, obstacle="fewer than three common epochs from 1 on")
         return
-    slower = MeanChange(slopes(robust, epochs) - slopes(plain, epochs))
+    slower = SlopeDifference(slopes(robust, epochs) - slopes(plain, epochs))
     # 2% of the epoch-1 average over the whole span is as good as no slope
     flat = equivalence_bound(plain) / (last - 1)
     yield Trial(2, SLOPE, name, *plain.key, epochs=span, side=1, effect=slower, bound=flat)
-    kept = LogMeans(np.column_stack([ends, robust.at(1), plain.at(1)]), np.array([1.0, -1.0, -1.0, 1.0]))
+    kept = KeptShares(np.column_stack([ends, robust.at(1), plain.at(1)]), np.array([1.0, -1.0, -1.0, 1.0]))
     yield Trial(2, DAMPED, name, *plain.key, epochs=span, side=1, effect=kept, bound=near)
 
 

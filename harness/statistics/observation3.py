@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.statistics.composition import newcomer_gap
 from harness.statistics.groups import CliffDelta, DetectionGain, VarianceRatio, area
+from harness.statistics.observation1 import equivalence_bound
 from harness.statistics.paired import Share
 from harness.statistics.panels import Panel
 from harness.statistics.trends import describe, kendall
@@ -57,7 +58,7 @@ def _newcomers(panel: Panel) -> Trial:
     gap = newcomer_gap(panel)
     if gap is None:
         return Trial(*names, side=-1, obstacle="fewer than two measured epochs from 1 on")
-    return Trial(*names, side=-1, effect=gap)
+    return Trial(*names, side=-1, effect=gap, bound=equivalence_bound(panel))
 
 
 def persistence(run: str, split: str, correctness: pd.DataFrame) -> Trial:

@@ -133,6 +133,12 @@ class MeanChange(Student):
         return np.asarray((counts[:, kept] @ self._kept) / counts[:, kept].sum(axis=1))
 
 
+class SlopeDifference(MeanChange):
+    """`MeanChange` of the images' own slopes."""
+
+    name = "difference of slopes, an epoch"
+
+
 @dataclass(frozen=True, eq=False)
 class LogMeans(Student):
     """``sum_k sign_k log(average of value k)`` over the same images, by the delta method.
@@ -181,6 +187,12 @@ class LogMeans(Student):
         kept = np.isfinite(self.values).all(axis=1)
         averages = (counts[:, kept] @ self._kept) / counts[:, kept].sum(axis=1, keepdims=True)
         return np.asarray(np.log(averages) @ self.signs)
+
+
+class KeptShares(LogMeans):
+    """`LogMeans` of four values: the ratio of what two runs kept of an earlier average."""
+
+    name = "ratio of the shares kept"
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,6 +73,10 @@ class Pooled(Student):
         return max(effect.left_out for effect in self.effects)
 
     @property
+    def smaller_group(self) -> int:
+        return min(effect.smaller_group for effect in self.effects)
+
+    @property
     def size(self) -> int:
         return self.effects[0].size
 

@@ -52,25 +52,22 @@ def _asked_of_all(findings: pd.DataFrame) -> pd.DataFrame:
     return findings[asked == estimators]
 
 
-def disagreements(verdicts: pd.DataFrame) -> list[str]:
-    """A sentence for every claim and run whose verdict depends on the estimator.
+def contradictions(findings: pd.DataFrame) -> list[str]:
+    """Questions (norm, split, epochs) that one estimator supports and another does not, in words; undecided is neither.
 
     Args:
-        verdicts: rows of `verdicts_by_estimator`.
+        findings: rows of one claim and run.
     """
-    lines = []
-    for (observation, claim, run), group in verdicts.groupby(["observation", "claim", "run"], sort=False):
+    questions: dict[str, dict[str, None]] = {}
+    own = findings[(findings["estimator"] != "") & findings["verdict"].isin([SUPPORTED, NOT_SUPPORTED])]
+    for (norm, split, _, epochs), group in own.groupby(["norm", "split", "measure", "epochs"], sort=False):
         if group["verdict"].nunique() > 1:
-            each = "; ".join(f"{row['estimator']}: {_counted(row)}" for _, row in group.iterrows())
-            lines.append(f"observation {observation}, {claim} ({run}): {each}")
-    return lines
-
-
-def _counted(row: pd.Series) -> str:
-    """The verdict, with its parts where it is mixed."""
-    if row["verdict"] != MIXED:
-        return str(row["verdict"])
-    return " and ".join(f"{row[name]} {name}" for name in (SUPPORTED, NOT_SUPPORTED, UNDECIDED) if row[name])
+            sides = [
+                f"{verdict} by {', '.join(group.loc[group['verdict'] == verdict, 'estimator'])}"
+                for verdict in (SUPPORTED, NOT_SUPPORTED)
+            ]
+            questions.setdefault("; ".join(sides), {})[f"{norm} {split}, epochs {epochs}"] = None
+    return [f"{sides} ({'; '.join(places)})" for sides, places in questions.items()]
 
 
 def bias_trend(ratios: pd.DataFrame) -> pd.DataFrame:

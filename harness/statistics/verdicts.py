@@ -14,9 +14,24 @@ from harness.statistics.effects import Effect, is_sound
 ALPHA = 0.05
 MOST_LEFT_OUT = 0.05  # of the images that an effect is about
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+SIZES = ("images", "smaller_group", "left_out")
 FINDING_COLUMNS = (
     *("observation", "claim", "run", "estimator", "norm", "split", "measure", "epochs", "effect"),
-    *("value", "low", "high", "level", "p", "p_holm", "images", "left_out", "bound", "verdict", "reason", "detail"),
+    *(
+        "value",
+        "low",
+        "high",
+        "level",
+        "p",
+        "p_holm",
+        "images",
+        "smaller_group",
+        "left_out",
+        "bound",
+        "verdict",
+        "reason",
+        "detail",
+    ),
 )
 
 
@@ -28,7 +43,7 @@ class Trial:
         side: the side of 0 that is claimed, -1 or 1; 0 claims that the effect is inside the bound.
         bound: half-width of the effects that are as good as none, on the effect's own scale; NaN for none.
         obstacle: why there is no effect to test.
-        images, left_out: of an effect that cannot be tested.
+        images, smaller_group, left_out: of an effect that cannot be tested.
     """
 
     observation: int
@@ -44,6 +59,7 @@ class Trial:
     bound: float = math.nan
     obstacle: str = ""
     images: int = 0
+    smaller_group: int = 0
     left_out: int = 0
 
     def checked(self) -> Trial:
@@ -58,8 +74,8 @@ class Trial:
             words = "the images do not differ enough for an interval"
         if not words:
             return self
-        images, left_out = self.effect.images, self.effect.left_out
-        return replace(self, effect=None, obstacle=words, images=images, left_out=left_out)
+        sizes = {name: getattr(self.effect, name) for name in SIZES}
+        return replace(self, effect=None, obstacle=words, **sizes)
 
 
 def holm(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +119,7 @@ def judge(trials: Sequence[Trial]) -> pd.DataFrame:
 
 
 def _identity(trial: Trial) -> dict[str, object]:
-    names = ("observation", "claim", "run", "estimator", "norm", "split", "measure", "epochs", "images", "left_out")
+    names = ("observation", "claim", "run", "estimator", "norm", "split", "measure", "epochs", *SIZES)
     return {name: getattr(trial, name) for name in names}
 
 
@@ -129,9 +145,9 @@ def _decide(trial: Trial, effect: Effect, level: float, strictest: float) -> dic
         verdict = SUPPORTED if (low > 0) == (trial.side > 0) else NOT_SUPPORTED
         reason = "" if verdict == SUPPORTED else "the interval lies on the other side"
     else:
-        verdict, reason = UNDECIDED, "the interval holds zero and more than the equivalence bound"
-        if math.isnan(trial.bound):
-            reason = "the interval holds zero"
+        verdict, reason = UNDECIDED, f"the interval holds {effect.show(0):g}, which is no effect"
+        if not math.isnan(trial.bound):
+            reason += ", and at the family's strictest level more than the equivalence bound"
     show = effect.show
     return {
         "effect": effect.name,
@@ -140,8 +156,7 @@ def _decide(trial: Trial, effect: Effect, level: float, strictest: float) -> dic
         "high": show(shown[1]),
         "level": 1 - shown[2],
         "p": effect.p,
-        "images": effect.images,
-        "left_out": effect.left_out,
+        **{name: getattr(effect, name) for name in SIZES},
         "bound": show(trial.bound),
         "verdict": verdict,
         "reason": reason,
