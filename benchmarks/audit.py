@@ -70,6 +70,12 @@ def describe(ratio: np.ndarray) -> dict[str, float]:
     }
 
 
+def wins(wide: pd.DataFrame, name: str) -> dict[str, int]:
+    """On how many images no other is nearer by more than `RESOLUTION`, and all others are farther by more."""
+    ratio = ratios(wide[name], envelope(wide, [name]))
+    return {"wins": int((ratio <= 1 + RESOLUTION).sum()), "sole_wins": int((ratio < 1 - RESOLUTION).sum())}
+
+
 def local_optimality(distance: np.ndarray, best: np.ndarray, correct: np.ndarray) -> float:
     """AttackBench's local optimality in 0..1 (Cinà et al. 2025, https://arxiv.org/abs/2404.19460).
 
@@ -114,10 +120,10 @@ def correlation_table(rows: pd.DataFrame) -> pd.DataFrame:
 def estimator_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None) -> pd.DataFrame:
     """Each estimator against the envelope, in `ESTIMATOR_COLUMNS`, one row a problem, norm and estimator.
 
-    ``wins`` are images on which no other is nearer by more than `RESOLUTION`, ``sole_wins`` those on which all others
-    are farther by more; ``others`` is the mean over the envelope of the others. ``rank`` and ``attack_rank`` are the rank correlations of ``distance`` and ``attack_distance``
-    with the envelope of the others; ``overstep`` is the median of attack_distance / distance, which refinement takes
-    off; ``nobody`` counts images that no estimator found; ``hidden`` is the share of forwards whose rows a library hid.
+    `wins` are those against estimators, not references. ``others`` is the mean over the others' envelope; ``rank``
+    and ``attack_rank`` are the rank correlations of ``distance`` and ``attack_distance`` with that envelope;
+    ``overstep`` is the median of attack_distance / distance, which refinement takes off; ``nobody`` counts images
+    that no estimator found; ``hidden`` is the share of forwards whose rows a library hid.
 
     Args:
         rows: of `measuring.Measured` with a column ``role``, perhaps within a budget.
@@ -125,7 +131,7 @@ def estimator_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None) -> pd
     """
     table = []
     for key, own, wide, full in _groups(rows, whole):
-        best = envelope(full)
+        best, references = envelope(full), pd.Index(own.loc[own["role"] == "reference", "estimator"].unique())
         for name in wide:
             unit = own[own["estimator"] == name].set_index("image").loc[wide.index]
             distance, others = unit["distance"], envelope(full, [str(name)])
@@ -135,8 +141,7 @@ def estimator_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None) -> pd
                 "images": len(unit),
                 **describe(ratio),
                 "others": describe(alone)["mean"],
-                "wins": int((ratio <= 1 + RESOLUTION).sum()),
-                "sole_wins": int((alone < 1 - RESOLUTION).sum()),
+                **wins(wide.drop(columns=references.difference([name])), str(name)),
                 **_counts(unit),
                 "nobody": int(np.isinf(best).sum()),
                 **{column: float(unit[column].mean()) for column in ("forwards", "backwards", "passes", "seconds")},
@@ -170,7 +175,9 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
     """
     table = []
     for key, own, wide, full in _groups(rows, whole):
-        best = {ENVELOPE: envelope(full)} | {f"without {name}": envelope(full, [name]) for name in leaving}
+        best = {ENVELOPE: envelope(full)} | {
+            f"without {name}": envelope(full, [name]) for name in leaving if name in full
+        }
         exact = own.groupby("image", sort=False)["exact"].first().loc[wide.index]
         # images that no other class can be reached from have no margin to compare with
         truth = {EXACT: exact.where(np.isfinite(exact))} if exact.notna().any() else {}

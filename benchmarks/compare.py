@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=int, help="hold every estimator to so many forwards + backwards an image (default: no limit)")
     add("--repeats", type=int, default=1, help="rounds; from two on, times are medians without the first (default: 1)")
     add("--threads", type=int, default=1, help="torch threads (default: 1)")
-    add("--device", default="cpu", help="where to measure: cpu or cuda[:i] (default: cpu)")
+    add("--device", default="cpu", help="auto, cpu or cuda[:i] (default: cpu)")
     add("--out", type=Path, default=Path("comparison"), metavar="DIR", help="tables, figures (default: comparison)")
     add("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -101,7 +101,9 @@ def _compare(given: argparse.Namespace) -> int:
     from benchmarks.results import evaluate
     from benchmarks.showing import Screen
     from benchmarks.writing import write
+    from harness.devices import choose_device
 
+    device = choose_device(given.device)
     torch.set_num_threads(given.threads)
     estimators, references = _create(given.estimator), _create(given.reference)
     everything = estimators | references
@@ -115,7 +117,7 @@ def _compare(given: argparse.Namespace) -> int:
     parts = []
     for problem in _problems(given):
         screen.begin(problem)
-        here = problem.on(torch.device(given.device))
+        here = problem.on(device)
         norms = given.norm or NORMS
         parts.append(measure_problem(here, everything, norms, repeats=given.repeats, on_unit=screen.unit))
     measured = join(parts)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 
 from benchmarks.audit import ENVELOPE, distances, envelope, pareto_front
 from harness.figures import NORM_LABELS
@@ -53,7 +53,7 @@ def cost_figure(estimators: pd.DataFrame) -> Figure:
                 markersize=7,
                 zorder=3,
             )
-        _cost_axis(panel, "passes an image")
+        _cost_axis(panel, drawn["passes"])
         _excess_axis(panel, f"mean {NORM_LABELS[norm]} distance\n/ envelope", drawn["mean_found"])
         dress(panel)
         note(panel, f"n = {int(here['images'].iloc[0])} images")
@@ -68,7 +68,7 @@ def _draw_front(panel: Axes, rows: pd.DataFrame) -> None:
     front = rows[pareto_front(rows["passes"].to_numpy(), rows["mean"].to_numpy())].sort_values("passes")
     if len(front):
         # beyond its last point more passes bring nothing
-        passes = [*front["passes"], rows["passes"].max() * 1.15]
+        passes = [*front["passes"], rows["passes"].max() * 1.2]
         excess = [_excess(value) for value in (*front["mean"], front["mean"].iloc[-1])]
         panel.step(passes, excess, color="black", linewidth=1.2, where="post", zorder=1)
 
@@ -113,7 +113,7 @@ def anytime_figure(curves: pd.DataFrame, names: Sequence[str] = ()) -> Figure:
         below.set_ylabel(f"images within 1%\nof the {NORM_LABELS[norm]} envelope")
         for panel in (above, below):
             dress(panel)
-        _cost_axis(below, "passes an image")
+        _cost_axis(below, here["passes"])
         note(above, f"n = {int(here['images'].iloc[0])} images")
     legend_below(figure, _keys([*names, *curves["estimator"]], drawn=curves["estimator"]))
     return figure
@@ -176,8 +176,8 @@ def _excess(ratio: float) -> float:
 def _excess_axis(panel: Axes, label: str, values: Iterable[float]) -> None:
     """An upright axis of ratios, in the logarithm of what they exceed 1 by."""
     panel.set_yscale("log")
-    drawn = [_excess(value) for value in values if math.isfinite(value)]
-    panel.set_ylim(0.7 * FLOOR, max([*drawn, 0.02]) * 1.6)
+    drawn = [_excess(value) for value in values if math.isfinite(value)] or [FLOOR]
+    panel.set_ylim(0.6 * min(*drawn, 0.009), 1.6 * max(*drawn, 0.02))
     panel.yaxis.set_major_locator(FixedLocator([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]))
     panel.yaxis.set_major_formatter(FuncFormatter(_ratio_text))
     panel.yaxis.set_minor_formatter(NullFormatter())
@@ -189,12 +189,19 @@ def _ratio_text(excess: float, _: int) -> str:
     return f"≤ {text}" if math.isclose(excess, FLOOR) else f"≥ {text}" if math.isclose(excess, CEILING) else text
 
 
-def _cost_axis(panel: Axes, label: str) -> None:
+def _cost_axis(panel: Axes, passes: pd.Series) -> None:
+    """A lying logarithmic axis of passes, at least a decade long."""
     panel.set_xscale("log")
-    panel.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    low, high = passes.min() / 1.4, passes.max() * 1.4
+    spare = max(math.sqrt(10 / (high / low)), 1.0)
+    low, high = low / spare, high * spare
+    steps = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)
+    ticks = [step * 10.0**power for power in range(-1, 8) for step in steps]
+    panel.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set_xlabel(label)
+    panel.set_xlim(low, high)
+    panel.set_xlabel("passes an image")
 
 
 def _keys(order: Iterable[str], *, drawn: Iterable[str] | None = None, markers: bool = True) -> list[Line2D]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from attacks.estimator import Estimator, Margins, Norm
 from attacks.measure import measure
-from attacks.registry import known
 from attacks.trace import Trace
 from benchmarks.problems import Problem
+from harness.devices import device_of
 from harness.store import MARGIN_COLUMNS, Unit
-from harness.tracker import device_of, margin_rows
+from harness.tracker import margin_rows
 from harness.units import plan_units
 
 ROW_COLUMNS = ("problem", *MARGIN_COLUMNS, "hidden", "exact", "declared")
@@ -73,7 +73,8 @@ def measure_problem(
         EstimatorError: an estimator without any of the norms, or none that has the domain.
     """
     able = {text: e for text, e in estimators.items() if problem.domain in e.domains}
-    units, skipped = plan_units(able, norms, problem.domain)
+    # without any, it is their error
+    units, skipped = plan_units(able or estimators, norms, problem.domain)
     skipped += [f"{text} has no domain {problem.domain}: skipped there" for text in estimators if text not in able]
     rows, traces = [], []
     for norm in norms:
@@ -117,10 +118,9 @@ def _measure(problem: Problem, estimator: Estimator, unit: Unit, norm: Norm, tra
 
 
 def _warm_up(problem: Problem, estimator: Estimator, norm: Norm) -> None:
-    """The compilation that a package does at its first call is not the estimator's cost."""
-    entry = known().get(estimator.name)
-    if entry is not None and entry.needs:
-        measure(problem.model, problem.images[:1].to(device_of(problem.model)), estimator, norm, domain=problem.domain)
+    """What a library imports or compiles at its first call is not the estimator's cost."""
+    image = problem.images[:1].to(device_of(problem.model))
+    measure(problem.model, image, estimator, norm, domain=problem.domain, noise_retries=0)
 
 
 def _unit_rows(problem: Problem, unit: Unit, margins: Margins, trace: Trace, exact: Tensor | None) -> pd.DataFrame:

@@ -25,7 +25,7 @@ class Results:
         ratios: see `audit.ratio_table`.
         correlations: see `audit.correlation_table`; of estimators without references.
         curves: see `anytime.curves`.
-        remarks: see `remarks.remark`.
+        remarks: see `remarks.remark`; of whole runs, which a budget says nothing about.
     """
 
     budget: int | None
@@ -51,14 +51,13 @@ def evaluate(
     role = measured.rows["estimator"].isin(list(references)).map({True: "reference", False: "estimator"})
     whole = measured.rows.assign(role=role, passes=measured.rows["forwards"] + measured.rows["backwards"])
     rows = whole if budget is None else within_budget(whole, measured.traces, budget)
-    estimators, ratios = estimator_table(rows, whole), ratio_table(rows, whole, leaving)
     return Results(
         budget=budget,
         whole=whole,
         rows=rows,
-        estimators=estimators,
-        ratios=ratios,
+        estimators=estimator_table(rows, whole),
+        ratios=ratio_table(rows, whole, leaving),
         correlations=correlation_table(rows[rows["role"] == "estimator"]),
         curves=curves(whole, measured.traces),
-        remarks=remark(estimators, ratios),
+        remarks=remark(estimator_table(whole), ratio_table(whole)),
     )

@@ -20,10 +20,10 @@ from harness.store import Unit
 
 STYLES = dict(zip(LEVELS, ("bold red", "yellow", ""), strict=True))
 LEGEND = (
-    "ratios: distance / envelope, the smallest verified distance of all, image by image; a missed image makes the mean inf",
+    "ratios: distance / envelope, the smallest verified distance of all, image by image; one missed makes the mean inf",
     "found: mean over the images found | others: mean over the envelope of the others | missed: not found, or raised",
-    "wins: images on which no other is nearer by 0.01%; alone: all others are farther | noise: found from a noisy start",
-    "f + b: forwards + backwards an image | ms: milliseconds an image | own: distance before refinement / after, median",
+    "wins: images where no other is nearer by 0.01%; alone: all others are farther | noise: found from noisy starts",
+    "f + b: forwards + backwards | ms: milliseconds an image | own: median distance before / after refinement",
     "rank: Spearman, with the envelope of the others | optimality: AttackBench's local one, of the true labels",
 )
 
@@ -32,7 +32,7 @@ class Screen:
     """One plain line a measured unit, then tables and remarks."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(width=None if sys.stdout.isatty() else 150)
+        self.console = console or Console(width=None if sys.stdout.isatty() else 160)
 
     def say(self, line: str, style: str = "") -> None:
         """One line; names in it are never read as markup."""
@@ -64,9 +64,12 @@ class Screen:
         for line in LEGEND:
             self.say(line)
         if results.budget is not None:
-            self.say("within a budget f + b and ms are still of the whole run, and the envelope keeps all distances")
+            self.say(
+                "within a budget: nearest points on the way, unrefined; f + b, ms, own, envelope are of whole runs"
+            )
         self.say("")
-        self.say("remarks:" if results.remarks else "no remarks: nothing speaks against any of these estimators")
+        of = "" if results.budget is None else " on whole runs"
+        self.say(f"remarks{of}:" if results.remarks else f"no remarks{of}: nothing speaks against these estimators")
         for item in results.remarks:
             self.say(str(item), style=STYLES[item.level])
 
@@ -75,7 +78,7 @@ class Screen:
         references = estimators[estimators["role"] == "reference"]
         if len(references):
             alone = ", ".join(f"{row['estimator']} {row['sole_wins']}" for _, row in references.iterrows())
-            self.say(f"in the envelope only (images on which it is nearest alone): {alone}")
+            self.say(f"in the envelope only (images on which it beats every estimator): {alone}")
         if estimators["nobody"].iloc[0]:
             self.say(f"no estimator found {estimators['nobody'].iloc[0]} of the images, which counts against all")
         # against the others stands in the table above
