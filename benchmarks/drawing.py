@@ -177,15 +177,16 @@ def _excess_axis(panel: Axes, label: str, values: Iterable[float]) -> None:
     """An upright axis of ratios, in the logarithm of what they exceed 1 by."""
     panel.set_yscale("log")
     drawn = [_excess(value) for value in values if math.isfinite(value)] or [FLOOR]
-    panel.set_ylim(0.6 * min(*drawn, 0.009), 1.6 * max(*drawn, 0.02))
-    panel.yaxis.set_major_locator(FixedLocator([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]))
+    low, high = 0.6 * min(*drawn, 0.009), 1.6 * max(*drawn, 0.02)
+    panel.set_ylim(low, high)
+    panel.yaxis.set_major_locator(FixedLocator([tick for tick in _ticks(low, high) if FLOOR <= tick <= CEILING]))
     panel.yaxis.set_major_formatter(FuncFormatter(_ratio_text))
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_ylabel(label)
 
 
 def _ratio_text(excess: float, _: int) -> str:
-    text = f"{1 + excess:.4f}".rstrip("0").rstrip(".")
+    text = f"{1 + excess:.5g}"
     return f"≤ {text}" if math.isclose(excess, FLOOR) else f"≥ {text}" if math.isclose(excess, CEILING) else text
 
 
@@ -195,13 +196,17 @@ def _cost_axis(panel: Axes, passes: pd.Series) -> None:
     low, high = passes.min() / 1.4, passes.max() * 1.4
     spare = max(math.sqrt(10 / (high / low)), 1.0)
     low, high = low / spare, high * spare
-    steps = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)
-    ticks = [step * 10.0**power for power in range(-1, 8) for step in steps]
-    panel.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    panel.xaxis.set_major_locator(FixedLocator(_ticks(low, high)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlim(low, high)
     panel.set_xlabel("passes an image")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers of a logarithmic axis, as many as leave room for each other."""
+    steps = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)
+    return [tick for power in range(-5, 8) for step in steps if low <= (tick := step * 10.0**power) <= high]
 
 
 def _keys(order: Iterable[str], *, drawn: Iterable[str] | None = None, markers: bool = True) -> list[Line2D]:

@@ -18,6 +18,7 @@ from benchmarks.audit import EXACT
 # from noisy starts only)
 OVER, FAR = 1.02, 1.25
 FEW_FOUND = 0.99
+NOISY = 0.05
 # good estimators' own witnesses were seen at most 1.03 times as far as the boundary on their way, Foolbox's stock
 # L2 FMN at 1.17 to 47
 OVERSTEP = 1.1
@@ -71,10 +72,11 @@ def remark(estimators: pd.DataFrame, ratios: pd.DataFrame) -> list[Remark]:
 
 
 def no_witness(row: Row) -> str:
-    missing = row["not_found"] + row["failed"]
-    if missing < row["images"]:
+    """Also where noise found what the attack did not."""
+    if _found(row) > row["after_noise"] + row["tied"]:
         return ""
-    return f"no witness: none of {row['images']} images was moved to another class (does it return clean images?)"
+    noise = f"; the {row['after_noise']} distances are those of noisy starts" if row["after_noise"] else ""
+    return f"no witness of its own: none of {row['images']} images was moved (does it return clean images?){noise}"
 
 
 def unsound(row: Row) -> str:
@@ -92,7 +94,7 @@ def too_far(row: Row) -> str:
 
 def unrelated(row: Row) -> str:
     """Refined distances that do not follow the margin."""
-    if not (row["rank"] < UNRELATED and row["images"] >= LEAST_IMAGES):
+    if no_witness(row) or not (row["rank"] < UNRELATED and row["images"] >= LEAST_IMAGES):
         return ""
     return f"its distances hardly follow the margin: rank correlation {row['rank']:.2f} with the others' envelope"
 
@@ -125,10 +127,16 @@ def over_estimates(row: Row) -> str:
 
 
 def misses(row: Row) -> str:
-    found = row["images"] - row["not_found"] - row["failed"]
-    if found >= FEW_FOUND * row["images"] or no_witness(row):
+    if _found(row) >= FEW_FOUND * row["images"] or no_witness(row):
         return ""
-    return f"finds {found} of {row['images']} images only; averages of what it finds leave the hard ones out"
+    return f"finds {_found(row)} of {row['images']} images only; averages of what it finds leave the hard ones out"
+
+
+def noisy(row: Row) -> str:
+    """`measure` tries again from noise where an attack fails, which says little of the image."""
+    if row["after_noise"] < NOISY * row["images"] or no_witness(row):
+        return ""
+    return f"{row['after_noise']} of {row['images']} images were found from noisy starts only: it fails on them"
 
 
 def raises(row: Row) -> str:
@@ -159,11 +167,16 @@ RULES: tuple[tuple[Callable[[Row], str], str], ...] = (
     (own_points_unrelated, "do not use"),
     (overstep, "beware"),
     (misses, "beware"),
+    (noisy, "beware"),
     (raises, "beware"),
     (undeclared, "beware"),
     (over_estimates, "note"),
     (hides, "note"),
 )
+
+
+def _found(row: Row) -> int:
+    return int(row["images"] - row["not_found"] - row["failed"])
 
 
 def _times(value: float) -> str:
