@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, EstimatorError, Norm
 from attacks.geometry import per_row, row_norm
+
+if TYPE_CHECKING:
+    from attacks.trace import Trace
 
 Bounds = tuple[float, float]
 
@@ -67,6 +71,7 @@ class Classifier(nn.Module):
         classes: the number of outputs.
         forwards, backwards: ``(B,)`` float64, passes per image of the current chunk. Where a library hides
             which rows it passes, the rows are shared out over the chunk.
+        trace: where given, sees every batch of the chunk and its logits.
     """
 
     def __init__(self, network: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> None:
@@ -78,6 +83,7 @@ class Classifier(nn.Module):
         self.classes = 0
         self.device = device
         self.record: Record | None = None
+        self.trace: Trace | None = None
         self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
         self._versions = self._weight_versions()
         self._position = torch.empty(0, dtype=torch.int64)
@@ -106,6 +112,7 @@ class Classifier(nn.Module):
         self.forwards = torch.zeros(size, dtype=torch.float64)
         self.backwards = torch.zeros(size, dtype=torch.float64)
         self.active = torch.arange(size, device=self.device)
+        self.trace = None
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
@@ -155,6 +162,9 @@ class Classifier(nn.Module):
             )
         if self.record is not None and len(images) == len(active):
             self.record.see(images.detach(), logits.detach(), self._position[active])
+        if self.trace is not None:
+            # mapped again, since the network may have worked in place
+            self.trace.see(self.to_pixels(images.detach()), logits.detach(), active, self.forwards + self.backwards)
         return logits
 
     @torch.no_grad()
@@ -162,6 +172,8 @@ class Classifier(nn.Module):
         """Logits of images in the model's own bounds: a fresh pass without gradients."""
         self._count(self.forwards, self.active, len(pixels))
         logits: Tensor = self.network(pixels.clone())
+        if self.trace is not None:
+            self.trace.see(pixels, logits, self.active, self.forwards + self.backwards)
         return logits
 
     @staticmethod

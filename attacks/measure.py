@@ -13,6 +13,7 @@ from attacks.checks import check_ability, check_batches, check_images, clean_log
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
+from attacks.trace import Trace
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
@@ -37,6 +38,7 @@ def measure(
     batch_size: int = 128,
     seeds: Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
+    trace: Trace | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Margins:
     """Measure each image's distance to the decision boundary of its *predicted* class, from above.
@@ -56,6 +58,7 @@ def measure(
         batch_size: images a call of the estimator.
         seeds: ``(N,)`` the images' own seeds; by default their positions'.
         start: ``(N, C, H, W)`` known witnesses in ``bounds``, for estimators that can start from one.
+        trace: an empty one, to be filled with each image's nearest point after so many passes.
         on_progress: called with the number of images done after every chunk.
 
     Raises:
@@ -81,7 +84,7 @@ def measure(
         for first in range(0, len(images), batch_size):
             chunk = slice(first, first + batch_size)
             given = None if start is None else start[chunk].detach().clone(memory_format=torch.contiguous_format)
-            judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given)
+            judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
             parts.append(judge.run(noise_retries))
             if on_progress is not None:
                 on_progress(len(parts[-1].status))
@@ -99,6 +102,7 @@ class _Judge:
         norm: Norm,
         seeds: Tensor,
         start: Tensor | None,
+        trace: Trace | None,
     ) -> None:
         self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
         self.images = images
@@ -106,6 +110,9 @@ class _Judge:
         logits = clean_logits(view, images)
         top = logits.topk(2, dim=1)
         self.labels = logits.argmax(1)
+        if trace is not None:
+            trace.start_chunk(images, self.labels, norm, view.pixel_bounds if view.domain == "box" else view.bounds)
+            view.trace = trace
         self.confidence = logits.softmax(1).amax(1)
         self.logit_margin = top.values[:, 0] - top.values[:, 1]
         self.tied = self.logit_margin == 0

@@ -10,34 +10,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attacks.affine import affine_margins
 from attacks.estimator import NORMS, EstimatorError, Margins, Norm
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
+from benchmarks.problems import Problem, affine_problem, digits_problem
 from harness.config import OneLineParser
-from harness.data import draw_probe, load
 from harness.files import write_atomically
-from harness.models import build
 from harness.store import environment
-from harness.training import Trainer, TrainingOptions
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Images, a classifier, and its exact margins where they are known."""
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    exact: Callable[[Norm], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -56,37 +43,6 @@ class Row:
     forwards: float
     backwards: float
     milliseconds: float
-
-
-def affine_problem(images: int, boxed: bool) -> Problem:
-    """Ten classes whose weights differ in length by a factor of four: the runner-up is not always the nearest."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.linspace(0.5, 2.0, 10)[torch.randperm(10, generator=generator), None]
-    layer = nn.Linear(64, 10)
-    with torch.no_grad():
-        layer.weight.copy_(lengths * torch.randn(10, 64, generator=generator))
-        layer.bias.copy_(0.5 * torch.randn(10, generator=generator) - 0.5 * layer.weight.sum(1))
-    if boxed:
-        points = (torch.rand(images, 1, 8, 8, generator=generator) * 3 - 1).clamp(0, 1)
-    else:
-        points = 0.5 + 0.05 * torch.randn(images, 1, 8, 8, generator=generator)
-
-    def exact(norm: Norm) -> Tensor:
-        return affine_margins(layer.weight, layer.bias, points, norm, domain="box")
-
-    name = "affine, at the box" if boxed else "affine"
-    return Problem(name, nn.Sequential(nn.Flatten(), layer), points, exact)
-
-
-def digits_problem(images: int, epochs: int) -> Problem:
-    """The default ``cnn`` after some epochs on digits, and test images."""
-    dataset = load("digits")
-    model = build("cnn", dataset.shape, dataset.classes, seed=0)
-    trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
-    while trainer.epoch < epochs:
-        trainer.run_epoch()
-    index = draw_probe(dataset.test, images, seed=0)
-    return Problem(f"digits cnn, epoch {epochs}", model, dataset.test.pixels(index), None)
 
 
 def compare(problem: Problem, estimators: Sequence[str]) -> list[Row]:

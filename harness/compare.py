@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--epoch", action="append", type=int, help="only this epoch, repeatable (default: all measured)"
     )
-    parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda[:i] (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="where to measure: auto, cpu or cuda[:i] (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
@@ -75,12 +75,14 @@ def _compare(given: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
+    from harness.devices import choose_device
     from harness.remeasure import remeasure
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
     from harness.terminal import Terminal
 
+    device = choose_device(given.device)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -90,7 +92,7 @@ def _compare(given: argparse.Namespace) -> int:
     for run in runs if given.estimator else ():
         with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
             terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator)}")
-            remeasure(run, given.estimator, given.norm, given.epoch, torch.device(given.device), terminal)
+            remeasure(run, given.estimator, given.norm, given.epoch, device, terminal)
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)

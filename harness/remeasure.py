@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from attacks.estimator import Domain, Norm
 from attacks.registry import create, text_form
@@ -42,20 +43,14 @@ def remeasure(
         EstimatorError: an estimator that has none of the norms or not the domain.
         ValueError: an estimator failed on every image.
     """
-    config = run.config
-    if not config:
-        raise StoreError(
-            f"expected a run of harness.track, got {run.folder.path} without options; "
-            "name the estimator to its MarginTracker"
-        )
+    config = options_of(run)
     wanted = _epochs(run, epochs)
     chosen = {text_form(e): e for e in map(create, estimators)}
     asked = cast("Sequence[Norm]", norms or config["norm"])
     domain = cast(Domain, config["domain"])
     _, skipped = plan_units(chosen, asked, domain)
-    probes = _probes(run)
-    shape = cast(Shape, tuple(next(iter(probes.values())).images.shape[1:]))
-    model = build(config["model"], shape, CLASSES, config["seed"]).to(device)
+    probes = probes_of(run)
+    model = model_of(run, next(iter(probes.values())).images).to(device)
     load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
     run.folder.start({**run.manifest, "estimators": describe(chosen)}, resume=True)
     tracker = MarginTracker(
@@ -88,10 +83,30 @@ def _epochs(run: Run, asked: Sequence[int] | None) -> list[int]:
     return sorted(asked) if asked else measured
 
 
-def _probes(run: Run) -> dict[str, Probe]:
+def options_of(run: Run) -> dict[str, Any]:
+    """The run's options, without which its model cannot be built.
+
+    Raises:
+        StoreError: a run of `MarginTracker`, which has none.
+    """
+    if not run.config:
+        raise StoreError(
+            f"expected a run of harness.track, got {run.folder.path} without options; "
+            "name the estimator to its MarginTracker"
+        )
+    return run.config
+
+
+def probes_of(run: Run) -> dict[str, Probe]:
     """The run's own images: a data set may have been drawn anew since."""
     found = {}
     for split in pd.unique(run.margins["split"]):
         tensors = load_tensors(run.folder.probes(str(split)))
         found[str(split)] = Probe(tensors["images"], tensors["labels"], tensors["ids"])
     return found
+
+
+def model_of(run: Run, images: Tensor) -> nn.Module:
+    """The run's model as it was before training, for images like these; load a checkpoint into it."""
+    config = options_of(run)
+    return build(config["model"], cast(Shape, tuple(images.shape[1:])), CLASSES, config["seed"])

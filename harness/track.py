@@ -96,6 +96,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     from attacks.registry import create, text_form
     from harness.data import load
+    from harness.devices import choose_device
     from harness.models import build
     from harness.report.build import evaluate, write_report
     from harness.run import TrackedRun
@@ -107,7 +108,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     estimators = {text_form(e): e for e in map(create, config.estimator)}
     _, lines = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
-    device = _device(config.device)
+    device = choose_device(config.device)
     _set_up(config)
     dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
     model = build(config.model, dataset.shape, dataset.classes, config.seed)
@@ -146,28 +147,6 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         reason = " ".join(message.split())
         print(f"track: error: expected margins from {unit}, got {reason} on every image; mend it", file=sys.stderr)
     return FAILED if tracker.broken else DONE
-
-
-def _device(name: str) -> torch.device:
-    """The device asked for.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"expected --device auto, cpu or cuda[:i], got {name!r}; choose one") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"expected --device auto, cpu or cuda[:i], got {name!r}; choose one")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise ConfigError(f"expected a CUDA device for --device {name}, got {there} of them; use --device cpu")
-    return device
 
 
 def _set_up(config: RunConfig) -> None:

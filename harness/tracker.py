@@ -17,6 +17,7 @@ from attacks.estimator import NORMS, Domain, Estimator, InputError, Margins, Nor
 from attacks.measure import derive_seed, measure
 from attacks.registry import create, text_form
 from harness.config import digest
+from harness.devices import device_of
 from harness.files import (
     StoreError,
     concatenate,
@@ -235,13 +236,6 @@ class MarginTracker:
             "measure_batch": self.batch_size,
             "seed": self.seed,
         }
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer is; the CPU for one without either."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain, margins: Margins) -> pd.DataFrame:

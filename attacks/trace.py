@@ -1,0 +1,79 @@
+"""Each image's nearest verified point against the passes spent so far, from one run of an estimator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attacks.estimator import Norm
+from attacks.geometry import row_norm
+from attacks.isolation import Bounds
+
+
+class Trace:
+    """What `measure` saw on the way; the view feeds it every batch that passes through the model.
+
+    A point counts once it has passed through the model, lies in the domain and has another class: a later check can
+    only confirm it. Where a library passes other rows than it was given, nothing tells which, so that such passes are
+    counted in ``hidden`` and their points left out: that image's curve is then too high until the judge, whose
+    passes never hide, checks what came of them.
+
+    Attributes:
+        rows: ``(E,)`` int64, an entry for every time that an image's nearest point came nearer: the image.
+        passes: ``(E,)`` float64, forwards and backwards spent on the image until then, this forward included.
+        distance: ``(E,)`` float64, in the images' own units, without the refinement that comes at the end.
+        hidden: ``(N,)`` float64, forwards of each image whose rows a library hid.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._hidden: list[Tensor] = []
+        self._first = 0
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.cat([entry[0] for entry in self._entries] or [torch.zeros(0, dtype=torch.int64)])
+
+    @property
+    def passes(self) -> Tensor:
+        return torch.cat([entry[1] for entry in self._entries] or [torch.zeros(0, dtype=torch.float64)])
+
+    @property
+    def distance(self) -> Tensor:
+        return torch.cat([entry[2] for entry in self._entries] or [torch.zeros(0, dtype=torch.float64)])
+
+    @property
+    def hidden(self) -> Tensor:
+        return torch.cat(self._hidden or [torch.zeros(0, dtype=torch.float64)])
+
+    def start_chunk(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
+        """Follow the next images ``(B, C, H, W)`` out of ``labels`` ``(B,)``; ``bounds``: where witnesses may lie."""
+        self._first += len(self._hidden[-1]) if self._hidden else 0
+        self._hidden.append(torch.zeros(len(images), dtype=torch.float64))
+        self._images, self._labels, self._norm, self._bounds = images, labels, norm, bounds
+        # of mapping [0, 1] to bounds that the images' dtype rounds
+        self._slack = 4 * torch.finfo(images.dtype).eps * max((abs(b) for b in bounds if math.isfinite(b)), default=0)
+        self._least = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
+
+    def see(self, points: Tensor, logits: Tensor, active: Tensor, passes: Tensor) -> None:
+        """Take in a batch ``(A, C, H, W)`` in the images' units and its logits; ``passes`` ``(B,)`` of the whole chunk.
+
+        ``active`` are the chunk's rows that the passes belong to; a batch of another size hides which is which.
+        """
+        if len(points) != len(active):
+            self._hidden[-1][active.cpu()] += len(points) / max(len(active), 1)
+            return
+        low, high = self._bounds[0] - self._slack, self._bounds[1] + self._slack
+        inside = ((points >= low) & (points <= high)).flatten(1).all(1)
+        moved = (logits.argmax(1) != self._labels[active]) & logits.isfinite().all(1)
+        distance = row_norm(points - self._images[active].to(points.dtype), self._norm)
+        distance = torch.where(inside & moved, distance, math.inf)
+        # the same row may stand in a batch several times
+        least = self._least.scatter_reduce(0, active, distance, "amin")
+        nearer = torch.nonzero(least < self._least).flatten()
+        self._least = least
+        if len(nearer):
+            rows = nearer.cpu()
+            self._entries.append((rows + self._first, passes[rows], least[nearer].cpu()))

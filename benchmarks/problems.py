@@ -1,0 +1,159 @@
+"""What estimators are compared on: classifiers with images, from nothing or from a run's checkpoints.
+
+A problem with known margins is one more function here and one more line in `BUILT_IN`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from attacks.affine import affine_margins
+from attacks.estimator import Domain, Norm
+from attacks.measure import derive_seed
+from harness.data import draw_probe, load
+from harness.files import StoreError, load_checkpoint
+from harness.models import build
+from harness.probes import Probe
+from harness.remeasure import model_of, options_of, probes_of
+from harness.runs import Run
+from harness.training import Trainer, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images, a classifier, how its margins are measured, and the exact ones where they are known.
+
+    Attributes:
+        exact: norm -> ``(N,)`` float64; NaN for an image whose margin the exact method left open.
+        affine: whether estimators have declared how tight they are on it.
+        seeding: what the images' seeds derive from, the estimator's text, norm and id apart; none: their positions.
+    """
+
+    name: str
+    model: nn.Module
+    probe: Probe
+    exact: Callable[[Norm], Tensor] | None = None
+    affine: bool = False
+    domain: Domain = "box"
+    noise_retries: int = 6
+    batch_size: int = 128
+    seeding: tuple[object, ...] = ()
+    epoch: int = 0
+    split: str = "test"
+
+    @property
+    def images(self) -> Tensor:
+        """``(N, C, H, W)`` float in ``[0, 1]``."""
+        return self.probe.images
+
+    def seeds(self, estimator: str, norm: Norm) -> list[int] | None:
+        """The images' seeds: those of the run's own tracking, so that its margins are met again."""
+        if not self.seeding:
+            return None
+        return [derive_seed(*self.seeding, estimator, norm, image) for image in self.probe.ids.tolist()]
+
+    def on(self, device: torch.device) -> Problem:
+        """The same problem with its model on the device."""
+        return replace(self, model=self.model.to(device))
+
+
+def affine_problem(images: int, boxed: bool, domain: Domain = "box") -> Problem:
+    """Ten classes whose weights differ in length by a factor of four: the runner-up is not always the nearest.
+
+    The labels are the predictions. Images lie far from the box or, ``boxed``, at it, where it binds in the box domain.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(0.5, 2.0, 10)[torch.randperm(10, generator=generator), None]
+    layer = nn.Linear(64, 10)
+    with torch.no_grad():
+        layer.weight.copy_(lengths * torch.randn(10, 64, generator=generator))
+        layer.bias.copy_(0.5 * torch.randn(10, generator=generator) - 0.5 * layer.weight.sum(1))
+    if boxed:
+        points = (torch.rand(images, 1, 8, 8, generator=generator) * 3 - 1).clamp(0, 1)
+    else:
+        points = 0.5 + 0.05 * torch.randn(images, 1, 8, 8, generator=generator)
+    model = nn.Sequential(nn.Flatten(), layer)
+    with torch.no_grad():
+        labels = model(points).argmax(1)
+
+    def exact(norm: Norm) -> Tensor:
+        return affine_margins(layer.weight, layer.bias, points, norm, domain=domain)
+
+    name = ("affine, at the box" if boxed else "affine") + (", free" if domain == "free" else "")
+    return Problem(name, model, Probe(points, labels, torch.arange(images)), exact, affine=True, domain=domain)
+
+
+def digits_problem(images: int, epochs: int = 20) -> Problem:
+    """The default ``cnn`` after some epochs on digits, and test images."""
+    dataset = load("digits")
+    model = build("cnn", dataset.shape, dataset.classes, seed=0)
+    trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
+    while trainer.epoch < epochs:
+        trainer.run_epoch()
+    index = draw_probe(dataset.test, images, seed=0)
+    probe = Probe(dataset.test.pixels(index), dataset.test.labels[index], index)
+    return Problem(f"digits cnn, epoch {epochs}", model, probe, epoch=epochs)
+
+
+def slug(name: str) -> str:
+    """A problem's name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+BUILT_IN: dict[str, Callable[[int], Problem]] = {
+    "affine": lambda images: affine_problem(images, boxed=False),
+    "affine-box": lambda images: affine_problem(images, boxed=True),
+    "affine-free": lambda images: affine_problem(images, boxed=True, domain="free"),
+    "digits": digits_problem,
+}
+
+
+def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], images: int) -> Iterator[Problem]:
+    """A run's checkpoints with the first of its own probe images, measured as the run measured them.
+
+    Args:
+        epochs: none for the last one that has a checkpoint.
+        images: at most so many of each split.
+
+    Raises:
+        StoreError: a run without options, an epoch without a checkpoint, or a split without images.
+    """
+    config = options_of(run)
+    there = sorted(int(path.name.split(".")[0].removeprefix("epoch-")) for path in _checkpoints(run))
+    missing = sorted(set(epochs) - set(there))
+    if missing or not there:
+        raise StoreError(
+            f"expected epochs with a checkpoint in {run.name} ({', '.join(map(str, there)) or 'none'}), "
+            f"got {', '.join(map(str, missing)) or 'none'}; choose others"
+        )
+    probes = probes_of(run)
+    unknown = sorted(set(splits) - set(probes))
+    if unknown:
+        raise StoreError(
+            f"expected splits of {run.name} ({', '.join(probes)}), got {', '.join(unknown)}; choose others"
+        )
+    for epoch in epochs or there[-1:]:
+        for split in splits:
+            probe = probes[split]
+            model = model_of(run, probe.images)
+            load_checkpoint(run.folder.checkpoint(epoch), model)
+            yield Problem(
+                name=f"{run.name}, epoch {epoch}, {split}",
+                model=model,
+                probe=Probe(probe.images[:images], probe.labels[:images], probe.ids[:images]),
+                domain=config["domain"],
+                noise_retries=config["noise_retries"],
+                batch_size=config["measure_batch"],
+                seeding=(config["seed"], epoch, split),
+                epoch=epoch,
+                split=split,
+            )
+
+
+def _checkpoints(run: Run) -> Iterator[object]:
+    return run.folder.checkpoint(0).parent.glob("epoch-[0-9]*.safetensors")
