@@ -62,7 +62,7 @@ def measure_problem(
 
     Estimators take turns in every round, so that a machine that slows down slows all of them. The first round is
     traced; ``seconds`` are the median of the others, or the first round's own where there is no other. Tracing was
-    seen to add up to a tenth.
+    seen to add up to a fifth.
 
     Args:
         estimators: canonical text -> estimator; one without the problem's domain is skipped with a line.
