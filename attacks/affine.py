@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.estimator import Domain, Norm
+from attacks.geometry import plane_crossing, row_norm
 
 
 def affine_margins(
@@ -32,45 +33,14 @@ def affine_margins(
     Returns:
         ``(B,)`` float64; inf where no other class can be reached; 0 on a tie.
     """
-    weight, bias, points = (
-        weight.detach().double(),
-        bias.detach().double(),
-        images.detach().double().flatten(1),
-    )
+    weight, bias, points = weight.detach().double(), bias.detach().double(), images.detach().double().flatten(1)
+    limits = bounds if domain == "box" else (-math.inf, math.inf)
     logits = points @ weight.T + bias
-    predicted = logits.argmax(1)
     result = torch.full((len(points),), math.inf, dtype=torch.float64)
-    for row, k in enumerate(predicted.tolist()):
+    for row, k in enumerate(logits.argmax(1).tolist()):
         others = torch.arange(len(weight)) != k
-        normals = weight[others] - weight[k]
-        gaps = logits[row, k] - logits[row, others]
-        if domain == "free":
-            lengths = normals.abs().sum(1) if norm == "linf" else normals.norm(dim=1)
-            # parallel rows of the weight never meet, unless they are tied everywhere
-            ratio = torch.where(lengths > 0, gaps / lengths, torch.where(gaps > 0, math.inf, 0.0))
-            result[row] = ratio.min()
-        else:
-            low, high = bounds
-            room = torch.where(normals > 0, high - points[row], points[row] - low)
-            result[row] = min(_boxed(n.abs(), c, float(g), norm) for n, c, g in zip(normals, room, gaps, strict=True))
+        start, normals = points[row].expand(len(weight) - 1, -1), weight[others] - weight[k]
+        direction, length, short = plane_crossing(start, normals, logits[row, k] - logits[row, others], norm, limits)
+        distance = row_norm((start + length[:, None] * direction).clamp(*limits) - start, norm)
+        result[row] = torch.where(short > 0, math.inf, distance).min()
     return result
-
-
-def _boxed(slope: Tensor, room: Tensor, gap: float, norm: Norm) -> float:
-    """Least norm of moves ``0 <= d <= room`` with ``slope @ d >= gap``."""
-    if gap <= 0:
-        return 0.0
-    useful = slope > 0
-    slope, room = slope[useful], room[useful]
-    if float(slope @ room) < gap:
-        return math.inf
-    rate = slope if norm == "linf" else slope.square()  # gain per unit of t while a pixel is not at its limit
-    limit = room if norm == "linf" else room / slope  # the t at which it is
-    order = limit.argsort()
-    rate, limit, capped = rate[order], limit[order], (slope * room)[order]
-    done = torch.cat([capped.new_zeros(1), capped.cumsum(0)])[:-1]
-    left = rate.flip(0).cumsum(0).flip(0)
-    # gain(limit[i]) = done[i] + left[i] * limit[i]; find the piece in which it reaches the gap
-    piece = int(torch.searchsorted(done + left * limit, gap).clamp_max(len(limit) - 1))
-    t = float((gap - done[piece]) / left[piece])
-    return t if norm == "linf" else float(torch.minimum(t * slope, room).norm())

@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row, project, steepest_step
 from attacks.isolation import Bounds, Classifier, Record
-from attacks.radius import ball_point, bisect_radius, logit_gap, misses, seeded_directions
+from attacks.radius import ball_point, bisect_radius, likeliest_others, logit_gap, misses, seeded_directions
 
 Loss = Callable[[Tensor], Tensor]
 TINY = 1e-12
@@ -139,9 +139,7 @@ class APGD(Settings):
     ) -> Tensor:
         """See `Estimator.perturb`."""
         with torch.no_grad():
-            ranked = model(images).argsort(1, descending=True)
-        # the predicted class leads; drop it wherever it stands
-        others = ranked[ranked != labels[:, None]].view(len(images), -1)[:, : self.targets]
+            others = likeliest_others(model(images), labels, self.targets)
         losses = [partial(_untargeted, labels)] + [
             partial(_targeted, labels, others[:, r]) for r in range(others.shape[1])
         ]

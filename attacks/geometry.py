@@ -44,6 +44,48 @@ def steepest_step(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
+def plane_crossing(
+    points: Tensor, normal: Tensor, gap: Tensor, norm: Norm, bounds: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The shortest way from each point to its plane ``normal . move = gap`` inside the bounds.
+
+    It ends at ``(points + length * direction).clamp(*bounds)``: pixel i moves at rate ``|direction_i|``
+    until it stops at its bound, and ``length`` is where the piecewise linear gain meets the gap. The
+    gain is concave, so that Newton's method ends exactly there, with fewer moving pixels in every round.
+
+    Args:
+        points: ``(B, ...)`` inside the bounds. normal: ``(B, ...)``. gap: ``(B,)``, what is to be gained.
+
+    Returns:
+        direction: ``(B, ...)`` in ``normal``'s dtype, `steepest_step`; 0 where the normal is.
+        length: ``(B,)`` float64; where the bounds leave the plane out of reach, that of the farthest point.
+        shortfall: ``(B,)`` float64, the part of the gap that is then left, else 0.
+    """
+    gap = gap.double()
+    direction = steepest_step(normal.double(), norm)
+    slope, rate = (normal * direction).flatten(1), direction.abs().flatten(1)
+    room = torch.where(direction > 0, bounds[1] - points, points - bounds[0]).double().flatten(1)
+    limit = torch.where(rate > 0, room.clamp_min(0.0) / rate, 0.0)
+    length, gain = torch.zeros_like(gap), torch.zeros_like(gap)
+    while True:
+        moving = length[:, None] < limit
+        left = torch.where(moving, slope, 0.0).sum(1)
+        gain = torch.where(moving, 0.0, slope * limit).sum(1)
+        farther = (gap - gain) / left
+        longer = (left > 0) & (farther > length)
+        if not longer.any():
+            break
+        length = torch.where(longer, farther, length)
+    short = ((gap - gain) / gap).clamp_min(0.0)
+    return direction.to(normal), length, torch.where((left > 0) | (gap <= 0), 0.0, short)
+
+
+def least_step(images: Tensor, norm: Norm) -> float:
+    """A distance that rounding in the images' dtype does not swallow."""
+    pixels = images[0].numel()
+    return float(4 * torch.finfo(images.dtype).eps * (pixels**0.5 if norm == "l2" else 1.0))
+
+
 def farthest_in_box(images: Tensor, norm: Norm) -> Tensor:
     """Distance from each image to the farthest point of ``[0, 1]``: a radius that no box margin exceeds."""
     return row_norm(torch.maximum(images, 1.0 - images), norm)

@@ -104,6 +104,12 @@ def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
     return gap
 
 
+def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The classes of largest logit beside the label, ``(B, min(count, K - 1))``; the label need not lead."""
+    ranked = logits.detach().argsort(1, descending=True)
+    return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
+
+
 def seeded_directions(images: Tensor, seeds: Tensor, norm: Norm, stream: int) -> Tensor:
     """A random point on each row's unit sphere of ``norm``, from the row's own seed: ``(B, ...)``."""
     rows = []
