@@ -45,6 +45,8 @@ ESTIMATORS: dict[str, Entry] = {
     "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "300", "PGD, radius bisected per image"),
     "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
     "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
+    "sdf": Entry("attacks.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"),
+    "linear": Entry("attacks.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"),
     "foolbox": Entry(
         "attacks.any_attack:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
     ),

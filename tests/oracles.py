@@ -57,6 +57,23 @@ class FlatAround(nn.Module):
         return torch.stack([torch.full_like(rise, self.depth) + 0 * rise, rise], dim=1)
 
 
+class TiltedBall(nn.Module):
+    """Two classes that meet on a sphere, the first outside: ``((|x - c|^2 - r^2) exp(tilt . (x - c)), 0)``.
+
+    Off the sphere the gradient leans along ``tilt``, so that steps down it do not reach the nearest point.
+    """
+
+    def __init__(self, centre: Tensor, radius: float, tilt: Tensor) -> None:
+        super().__init__()
+        self.centre, self.tilt = nn.Parameter(centre), nn.Parameter(tilt)
+        self.radius = radius
+
+    def forward(self, images: Tensor) -> Tensor:
+        way = images.flatten(1) - self.centre
+        lead = (way.square().sum(1) - self.radius**2) * (way @ self.tilt).exp()
+        return torch.stack([lead, torch.zeros_like(lead)], dim=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Oracle:
     """A model, images and their exact margins ``(B,)`` float64 in each norm."""
@@ -169,6 +186,23 @@ def flat(*, count: int = 64, shape: Shape = DIGITS) -> Oracle:
         FlatAround(normal, edge, depth),
         images,
         {norm: gap / dual_norm(normal[None], norm) for norm in NORMS},
+    )
+
+
+def ball(*, inside: bool, count: int = 64, shape: Shape = DIGITS, radius: float = 0.75, tilt: float = 3.0) -> Oracle:
+    """Images 0.05 to 0.45 (L2) inside or outside of a sphere; its normals, unlike the gradients, lead to its centre."""
+    draw, pixels = generator(11, math.prod(shape)), math.prod(shape)
+    way = nn.functional.normalize(torch.randn(count, pixels, generator=draw), dim=1)
+    lean = tilt * nn.functional.normalize(torch.randn(pixels, generator=draw), dim=0)
+    depth = torch.linspace(0.05, 0.45, count)
+    centre = torch.full((pixels,), 0.5)
+    images = (centre + (radius - depth if inside else radius + depth)[:, None] * way).view(count, *shape)
+    distance = (images.double().flatten(1) - 0.5).norm(dim=1)
+    return Oracle(
+        f"ball-{'inside' if inside else 'outside'}",
+        TiltedBall(centre, radius, lean),
+        images,
+        {"l2": (distance - radius).abs()},
     )
 
 
