@@ -283,7 +283,7 @@ def test_headings_are_in_order_and_pictures_have_alternatives(opened: Opened) ->
     page = opened.page
     headings = page.locator("h2").all_inner_texts()
     assert [heading.partition(":")[0] for heading in headings] == [
-        *("Observation 1", "Observation 2", "Observation 3", "Warnings", "Figures"),
+        *("Observation 1", "Observation 2", "Observation 3", "Which estimator can be trusted", "Warnings", "Figures"),
         *("Images with the smallest and largest margins", "Tables", "What was run"),
     ]
     levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => Number(h.tagName[1]))")
