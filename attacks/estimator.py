@@ -133,7 +133,8 @@ class Margins:
         witness: ``(B, C, H, W)`` refined witnesses; the image itself where there is none.
         status: one `Status` an image.
         target: ``(B,)`` int64, the witness's class; -1 without one.
-        message: what a library raised for a ``failed`` row, else empty.
+        message: what a library raised for a ``failed`` row; what the estimator noted of a found one, as ``best``
+            does its winner; else empty.
         prediction: ``(B,)`` int64, the class that the margin is taken from.
         confidence: ``(B,)`` float64, softmax of the prediction.
         logit_margin: ``(B,)`` float64, predicted minus runner-up logit.

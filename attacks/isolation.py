@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,7 @@ class Classifier(nn.Module):
         forwards, backwards: ``(B,)`` float64, passes per image of the current chunk. Where a library hides
             which rows it passes, the rows are shared out over the chunk.
         trace: where given, sees every batch of the chunk and its logits.
+        notes: what the estimator said of each image of the current chunk.
     """
 
     def __init__(self, network: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> None:
@@ -113,6 +114,12 @@ class Classifier(nn.Module):
         self.backwards = torch.zeros(size, dtype=torch.float64)
         self.active = torch.arange(size, device=self.device)
         self.trace = None
+        self.notes = [""] * size
+
+    def note(self, texts: Sequence[str]) -> None:
+        """Say something of each active row; it becomes the message of those that are found."""
+        for row, text in zip(self.active.tolist(), texts, strict=True):
+            self.notes[row] = text
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
@@ -179,7 +186,8 @@ class Classifier(nn.Module):
     @staticmethod
     def _count(counts: Tensor, active: Tensor, size: int) -> None:
         if len(active):
-            counts[active.cpu()] += size / len(active)
+            # an image may be active more than once
+            counts.index_add_(0, active.cpu(), torch.full((len(active),), size / len(active), dtype=counts.dtype))
 
 
 class ScaleFree(nn.Module):

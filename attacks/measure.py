@@ -241,7 +241,7 @@ class _Judge:
             witness=self.witness.cpu(),
             status=tuple(self._status(row) for row in range(len(self.images))),
             target=self.target.cpu(),
-            message=tuple(self.message),
+            message=tuple(self.view.notes[row] if hit else self.message[row] for row, hit in enumerate(found.tolist())),
             prediction=self.labels.cpu(),
             confidence=self.confidence.cpu(),
             logit_margin=self.logit_margin.cpu(),

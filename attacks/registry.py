@@ -47,6 +47,8 @@ ESTIMATORS: dict[str, Entry] = {
     "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
     "sdf": Entry("attacks.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"),
     "linear": Entry("attacks.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"),
+    "cascade": Entry("attacks.cascade:Cascade", NORMS, DOMAINS, "300", "walks to the nearest classes, under a budget"),
+    "best": Entry("attacks.best:Best", NORMS, DOMAINS, "its members'", "nearest of several, best:of=fmn+apgd:steps=40"),
     "foolbox": Entry(
         "attacks.any_attack:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
     ),

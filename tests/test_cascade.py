@@ -1,0 +1,277 @@
+"""The cascade: its budget holds for every image, its parts earn their passes, and starts are used."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.cascade import Cascade, class_slopes
+from attacks.descent import Walks, advance, move, set_out
+from attacks.estimator import NORMS, EstimatorError, Margins, Norm, Status
+from attacks.fmn import FMN
+from attacks.geometry import row_norm
+from attacks.isolation import frozen_view
+from attacks.measure import measure
+from attacks.registry import create
+from tests import oracles
+
+COUNT = 32
+
+
+@cache
+def digits() -> tuple[nn.Module, Tensor]:
+    """A small network trained on real digits, and images that it has not seen."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images, labels = torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for batch in torch.randperm(1500).split(50) * 15:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimiser.step()
+    network.eval().requires_grad_(False)
+    probe = images[1500 : 1500 + COUNT]
+    assert (network(probe).argmax(1) == labels[1500 : 1500 + COUNT]).double().mean() > 0.9
+    return network, probe
+
+
+@cache
+def on_digits(text: str, norm: Norm) -> Margins:
+    network, images = digits()
+    return measure(network, images, create(text), norm)
+
+
+def passes(margins: Margins) -> Tensor:
+    return margins.forwards + margins.backwards
+
+
+@cache
+def envelope(norm: Norm) -> Tensor:
+    """The nearest that anything here finds, a cascade of five times the budget among it."""
+    texts = ["cascade", "cascade:budget=1500,targets=6", "apgd", "fmn:steps=300", "deepfool"]
+    return torch.stack([on_digits(text, norm).distance for text in texts]).amin(0)
+
+
+def excess(text: str, norm: Norm) -> float:
+    """Mean distance over the envelope, less one."""
+    return float((on_digits(text, norm).distance / envelope(norm)).mean()) - 1
+
+
+# Quality on a trained network.
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
+    ratio = on_digits("cascade", norm).distance / envelope(norm)
+    assert ratio.mean() <= 1.003
+    assert (ratio <= 1.01).double().mean() >= 0.9
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("text", ["deepfool", "fmn", "apgd"])
+def test_nearer_than_others_for_its_cost(text: str, norm: Norm) -> None:
+    assert excess("cascade", norm) < excess(text, norm)
+    if text == "apgd":
+        assert 2 * passes(on_digits("cascade", norm)).mean() < passes(on_digits(text, norm)).mean()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("text", "least"), [("cascade:targets=1", 0.003), ("cascade:budget=60", 0.01)])
+def test_control_without_targets_or_without_steps_it_is_worse(text: str, least: float, norm: Norm) -> None:
+    """One class only; and hardly more passes than DeepFool's and the judge's."""
+    assert excess(text, norm) >= excess("cascade", norm) + least
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_budget_is_no_worse_and_less_is_no_better(norm: Norm) -> None:
+    steps = [excess(f"cascade:budget={budget}", norm) for budget in (80, 150, 600)]
+    assert steps == sorted(steps, reverse=True)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_walk_is_level_with_fmn_from_the_same_start(norm: Norm) -> None:
+    """FMN's own loop (Foolbox) from DeepFool's witness, with three times the steps."""
+    network, images = digits()
+    start = on_digits("deepfool", norm).witness
+    theirs = measure(network, images, FMN(steps=300), norm, start=start)
+    ours = measure(network, images, Cascade(targets=1, budget=250), norm, start=start)
+    ratio = ours.distance / theirs.distance
+    assert ratio.median() <= 1.001
+    assert ratio.mean() <= 1.001
+    assert passes(ours).mean() < 0.8 * passes(theirs).mean()
+
+
+# The budget.
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("budget", [60, 100, 300])
+def test_every_image_stays_within_the_budget(budget: int, norm: Norm) -> None:
+    margins = on_digits(f"cascade:budget={budget}", norm)
+    assert margins.distance.isfinite().double().mean() >= 0.9
+    assert passes(margins).max() <= budget
+    assert passes(margins).mean() >= 0.6 * budget
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("budget", [60, 300])
+@pytest.mark.parametrize("retries", [0, 6, 14])
+def test_the_budget_holds_where_nothing_is_found(retries: int, budget: int, norm: Norm) -> None:
+    class Walled(nn.Module):
+        """Class 0 everywhere, though the gradient says otherwise."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            rise = torch.sin(4 * images.flatten(1).sum(1, keepdim=True))
+            return torch.cat([2.0 + 0 * rise, rise, -rise], 1)
+
+    margins = measure(Walled(), oracles.inked_images(8), Cascade(budget=budget), norm, noise_retries=retries)
+    assert set(margins.status) == {Status.NOT_FOUND}
+    assert not margins.distance.isnan().any()
+    assert passes(margins).max() <= budget
+    assert passes(margins).min() > 0.3 * budget
+
+
+def test_a_dead_gradient_costs_a_look_and_no_walk() -> None:
+    truth = oracles.constant()
+    margins = measure(truth.model, truth.images, Cascade(), "l2", noise_retries=0)
+    assert set(margins.status) == {Status.NOT_FOUND}
+    assert passes(margins).tolist() == [1 + 1 + 2 + 1] * 8  # clean, forward, two other classes, the judge's look
+
+
+def test_walks_that_are_optimal_stop() -> None:
+    truth = oracles.affine(2)
+    margins = measure(truth.model, truth.images, Cascade(), "l2")
+    assert (margins.distance / truth.exact["l2"]).max() <= 1.001
+    assert passes(margins).mean() < 100
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(EstimatorError, match="expected budget to be an integer of at least 60, got 59"):
+        Cascade(budget=59)
+
+
+# Many classes, starts, batches.
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_thousand_classes(norm: Norm) -> None:
+    truth = oracles.affine(1000, count=16)
+    margins = measure(truth.model, truth.images, Cascade(), norm)
+    assert (margins.distance / truth.exact[norm]).median() <= 1.05
+    assert passes(margins).max() <= 300
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_start_is_used_and_can_only_help(norm: Norm) -> None:
+    """With one target and few passes the witnesses of a long run are better than what is found."""
+    network, images = digits()
+    known = on_digits("cascade:budget=1500,targets=6", norm)
+    cold = measure(network, images, Cascade(budget=70, targets=1), norm)
+    warm = measure(network, images, Cascade(budget=70, targets=1), norm, start=known.witness)
+    assert (cold.distance / known.distance).mean() >= 1.01
+    assert (warm.distance / known.distance).max() <= 1 + 1e-3
+    assert passes(warm).max() <= 70
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0, None], ids=["nan", "black", "the image itself"])
+def test_a_useless_start_does_no_harm(value: float | None) -> None:
+    network, images = digits()
+    start = images if value is None else torch.full_like(images, value)
+    margins = measure(network, images, Cascade(), "l2", start=start)
+    assert set(margins.status) == {Status.FOUND}
+    assert (margins.distance / envelope("l2")).mean() <= 1.005
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_batches_and_order_change_rounding_only(norm: Norm) -> None:
+    network, images = digits()
+    network, images = network.double(), images.double()
+    try:
+        whole = measure(network, images, Cascade(), norm).distance
+        parts = measure(network, images, Cascade(), norm, batch_size=11).distance
+        back = measure(network, images.flip(0), Cascade(), norm).distance.flip(0)
+    finally:
+        network.float()
+    torch.testing.assert_close(parts, whole, rtol=2e-4, atol=0)
+    torch.testing.assert_close(back, whole, rtol=2e-4, atol=0)
+
+
+# The parts.
+
+
+def test_slopes_are_the_differences_of_the_logits() -> None:
+    truth = oracles.affine(5)
+    images, model = truth.images[:3], truth.model
+    with frozen_view(model, (0.0, 1.0), "box", images.device) as view:
+        view.start_chunk(3)
+        labels = view(images).argmax(1)
+        view.start_chunk(3)
+        gaps, gradients, classes = class_slopes(view, images, labels, 4)
+        assert (view.forwards.tolist(), view.backwards.tolist()) == ([1.0] * 3, [4.0] * 3)
+    weight = model.weight.float()
+    torch.testing.assert_close(gradients.flatten(2), weight[labels][:, None] - weight[classes])
+    logits = model(images).detach()
+    torch.testing.assert_close(gaps, logits.gather(1, labels[:, None]) - logits.gather(1, classes))
+    assert (gaps.diff(dim=1) >= 0).all()
+    assert (gaps > 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_two_walks_of_one_image_count_twice_and_stay_in_their_balls(norm: Norm) -> None:
+    truth = oracles.boxed(4)
+    images = truth.images[:3]
+    with frozen_view(truth.model, (0.0, 1.0), "box", images.device) as view, torch.enable_grad():
+        view.start_chunk(3)
+        with torch.no_grad():
+            labels = truth.model(images).argmax(1)
+        owner = torch.tensor([0, 1, 1])
+        walks = set_out(images, owner, (labels[owner] + torch.tensor([1, 1, 2])) % 4)
+        pace = torch.ones(3, dtype=torch.float64)
+        for _ in range(12):
+            advance(view, images, labels, walks, norm, stride=pace, shrink=0.1 * pace, momentum=0.5)
+            assert (walks.point >= 0).all()
+            assert (walks.point <= 1).all()
+            away = row_norm(walks.point - images[owner], norm)
+            assert (away <= walks.radius * (1 + 2e-3) + 1e-6).all()
+        assert view.forwards.tolist() == view.backwards.tolist() == [12.0, 24.0, 0.0]
+    found = walks.distance.isfinite()
+    assert found.any()
+    assert (truth.model(walks.witness[found]).argmax(1) != labels[owner[found]]).all()
+
+
+def test_a_zero_gradient_ends_a_walk_where_it_stands() -> None:
+    images = oracles.grey_images(2)
+    walks = set_out(images, torch.tensor([0, 1]), torch.tensor([1, 1]))
+    with frozen_view(oracles.constant().model, (0.0, 1.0), "box", images.device) as view:
+        still = torch.zeros(2, dtype=torch.float64)
+        gradient = torch.stack([torch.zeros_like(images[0]), torch.full_like(images[0], math.nan)])
+        move(walks, images, view, torch.ones(2), gradient, "l2", outside=still.bool(), stride=still + 1, shrink=still,
+             momentum=0.0)  # fmt: skip
+    assert walks.done.all()
+    assert torch.equal(walks.point, images)
+    assert not walks.drift.isnan().any()
+
+
+def test_walks_are_selected_and_joined_row_by_row() -> None:
+    images = oracles.grey_images(3)
+    walks = set_out(images, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]))
+    both = walks.select(torch.tensor([2])).join(walks.select(torch.tensor([True, False, False])))
+    assert isinstance(both, Walks)
+    assert (both.owner.tolist(), both.target.tolist()) == ([2, 0], [7, 5])
+    assert torch.equal(both.point, images[[2, 0]])
