@@ -16,8 +16,8 @@ from torch import Tensor
 
 from attacks.estimator import Norm
 from attacks.geometry import dual_norm, farthest_in_box, per_row, project, row_norm, steepest_step
-from attacks.isolation import Classifier
-from attacks.radius import FREE_REACH
+from attacks.isolation import Bounds, Classifier
+from attacks.radius import FREE_REACH, ball_point, seeded_directions
 
 # a linearised step ends this part beyond the boundary: exactly on it, rounding would decide
 OVERSHOOT = 0.02
@@ -95,6 +95,32 @@ def advance(
         gap, lead, gradient = slopes(model, walks.point, labels[walks.owner], walks.target)
     note_witnesses(walks, images, lead < 0, norm)
     move(walks, images, model, gap, gradient, norm, outside=lead < 0, stride=stride, shrink=shrink, momentum=momentum)
+
+
+def kick(
+    walks: Walks,
+    chosen: Tensor,
+    images: Tensor,
+    bounds: Bounds,
+    seeds: Tensor,
+    norm: Norm,
+    *,
+    size: float,
+    stream: Tensor,
+) -> None:
+    """Put those ``chosen`` ``(W,)`` that have a witness beside it, at ``size`` of its distance; in place.
+
+    The direction is drawn from the image's seed, the walk's target and the image's ``stream`` ``(B,)`` int64.
+    """
+    rows = torch.nonzero(chosen & walks.distance.isfinite()).flatten()
+    if not len(rows):
+        return
+    owner = walks.owner[rows]
+    own = seeds[owner] + 1000003 * walks.target[rows] + 7919 * stream[owner]
+    direction = seeded_directions(images[owner], own, norm, 0)
+    walks.point[rows] = ball_point(walks.witness[rows], direction, size * walks.distance[rows], bounds)
+    walks.drift[rows] = 0.0
+    walks.radius[rows] = row_norm(walks.point[rows] - images[owner], norm)
 
 
 def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
