@@ -44,7 +44,8 @@ class Estimator(Protocol):
     """Anything that proposes witnesses: points that may be classified differently from the image.
 
     Estimators never judge themselves: `attacks.measure` alone clips, re-classifies, retries,
-    refines and computes distances.
+    refines and computes distances. One that has a setting ``warm``, 0 by default, and says in a class attribute
+    ``WARM`` what it should be, is started from the witnesses of the epoch before where it is not 0.
     """
 
     @property
@@ -85,7 +86,8 @@ class Estimator(Protocol):
             labels: ``(B,)`` int64, the class to leave.
             norm: the norm to keep small.
             seeds: ``(B,)`` int64, the images' own seeds for random draws.
-            start: ``(B, C, H, W)`` known witnesses, for estimators that can start from one.
+            start: ``(B, C, H, W)`` finite points, such as earlier witnesses, for estimators that can start from
+                one; they need not be witnesses, and the image itself stands where there is none.
 
         Returns:
             ``(B, C, H, W)``, same dtype; a row may fail by holding anything.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,11 @@ from attacks.via_foolbox import BOTH, EVERYWHERE, run
 
 # what float32 resolves of a pixel, with something to spare
 LEAST_NUDGE = 1e-6
+# how far a start that is no witness any more is pushed on, away from its image: of the witnesses of the epoch before
+# about 40% are still across on digits and Fashion-MNIST networks, and 80 to 90% after these
+PUSHES = (1.0, 1.1, 1.3, 2.0)
+# Foolbox's bisections between image and start: to 1/32 of the way, from where the descent finds on by itself
+BISECTIONS = 5
 
 
 class ProjectedL2FMN(library.L2FMNAttack):
@@ -59,6 +64,10 @@ class FMN(Settings):
     Departs from Foolbox: the L2 projection is mended (`ProjectedL2FMN`), and balls are larger by
     ``nudge`` of their radius and ``LEAST_NUDGE``: FMN aims exactly at the boundary and otherwise stops
     just inside of it where the network is locally linear. The bisection of `measure` takes it off again.
+
+    Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each, one from the image
+    and one from the start, pushed on until it is a witness again; the nearest verified point of both is kept. Images
+    without a start get the ordinary ``steps``. With ``warm`` 0, a start that is a witness takes the image's place.
     """
 
     name: ClassVar[str] = "fmn"
@@ -66,11 +75,23 @@ class FMN(Settings):
     domains: ClassVar[frozenset[Domain]] = EVERYWHERE
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
+    # distance / that of 100 cold steps, and images farther by more than 1%; means of 20 epochs of digits and 8 of
+    # Fashion-MNIST, 300 test images; passes an image (cold: 218):
+    #                             digits L2    L-infinity   Fashion L2   L-infinity   passes
+    #   20 cold steps             1.005  4.0%  1.006  6.9%  1.005  5.8%  1.012   25%      63
+    #   30 from the start alone   1.068   24%  1.053   26%  1.007   13%  1.014   22%     110
+    #   warm=10                   0.994  7.6%  0.991  8.5%  0.994  9.3%  1.017   39%      63
+    #   warm=20                   0.991  0.7%  0.987  1.1%  0.990  1.0%  0.999   10%     100
+    #   warm=30                   0.990  0.2%  0.987  0.6%  0.989  0.3%  0.994  3.1%     135
+    # the start alone keeps to the class that was nearest once, and is worse than fewer steps. What an epoch found is
+    # handed on, so that warm margins fall below cold ones over epochs (Fashion-MNIST, L-infinity: 1.006 to 0.987)
+    WARM: ClassVar[int] = 30
 
     steps: int = setting(100, least=1)
     max_stepsize: float = setting(1.0, least=0)
     gamma: float = setting(0.05, least=0)
     nudge: float = setting(1e-3, least=0)
+    warm: int = setting(0, least=0)
 
     def perturb(
         self,
@@ -83,20 +104,61 @@ class FMN(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
-        settings = {"steps": self.steps, "max_stepsize": self.max_stepsize, "gamma": self.gamma}
+        if start is None:
+            return self._descend(model, images, labels, norm, self.steps)
+        # the image itself is how `measure` says that there is no start
+        given = (start != images).flatten(1).any(1)
+        begin, outside = push_out(model, images, labels, start, given, PUSHES if self.warm else PUSHES[:1])
+        result = images.clone()
+
+        def descend(rows: Tensor, steps: int, begin: Tensor | None = None) -> None:
+            # Foolbox raises for the whole batch where one starting point is no witness
+            if rows.any():
+                with model.rows(torch.nonzero(rows).flatten()):
+                    points = None if begin is None else begin[rows]
+                    result[rows] = self._descend(model, images[rows], labels[rows], norm, steps, points)
+
+        if not self.warm:
+            descend(outside, self.steps, begin)
+            descend(~outside, self.steps)
+            return result
+        descend(~given, self.steps)
+        with model.recording(images, labels, norm) as record:
+            descend(given, self.warm)
+            descend(outside, self.warm, begin)
+        return record.improve(result)
+
+    def _descend(
+        self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, steps: int, begin: Tensor | None = None
+    ) -> Tensor:
+        settings = {"steps": steps, "max_stepsize": self.max_stepsize, "gamma": self.gamma}
         if norm == "l2":
             attack: Any = ProjectedL2FMN(self.nudge, model.bounds, **settings)
         else:
             attack = NudgedLinfFMN(self.nudge, **settings)
-        if start is None:
+        if begin is None:
             return run(attack, model, images, labels)
-        with torch.no_grad():
-            outside = model(start).argmax(1) != labels
-        result = images.clone()
-        # Foolbox raises for the whole batch where one starting point is no witness
-        for part, begin in ((outside, start), (~outside, None)):
-            if part.any():
-                options: dict[str, Any] = {} if begin is None else {"starting_points": begin[part]}
-                with model.rows(torch.nonzero(part).flatten()):
-                    result[part] = run(attack, model, images[part], labels[part], **options)
-        return result
+        attack.binary_search_steps = BISECTIONS
+        return run(attack, model, images, labels, starting_points=begin)
+
+
+@torch.no_grad()
+def push_out(
+    model: Classifier, images: Tensor, labels: Tensor, start: Tensor, given: Tensor, factors: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The given starts ``(B, ...)``, each at the first of these multiples of its perturbation that is a witness.
+
+    Returns:
+        The points, and which are witnesses ``(B,)``: none but of the rows ``given`` ``(B,)``.
+    """
+    points, outside = start.clone(), torch.zeros_like(given)
+    for factor in factors:
+        rows = torch.nonzero(given & ~outside).flatten()
+        if not len(rows):
+            break
+        moved = (images[rows] + factor * (start[rows] - images[rows])).clamp(*model.bounds)
+        with model.rows(rows):
+            hit = model(moved).argmax(1) != labels[rows]
+        points[rows[hit]] = moved[hit]
+        outside[rows[hit]] = True
+    return points, outside

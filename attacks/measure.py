@@ -57,7 +57,8 @@ def measure(
             ``0.01 * 2**i`` of the pixel range).
         batch_size: images a call of the estimator.
         seeds: ``(N,)`` the images' own seeds; by default their positions'.
-        start: ``(N, C, H, W)`` known witnesses in ``bounds``, for estimators that can start from one.
+        start: ``(N, C, H, W)`` points in ``bounds``, such as the witnesses of an earlier network, for estimators that
+            can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
         trace: an empty one, to be filled with each image's nearest point after so many passes.
         on_progress: called with the number of images done after every chunk.
 
@@ -83,7 +84,7 @@ def measure(
         own = images.detach().clone(memory_format=torch.contiguous_format)
         for first in range(0, len(images), batch_size):
             chunk = slice(first, first + batch_size)
-            given = None if start is None else start[chunk].detach().clone(memory_format=torch.contiguous_format)
+            given = None if start is None else _usable(start[chunk], own[chunk])
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
             parts.append(judge.run(noise_retries))
             if on_progress is not None:
@@ -259,6 +260,13 @@ class _Judge:
 
     def _unbroken(self) -> Tensor:
         return torch.tensor([not text for text in self.message], device=self.tied.device)
+
+
+def _usable(start: Tensor, images: Tensor) -> Tensor:
+    """The starts, and the image itself where there is none: a point that upsets no estimator."""
+    given = start.detach().to(images)
+    finite = per_row(given.flatten(1).isfinite().all(1), images).bool()
+    return torch.where(finite, given, images).contiguous()
 
 
 def _join(parts: list[Margins]) -> Margins:
