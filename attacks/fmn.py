@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attacks.estimator import Domain, Norm, Settings, setting
 from attacks.isolation import Bounds, Classifier
+from attacks.radius import likeliest_others
 from attacks.upstream import library
 from attacks.via_foolbox import BOTH, EVERYWHERE, run
 
@@ -68,6 +69,9 @@ class FMN(Settings):
     Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each, one from the image
     and one from the start, pushed on until it is a witness again; the nearest verified point of both is kept. Images
     without a start get the ordinary ``steps``. With ``warm`` 0, a start that is a witness takes the image's place.
+
+    With ``targets``, one run towards each of so many likeliest other classes, of which the nearest verified point is
+    kept; a start is of no use to it.
     """
 
     name: ClassVar[str] = "fmn"
@@ -92,6 +96,7 @@ class FMN(Settings):
     gamma: float = setting(0.05, least=0)
     nudge: float = setting(1e-3, least=0)
     warm: int = setting(0, least=0)
+    targets: int = setting(0, least=0)
 
     def perturb(
         self,
@@ -104,6 +109,8 @@ class FMN(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
+        if self.targets:
+            return self._towards_classes(model, images, labels, norm)
         if start is None:
             return self._descend(model, images, labels, norm, self.steps)
         # the image itself is how `measure` says that there is no start
@@ -128,18 +135,28 @@ class FMN(Settings):
             descend(outside, self.warm, begin)
         return record.improve(result)
 
+    def _towards_classes(self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+        with torch.no_grad():
+            classes = likeliest_others(model(images), labels, self.targets)
+        with model.recording(images, labels, norm) as record:
+            for targets in classes.unbind(1):
+                run(self._attack(model, norm, self.steps), model, images, labels, targets=targets)
+        return record.improve(images)
+
     def _descend(
         self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, steps: int, begin: Tensor | None = None
     ) -> Tensor:
-        settings = {"steps": steps, "max_stepsize": self.max_stepsize, "gamma": self.gamma}
-        if norm == "l2":
-            attack: Any = ProjectedL2FMN(self.nudge, model.bounds, **settings)
-        else:
-            attack = NudgedLinfFMN(self.nudge, **settings)
+        attack = self._attack(model, norm, steps)
         if begin is None:
             return run(attack, model, images, labels)
         attack.binary_search_steps = BISECTIONS
         return run(attack, model, images, labels, starting_points=begin)
+
+    def _attack(self, model: Classifier, norm: Norm, steps: int) -> Any:
+        settings = {"steps": steps, "max_stepsize": self.max_stepsize, "gamma": self.gamma}
+        if norm == "l2":
+            return ProjectedL2FMN(self.nudge, model.bounds, **settings)
+        return NudgedLinfFMN(self.nudge, **settings)
 
 
 @torch.no_grad()

@@ -50,13 +50,19 @@ def run(
     *,
     view: nn.Module | None = None,
     bounds: Bounds | None = None,
+    targets: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's)."""
+    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's).
+
+    With ``targets`` ``(B,)`` it goes for these classes, else for any but the label.
+    """
+    criteria = foolbox.criteria
+    goal = criteria.Misclassification(labels) if targets is None else criteria.TargetedMisclassification(targets)
     with quiet():
         # the device is given since Foolbox would take cuda:0 and move the model there
         wrapped = foolbox.PyTorchModel(view or model, bounds=bounds or model.bounds, device=images.device)
-        result: Tensor = attack.run(wrapped, images, foolbox.criteria.Misclassification(labels), **options)
+        result: Tensor = attack.run(wrapped, images, goal, **options)
     return result
 
 

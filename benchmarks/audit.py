@@ -45,6 +45,11 @@ def envelope(wide: pd.DataFrame, leaving: Sequence[str] = ()) -> pd.Series:
     return wide[names].min(axis=1) if names else pd.Series(np.inf, index=wide.index)
 
 
+def settings_of(wide: pd.DataFrame, name: str) -> list[str]:
+    """The estimators that a text names: a bare name all of its settings, ``cascade`` also ``cascade:budget=100``."""
+    return [text for text in map(str, wide) if name in (text, text.partition(":")[0])]
+
+
 def ratios(distance: pd.Series, reference: pd.Series) -> np.ndarray:
     """``distance / reference`` image by image: 1 where both are 0, inf where the distance is, NaN without reference."""
     near, far = distance.to_numpy(dtype=float), reference.to_numpy(dtype=float)
@@ -168,7 +173,8 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
     """Each estimator against every reference, in `AGAINST_COLUMNS`.
 
     References are the envelope, that of the others (an estimator better than all of them has ratios below 1), the
-    envelope without each of ``leaving``, and exact margins where they are known. ``images`` are those with a reference.
+    envelope without each of ``leaving`` (see `settings_of`), and exact margins where they are known. ``images`` are
+    those with a reference.
 
     Args:
         rows, whole: see `estimator_table`.
@@ -176,7 +182,7 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
     table = []
     for key, own, wide, full in _groups(rows, whole):
         best = {ENVELOPE: envelope(full)} | {
-            f"without {name}": envelope(full, [name]) for name in leaving if name in full
+            f"without {name}": envelope(full, settings) for name in leaving if (settings := settings_of(full, name))
         }
         exact = own.groupby("image", sort=False)["exact"].first().loc[wide.index]
         # images that no other class can be reached from have no margin to compare with

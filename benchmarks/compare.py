@@ -57,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=200, help="images a problem at most (default: 200)")
     add("--estimator", action="append", metavar="NAME", help=f"{names}, repeatable (default: {' '.join(DEFAULT)})")
     add("--reference", action="append", default=[], metavar="NAME", help="estimator for the envelope only, repeatable")
-    add("--without", action="append", default=[], metavar="NAME", help="also the envelope without this one, repeatable")
+    add(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also the envelope without this one (a bare name: in all its settings), repeatable",
+    )
     add("--norm", action="append", choices=NORMS, help="l2 or linf, repeatable (default: both)")
     add("--budget", type=int, help="hold every estimator to so many forwards + backwards an image (default: no limit)")
     add("--repeats", type=int, default=1, help="rounds; from two on, times are medians without the first (default: 1)")
@@ -108,7 +114,9 @@ def _compare(given: argparse.Namespace) -> int:
     estimators, references = _create(given.estimator), _create(given.reference)
     everything = estimators | references
     leaving = list(_create(given.without))
-    strangers = [text for text in leaving if text not in everything]
+    strangers = [
+        text for text in leaving if text not in everything and all(e.name != text for e in everything.values())
+    ]
     if strangers:
         raise ConfigError(
             f"expected --without to name what is measured ({', '.join(everything)}), got {strangers[0]}; choose one"

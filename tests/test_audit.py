@@ -181,6 +181,14 @@ def test_ratios_with_and_without_an_estimator_in_the_envelope() -> None:
     assert "without absent" not in table.index.get_level_values("against")
 
 
+def test_a_bare_name_leaves_out_all_of_its_settings() -> None:
+    rows = units(**{"good": [1.0, 1.0], "good:steps=9": [1.2, 1.2], "other": [1.5, 1.5]})
+    table = audit.ratio_table(rows, leaving=["good", "good:steps=9"]).set_index(["estimator", "against"])
+    assert table.loc[("good", "without good"), "mean"] == pytest.approx(2 / 3)
+    assert table.loc[("good", "without good:steps=9"), "mean"] == 1.0
+    assert table.loc[("good:steps=9", "the others"), "mean"] == pytest.approx(1.2)  # good is another one
+
+
 # --- remarks ---
 
 BLAMELESS: dict[str, Any] = {
