@@ -1,0 +1,103 @@
+"""Several comparisons as a few tables in Markdown: ``python -m benchmarks.digest runs/estimators/* > tables.md``.
+
+Each folder is one that `benchmarks.compare` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
+from harness.config import OneLineParser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = OneLineParser(prog="python -m benchmarks.digest", description="Tables of comparisons in Markdown.")
+    parser.add_argument("folder", nargs="+", type=Path, help="folder that benchmarks.compare wrote")
+    parser.add_argument("--estimator", default="deepfool", help="whose error is looked into (default: deepfool)")
+    given: argparse.Namespace = parser.parse_args(argv)
+    missing = [folder for folder in given.folder if not (folder / "margins.csv").exists()]
+    if missing:
+        print(f"digest: error: expected margins.csv in {missing[0]}, got none; run benchmarks.compare", file=sys.stderr)
+        return 2
+    for line in digest(given.folder, given.estimator):
+        print(line)
+    return 0
+
+
+def digest(folders: Sequence[Path], culprit: str) -> Iterator[str]:
+    """The lines of all tables."""
+    against = pd.concat([pd.read_csv(folder / "ratios.csv") for folder in folders], ignore_index=True)
+    margins = pd.concat([pd.read_csv(folder / "margins.csv") for folder in folders], ignore_index=True)
+    passes = margins.groupby(["problem", "norm", "estimator"])["passes"].mean()
+    for reference in (EXACT, ENVELOPE, *sorted(name for name in against["against"].unique() if "without" in name)):
+        for norm in against["norm"].unique():
+            rows = against[(against["against"] == reference) & (against["norm"] == norm)]
+            if len(rows):
+                yield f"\n### {norm}, against {_article(reference)}{reference}: mean, within 1% (passes an image)\n"
+                yield from _table(quality_table(rows, passes))
+    yield f"\n### {culprit}: average distance / average of the envelope\n"
+    yield from _table(error_table(margins, culprit))
+
+
+def quality_table(rows: pd.DataFrame, passes: pd.Series) -> pd.DataFrame:
+    """Estimators by problems, cells as text, of `audit.ratio_table`'s rows of one norm and reference."""
+
+    def cell(row: pd.Series) -> str:
+        key = (row["problem"], row["norm"], row["estimator"])
+        cost = f" ({passes[key]:.0f})" if key in passes.index else ""
+        mean = f"{row['mean']:.4f}" if np.isfinite(row["mean"]) else f"{row['mean_found']:.4f} of those found"
+        return f"{mean}, {row['within_1']:.0%}{cost}"
+
+    cells = rows.assign(cell=rows.apply(cell, axis=1))
+    wide = cells.pivot(index="estimator", columns="problem", values="cell")
+    return wide.loc[rows["estimator"].unique(), rows["problem"].unique()].fillna("").reset_index()
+
+
+def error_table(margins: pd.DataFrame, culprit: str) -> pd.DataFrame:
+    """By how much an estimator's average exceeds the envelope's, for correct and incorrect images.
+
+    Over the images that it found; ``found`` is their share, ``after noise`` the share found from noisy starts only,
+    ``median`` that of the images' own ratios.
+    """
+    table = []
+    for (problem, norm), own in margins.groupby(["problem", "norm"], sort=False):
+        wide = distances(own)
+        if culprit not in wide:
+            continue
+        best, unit = envelope(wide), own[own["estimator"] == culprit].set_index("image").loc[wide.index]
+        found = np.isfinite(unit["distance"])
+        row = {"problem": problem, "norm": norm, "found": f"{found.mean():.0%}"}
+        row["after noise"] = f"{(unit['status'] == 'found_after_noise').mean():.0%}"
+        row["median"] = f"{describe(ratios(unit['distance'], best)[found])['median']:.3f}"
+        for name, part in {
+            "all": found,
+            "correct": found & unit["correct"],
+            "incorrect": found & ~unit["correct"],
+        }.items():
+            ratio = unit.loc[part, "distance"].mean() / best[part].mean() if part.any() else np.nan
+            row[name] = f"{ratio:.3f} ({int(part.sum())})" if part.any() else "none"
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def _table(table: pd.DataFrame) -> Iterator[str]:
+    yield f"| {' | '.join(map(str, table.columns))} |"
+    yield f"|{'---|' * len(table.columns)}"
+    for row in table.itertuples(index=False):
+        yield f"| {' | '.join(map(str, row))} |"
+
+
+def _article(reference: str) -> str:
+    return "the envelope " if "without" in reference else "the " if reference == ENVELOPE else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
