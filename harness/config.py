@@ -46,6 +46,7 @@ def option(
     fixed: bool = True,
     unset: str = "",
     many: bool = False,
+    later: bool = False,
 ) -> Any:
     """A field of `RunConfig` that is also an option of the command line.
 
@@ -53,9 +54,10 @@ def option(
         fixed: part of the fingerprint: another value is another run.
         unset: what ``None`` means, for ``--help``.
         many: repeatable; the value is a tuple.
+        later: left out of the fingerprint while it is at its default, as runs without it are the same runs.
     """
     metadata = {"about": about, "choices": choices, "least": least, "above": above, "fixed": fixed, "unset": unset}
-    return field(default=default, metadata=metadata | {"many": many})
+    return field(default=default, metadata=metadata | {"many": many, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,14 @@ class RunConfig:
     probe: int = option(1000, "tracked images of each of the training and test set", least=1)
     probe_seed: int = option(0, "seed of the choice of tracked images", least=0)
     every: int = option(1, "measure every N epochs (0, 1 and the last always)", least=1, fixed=False)
+    warm_start: bool = option(
+        False,
+        "start estimators that can from the witnesses of the epoch before; measure their cold form beside",
+        later=True,
+    )
+    cold_every: int = option(
+        5, "with --warm-start, measure the cold forms every N epochs (0, 1 and the last always)", least=1, fixed=False
+    )
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
     device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
@@ -115,7 +125,8 @@ class RunConfig:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The options that make it this run and no other; estimators, norms and epochs may grow."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.metadata["fixed"]}
+        values = {f: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["fixed"]}
+        return {f.name: _plain(v) for f, v in values.items() if not (f.metadata["later"] and v == f.default)}
 
 
 def digest(fingerprint: dict[str, Any]) -> str:

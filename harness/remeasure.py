@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Norm
+from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, text_form
 from harness.data import CLASSES
 from harness.files import StoreError, load_checkpoint, load_tensors
@@ -18,7 +18,7 @@ from harness.probes import Probe
 from harness.runs import Run
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
-from harness.units import describe, plan_units
+from harness.units import describe, plan_units, starts_warm
 
 
 def remeasure(
@@ -31,7 +31,8 @@ def remeasure(
 ) -> None:
     """Add margins by more estimators to a run; units that are there already are not measured again.
 
-    Margins are those that tracking with the estimator would have given: seeds derive from the run's own.
+    Margins are those that tracking with the estimator would have given: seeds derive from the run's own, and an
+    estimator that starts warm goes through all epochs in order.
 
     Args:
         estimators: text forms.
@@ -39,13 +40,15 @@ def remeasure(
         epochs: default all that the run measured.
 
     Raises:
-        StoreError: a run that does not say its model, an epoch that it did not measure, or a damaged file.
+        StoreError: a run that does not say its model, an epoch that it did not measure, a damaged file, or single
+            epochs for an estimator that starts warm.
         EstimatorError: an estimator that has none of the norms or not the domain.
         ValueError: an estimator failed on every image.
     """
     config = options_of(run)
-    wanted = _epochs(run, epochs)
     chosen = {text_form(e): e for e in map(create, estimators)}
+    wanted = _epochs(run, epochs)
+    _check_warm(chosen, wanted, _epochs(run, None))
     asked = cast("Sequence[Norm]", norms or config["norm"])
     domain = cast(Domain, config["domain"])
     _, skipped = plan_units(chosen, asked, domain)
@@ -81,6 +84,16 @@ def _epochs(run: Run, asked: Sequence[int] | None) -> list[int]:
         there = ", ".join(map(str, measured)) or "none"
         raise StoreError(f"expected epochs that {run.name} measured ({there}), got {absent or 'none'}; choose others")
     return sorted(asked) if asked else measured
+
+
+def _check_warm(estimators: Mapping[str, Estimator], wanted: list[int], measured: list[int]) -> None:
+    """Margins of an estimator that starts warm are those of tracking only if every epoch of it is measured in turn."""
+    warm = [text for text, estimator in estimators.items() if starts_warm(estimator)]
+    if warm and wanted != measured:
+        raise StoreError(
+            f"expected all measured epochs for {', '.join(warm)}, which starts from the epoch before, got --epoch "
+            f"{', '.join(map(str, wanted))}; leave --epoch out, or warm out of the estimator"
+        )
 
 
 def options_of(run: Run) -> dict[str, Any]:

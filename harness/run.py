@@ -59,7 +59,11 @@ class TrackedRun:
         for epoch, seconds in self._checkpointed(terminal):
             self._predict(epoch, seconds)
             asked = epoch in (0, 1, self.last) or epoch % self.config.every == 0
-            summary = self.tracker.update(epoch, self.model) if asked else pd.DataFrame(columns=SUMMARY_COLUMNS)
+            summary = (
+                self.tracker.update(epoch, self.model, last=epoch == self.last)
+                if asked
+                else pd.DataFrame(columns=SUMMARY_COLUMNS)
+            )
             table = self.epoch_table()
             here = table[table["epoch"] == epoch]
             errors = dict(zip(here["split"], here["error"], strict=True))

@@ -95,6 +95,11 @@ class RunFolder:
         parts = (self.path / "margins").glob(f"{folder}/[!.]*.parquet")
         return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
 
+    def measured_epochs(self, unit: Unit) -> list[int]:
+        """Epochs that the unit has margins of, in order."""
+        found = (self.path / "margins").glob(f"epoch-*/{unit.filename}.parquet")
+        return sorted(_epoch_of(path.parent) for path in found)
+
     def prediction_parts(self) -> list[Path]:
         """Finished prediction parts, by epoch."""
         return sorted((self.path / "predictions").glob("epoch-[0-9]*.parquet"), key=_epoch_of)

@@ -104,10 +104,11 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.store import RunFolder
     from harness.terminal import Terminal, print_summary
     from harness.tracker import MarginTracker
-    from harness.units import plan_units
+    from harness.units import plan_units, warm_starts
 
-    estimators = {text_form(e): e for e in map(create, config.estimator)}
-    _, lines = plan_units(estimators, config.norm, config.domain)  # type: ignore[arg-type]
+    named = {text_form(e): e for e in map(create, config.estimator)}
+    estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
+    lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
     device = choose_device(config.device)
     _set_up(config)
     dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
@@ -128,12 +129,14 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         tracker = MarginTracker(
             folder,
             _probes(config, dataset),
-            list(estimators.values()),
+            list(named.values()),
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]
             noise_retries=config.noise_retries,
             batch_size=config.measure_batch or 128,
             seed=config.seed,
+            warm_start=config.warm_start,
+            cold_every=config.cold_every,
             listener=terminal,
         )
         run = TrackedRun(config, dataset, model, device, tracker)

@@ -21,7 +21,6 @@ from harness.devices import device_of
 from harness.files import (
     StoreError,
     concatenate,
-    load_tensors,
     read_part,
     save_tensors,
     weights_checksum,
@@ -30,8 +29,9 @@ from harness.files import (
 )
 from harness.probes import Probe, as_probe, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
-from harness.store import MARGIN_COLUMNS, WITNESSES_KEPT, RunFolder, Unit, environment
-from harness.units import describe, plan_units
+from harness.store import MARGIN_COLUMNS, RunFolder, Unit, environment
+from harness.units import describe, plan_units, starts_warm, warm_starts
+from harness.witnesses import keep_witnesses, starts, thin_witnesses
 
 
 class Listener:
@@ -64,12 +64,19 @@ class MarginTracker:
         bounds: pixel range of the images.
         noise_retries, batch_size: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
+        warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
+            latest epoch measured before, and measure its cold form beside it at some epochs.
+        cold_every: these epochs: every so many, 0, 1 and the last always.
+
+    Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
+    before; an epoch earlier than one that it has measured is refused.
 
     Attributes:
         broken: units that failed on every image of an epoch, with the library's message; also warned of.
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
+        ConfigError: ``warm_start`` without an estimator that can.
         InputError: probes that cannot be measured.
         StoreError: the folder holds another run.
     """
@@ -86,6 +93,8 @@ class MarginTracker:
         noise_retries: int = 6,
         batch_size: int = 128,
         seed: int = 0,
+        warm_start: bool = False,
+        cold_every: int = 5,
         listener: Listener | None = None,
     ) -> None:
         self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
@@ -93,7 +102,12 @@ class MarginTracker:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
         check_batches(batch_size, noise_retries)
+        self.cold, said = set[str](), list[str]()
+        if warm_start:
+            self.estimators, self.cold, said = warm_starts(self.estimators)
         self.units, self.skipped = plan_units(self.estimators, norms, domain)
+        self.skipped = said + self.skipped
+        self.cold_every = cold_every
         self.domain, self.bounds, self.seed = domain, bounds, int(seed)
         self.noise_retries, self.batch_size = noise_retries, batch_size
         self.listener = listener or Listener()
@@ -108,7 +122,7 @@ class MarginTracker:
             self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
         self._keep_probes()
 
-    def update(self, epoch: int, model: nn.Module) -> pd.DataFrame:
+    def update(self, epoch: int, model: nn.Module, *, last: bool = False) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
 
         The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
@@ -116,20 +130,27 @@ class MarginTracker:
         Args:
             epoch: at least 0.
             model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
+            last: no epoch will follow; with ``warm_start``, the cold forms are measured then.
 
         Returns:
             This epoch's summary rows (see `harness.statistics.summarise`).
 
         Raises:
             InputError: a model that cannot be measured.
-            StoreError: the epoch was measured with other weights.
+            StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm.
         """
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
         weights = self.check(epoch, model)
-        for unit in self.units:
-            if not self.folder.margins(epoch, unit).exists():
-                self._measure_unit(epoch, unit, model, weights)
+        sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
+        asked = [unit for unit in self.units if sampled or unit.estimator not in self.cold]
+        missing = [unit for unit in asked if not self.folder.margins(epoch, unit).exists()]
+        warm = [unit for unit in missing if starts_warm(self.estimators[unit.estimator])]
+        begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
+        for unit in missing:
+            self._measure_unit(epoch, unit, model, weights, *begin.get(unit, (None, {})))
+        for unit in asked:
+            thin_witnesses(self.folder, unit)
         summary = self.summary()
         return summary[summary["epoch"] == epoch].reset_index(drop=True)
 
@@ -161,7 +182,9 @@ class MarginTracker:
         write_csv(self.folder.summary_csv, table)
         return table
 
-    def _measure_unit(self, epoch: int, unit: Unit, model: nn.Module, weights: str) -> None:
+    def _measure_unit(
+        self, epoch: int, unit: Unit, model: nn.Module, weights: str, before: int | None, start: Mapping[str, Tensor]
+    ) -> None:
         estimator = self.estimators[unit.estimator]
         self.listener.unit_started(epoch, unit, sum(len(probe.ids) for probe in self.probes.values()))
         began, results = time.perf_counter(), {}
@@ -177,6 +200,7 @@ class MarginTracker:
                 noise_retries=self.noise_retries,
                 batch_size=self.batch_size,
                 seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+                start=start[split].to(device_of(model)) if start else None,
                 on_progress=self.listener.images_done,
             )
         rows = pd.concat(
@@ -189,37 +213,10 @@ class MarginTracker:
             self.broken[unit] = rows["message"].iloc[0]
             self.listener.unit_failed(epoch, unit, self.broken[unit])
             return
-        self._keep_witnesses(epoch, unit, results)
-        write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights)
+        keep_witnesses(self.folder, epoch, unit, self.probes, results)
+        begun = {} if before is None else {"start": str(before)}
+        write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun)
         self.listener.unit_ended(epoch, unit, rows)
-
-    def _keep_witnesses(self, epoch: int, unit: Unit, results: Mapping[str, Margins]) -> None:
-        """All of the latest epoch; of earlier ones the smallest and largest distances."""
-        tensors = {}
-        for split, margins in results.items():
-            found = torch.nonzero(margins.target >= 0).flatten()
-            tensors[f"{split}.image"] = self.probes[split].ids[found]
-            tensors[f"{split}.witness"] = margins.witness[found]
-            tensors[f"{split}.distance"] = margins.distance[found]
-        before = self.folder.witness_epochs(unit)
-        latest = max((epoch, *before))
-        save_tensors(self.folder.witnesses(epoch, unit), tensors if epoch == latest else self._extremes(tensors))
-        for earlier in before:
-            path = self.folder.witnesses(earlier, unit)
-            if earlier < latest:
-                kept = load_tensors(path)
-                if any(len(value) > 2 * WITNESSES_KEPT for value in kept.values()):
-                    save_tensors(path, self._extremes(kept))
-
-    def _extremes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        kept: dict[str, Tensor] = {}
-        for split in self.probes:
-            order = torch.arange(len(tensors[f"{split}.distance"]))
-            if len(order) > 2 * WITNESSES_KEPT:
-                order = tensors[f"{split}.distance"].argsort(stable=True)
-                order = torch.cat([order[:WITNESSES_KEPT], order[-WITNESSES_KEPT:]])
-            kept |= {f"{split}.{name}": tensors[f"{split}.{name}"][order] for name in ("image", "witness", "distance")}
-        return kept
 
     def _keep_probes(self) -> None:
         for split, probe in self.probes.items():
@@ -235,6 +232,7 @@ class MarginTracker:
             "noise_retries": self.noise_retries,
             "measure_batch": self.batch_size,
             "seed": self.seed,
+            **({"warm_start": True} if self.cold else {}),
         }
 
 

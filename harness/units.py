@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Norm
-from attacks.registry import check_needs
+from attacks.registry import check_needs, text_form
+from harness.config import ConfigError
 from harness.store import Unit
 
 
@@ -41,6 +42,42 @@ def plan_units(
         units += [Unit(text, norm) for norm in able]
         skipped += [f"{text} has no {norm}: skipped in that norm" for norm in norms if norm not in able]
     return units, skipped
+
+
+def starts_warm(estimator: Estimator) -> bool:
+    """Whether the estimator wants the witnesses of the epoch before."""
+    return bool(getattr(estimator, "warm", 0))
+
+
+def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimator], set[str], list[str]]:
+    """Every estimator that has a setting ``warm`` in its warm form, its cold form beside it, the others as they are.
+
+    Returns:
+        The estimators by text; the texts of cold forms, which are there to be compared with; a line for each estimator
+        that has no warm start.
+
+    Raises:
+        ConfigError: none has a warm start.
+    """
+    able = {text: e for text, e in estimators.items() if hasattr(e, "warm")}
+    if not able:
+        raise ConfigError(
+            "expected an estimator that can start from witnesses (fmn) with --warm-start, "
+            f"got {', '.join(estimators)}; add one, or leave --warm-start out"
+        )
+    found: dict[str, Estimator] = {}
+    cold: set[str] = set()
+    for text, estimator in estimators.items():
+        if text not in able:
+            found[text] = estimator
+            continue
+        given: Any = estimator
+        warm = given if given.warm else dataclasses.replace(given, warm=given.WARM)
+        control = dataclasses.replace(given, warm=0)
+        found |= {text_form(warm): warm, text_form(control): control}
+        cold.add(text_form(control))
+    lines = [f"{text} has no warm start: measured cold" for text in estimators if text not in able]
+    return found, cold, lines
 
 
 def describe(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:

@@ -25,10 +25,11 @@ from harness.config import (
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
-# DESIGN.md, section 4, and the two that cut a data set down
+# DESIGN.md, section 4, the two that cut a data set down, and the epochs of cold samples
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --training --pgd-epsilon --pgd-steps
     --pgd-step-size --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
-    --noise-retries --probe --probe-seed --every --seed --deterministic --device --threads --measure-batch"""
+    --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic --device --threads
+    --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -51,6 +52,7 @@ FIXED: dict[str, Any] = {
     "noise_retries": 0,
     "probe": 5,
     "probe_seed": 1,
+    "warm_start": True,
     "seed": 1,
     "deterministic": True,
     "measure_batch": 7,
@@ -63,6 +65,7 @@ FREE: dict[str, Any] = {
     "estimator": ("fmn",),
     "norm": ("l2",),
     "every": 2,
+    "cold_every": 2,
     "device": "cpu",
     "threads": 2,
 }
@@ -124,6 +127,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "probe": 1000,
         "probe_seed": 0,
         "every": 1,
+        "warm_start": False,
+        "cold_every": 5,
         "seed": 0,
         "deterministic": False,
         "device": "auto",
@@ -290,8 +295,13 @@ def test_another_value_is_another_run(name: str) -> None:
     plain = parse()
     changed = dataclasses.replace(plain, **{name: FIXED[name]})
     assert digest(changed.fingerprint) != digest(plain.fingerprint)
-    differing = [key for key in plain.fingerprint if plain.fingerprint[key] != changed.fingerprint[key]]
+    keys = plain.fingerprint | changed.fingerprint
+    differing = [key for key in keys if plain.fingerprint.get(key) != changed.fingerprint.get(key)]
     assert differing == [name]
+
+
+def test_a_run_that_does_not_start_warm_is_the_run_that_it_was_before_there_were_warm_starts() -> None:
+    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start"}
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -356,6 +366,8 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--probe": "1000",
         "--probe-seed": "0",
         "--every": "1",
+        "--warm-start": "no",
+        "--cold-every": "5",
         "--seed": "0",
         "--deterministic": "no",
         "--device": "auto",

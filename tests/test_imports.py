@@ -23,6 +23,7 @@ ORDER = [
         "models",
         "training",
         "probes",
+        "witnesses",
         "tracker",
         "figures",
         "report",
