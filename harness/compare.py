@@ -124,7 +124,7 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
                 cells = {str(row["estimator"]): _ratio(row) for _, row in here.iterrows()}
                 table.add_row(str(epoch), *(cells.get(name, "") for name in estimators))
             console.print(table)
-    for sentence in content.trust:
+    for sentence in (*content.trust, *content.warm):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 

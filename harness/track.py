@@ -143,9 +143,12 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         run.go(terminal)
     summary, epochs = tracker.summary(), run.epoch_table()
     finished = [read_run(folder.path)]
-    for line in write_report(finished, evaluate(finished), folder.report):
+    content = evaluate(finished)
+    for line in write_report(finished, content, folder.report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     print_summary(console, summary, folder, epochs)
+    for line in content.warm:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for unit, message in tracker.broken.items():
         reason = " ".join(message.split())
         print(f"track: error: expected margins from {unit}, got {reason} on every image; mend it", file=sys.stderr)

@@ -10,6 +10,7 @@ from harness.files import concatenate
 from harness.report.content import ReportContent, RunContent
 from harness.report.examples import image_cards
 from harness.report.sentences import headlines, trust_sentences
+from harness.report.warm import warm_sentences
 from harness.runs import Run
 from harness.statistics.evidence import Evidence
 from harness.statistics.pairing import Measured
@@ -17,6 +18,7 @@ from harness.statistics.panels import Panel
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
 from harness.statistics.verdicts import UNDECIDED
+from harness.statistics.warm import SAVING_COLUMNS, warm_pairs, warm_ratios, warm_savings
 from harness.store import environment
 
 MANY = 0.05  # of the images found only from noisy starts: worth a warning
@@ -26,9 +28,15 @@ def assemble(evidence: Evidence) -> ReportContent:
     """Everything that the page shows."""
     names = [one.run.name for one in evidence.measured]
     runs = [run_content(one, evidence.composition) for one in evidence.measured]
-    verdicts = verdicts_by_estimator(evidence.findings)
+    pairs = {one.run.name: warm_pairs(one.run.manifest.get("estimators", ())) for one in evidence.measured}
+    samples = {text for one in evidence.measured for text in cold_samples(one.run)}
+    # a cold sample is asked other questions, of fewer epochs; what contradicts it is told all the same
+    verdicts = verdicts_by_estimator(evidence.findings[~evidence.findings["estimator"].isin(samples)])
     biases = [bias_trend(run.ratios).assign(run=run.name) for run in runs]
     bias = concatenate(biases, BIAS_COLUMNS)[list(BIAS_COLUMNS)]
+    saved = [warm_savings(run.warm, run.margins).assign(run=run.name) for run in runs]
+    columns = ["run", *SAVING_COLUMNS]
+    savings = concatenate(saved, columns)[columns]
     return ReportContent(
         title=f"Margins of {names[0]}" if len(names) == 1 else f"Margins of {len(names)} runs",
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -41,6 +49,8 @@ def assemble(evidence: Evidence) -> ReportContent:
         trust=trust_sentences(bias, evidence.findings),
         verdicts=verdicts,
         biases=bias,
+        warm=warm_sentences(savings, pairs),
+        savings=savings,
     )
 
 
@@ -65,7 +75,15 @@ def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
         composition=composition[composition["run"] == one.run.name],
         correctness=one.correctness,
         images=image_cards(one.run),
+        warm=warm_ratios(one.run.margins, warm_pairs(one.run.manifest.get("estimators", ()))),
     )
+
+
+def cold_samples(run: Run) -> dict[str, list[int]]:
+    """Cold forms beside warm ones that were measured at fewer epochs, and at which."""
+    epochs = {str(text): set(rows["epoch"]) for text, rows in run.margins.groupby("estimator", sort=False)}
+    pairs = warm_pairs(run.manifest.get("estimators", ()))
+    return {c: sorted(epochs[c]) for w, c in pairs.items() if epochs.get(c, set()) < epochs.get(w, set())}
 
 
 def distances(one: Measured) -> list[Panel]:
@@ -85,6 +103,9 @@ def _warnings(one: Measured) -> list[str]:
         lines.append(f"unfinished: measured to epoch {max(measured)} of {planned}; the last epoch is that one here")
     if not run.training:
         lines.append("it does not say how it was trained: observation 1 is tested as if training were standard")
+    samples = cold_samples(run)
+    for text, epochs in samples.items():
+        lines.append(f"{text}: measured beside its warm form at epochs {', '.join(map(str, epochs))} only")
     for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
         total = int(rows["count"].sum())
         for column, words in (
@@ -103,7 +124,7 @@ def _warnings(one: Measured) -> list[str]:
                 f"{noisy.nunique()} epochs ({100 * share:.0f}% of all measurements): these distances may be too large"
             )
         absent = sorted(measured - set(rows["epoch"]))
-        if absent:
+        if absent and estimator not in samples:
             lines.append(f"{estimator} {norm}: not measured at epochs {', '.join(map(str, absent))}")
     if not len(run.predictions):
         lines.append("no predictions of whole sets were kept: flow and calibration are those of the probe images")

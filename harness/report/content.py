@@ -45,6 +45,7 @@ class RunContent:
         correctness: split -> whether each image of the whole set is classified correctly: bool, one row an
             image, one column an epoch. Empty where there are no predictions.
         warnings: plain sentences.
+        warm: see `harness.statistics.warm.warm_ratios`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class RunContent:
     composition: pd.DataFrame
     correctness: dict[str, pd.DataFrame]
     images: list[ImageCard]
+    warm: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class ReportContent:
         trust: which estimator can be trusted, in sentences.
         verdicts: see `harness.statistics.trust.verdicts_by_estimator`.
         biases: see `harness.statistics.trust.bias_trend`, with the run first.
+        warm: what warm starts saved and did, in sentences; none where there are none.
+        savings: see `harness.statistics.warm.warm_savings`, with the run first.
     """
 
     title: str
@@ -99,3 +103,5 @@ class ReportContent:
     trust: list[str] = field(default_factory=list)
     verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
     biases: pd.DataFrame = field(default_factory=pd.DataFrame)
+    warm: list[str] = field(default_factory=list)
+    savings: pd.DataFrame = field(default_factory=pd.DataFrame)

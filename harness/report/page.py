@@ -17,6 +17,7 @@ from harness.report.pictures import groups
 from harness.report.sections import MARKS, differences, facts, observations, trust_tables
 from harness.report.tables import Table
 from harness.report.view import View, norm_name
+from harness.report.warm import warm_tables
 
 DASHES = {"solid": "", "dash": "5 3", "dot": "1.5 2.5", "dashdot": "5 2.5 1.5 2.5"}
 
@@ -34,7 +35,7 @@ def render(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     view, drawn, parts, trust = View(content), graphs(content), observations(content), trust_tables(content)
-    listed = tables(drawn)
+    listed, warm = tables(drawn), warm_tables(content)
     scripts = [library(), own("report.js")]
     return environment.get_template("report.html.jinja").render(
         content=content,
@@ -43,8 +44,9 @@ def render(content: ReportContent) -> str:
         graphs=drawn,
         observations=parts,
         trust=trust,
+        warm=warm,
         tables=listed,
-        packed=[*(table for part in parts for table in part.tables), *trust, *listed],
+        packed=[*(table for part in parts for table in part.tables), *trust, *warm, *listed],
         groups={run.name: groups(run.name, run.images) for run in content.runs},
         facts=[(run, facts(run)) for run in content.runs],
         differences=differences(content.runs),
