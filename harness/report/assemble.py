@@ -83,7 +83,7 @@ def cold_samples(run: Run) -> dict[str, list[int]]:
     """Cold forms beside warm ones that were measured at fewer epochs, and at which."""
     epochs = {str(text): set(rows["epoch"]) for text, rows in run.margins.groupby("estimator", sort=False)}
     pairs = warm_pairs(run.manifest.get("estimators", ()))
-    return {c: sorted(epochs[c]) for w, c in pairs.items() if epochs.get(c, set()) < epochs.get(w, set())}
+    return {c: sorted(epochs[c]) for w, c in pairs.items() if c in epochs and epochs[c] < epochs.get(w, set())}
 
 
 def distances(one: Measured) -> list[Panel]:
