@@ -405,6 +405,10 @@ def test_numbers_of_a_warm_start() -> None:
     assert row[["farther", "lost"]].tolist() == [0, 0]
     assert row["last"] == pytest.approx(0.95, abs=1e-3)
     assert (row["verdict"], row["apart"]) == (NEARER, True)
+    (line,) = warm_sentences(pd.DataFrame([row]).assign(run="r"), {})
+    assert "25 passes an image instead of 100 (75% fewer; with the cold samples 31% fewer); warm / cold 1.000" in line
+    (line,) = warm_sentences(pd.DataFrame([row]).assign(run="r", net=-0.09), {})
+    assert "with the cold samples 9% more" in line
 
 
 @pytest.mark.parametrize(

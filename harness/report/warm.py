@@ -41,7 +41,7 @@ def warm_sentences(savings: pd.DataFrame, pairs: Mapping[str, Mapping[str, str]]
 
 def _sentence(row: pd.Series) -> str:
     cost = f"{row['passes']:.0f} passes an image instead of {row['cold_passes']:.0f}"
-    saved = f"{100 * row['saved']:.0f}% fewer, {100 * row['net']:.0f}% with the cold samples"
+    saved = f"{_fewer(row['saved'])}; with the cold samples {_fewer(row['net'])}"
     last = f"{row['last']:.3f} ({row['low']:.3f}-{row['high']:.3f}) at epoch {row['last_epoch']}"
     first = f"{row['first']:.3f} at epoch {row['first_epoch']}, " if row["first_epoch"] < row["last_epoch"] else ""
     shares = f"{100 * row['nearer']:.1f}% of the images nearer by more than 1%, {100 * row['farther']:.1f}% farther"
@@ -51,6 +51,10 @@ def _sentence(row: pd.Series) -> str:
         f"{row['estimator']} ({row['run']}), {norm_name(row['norm'])}, {row['split']}: {cost} ({saved}); "
         f"warm / cold {first}{last}; {shares}{lost}. {words}."
     )
+
+
+def _fewer(part: float) -> str:
+    return f"{100 * abs(part):.0f}% {'fewer' if part >= 0 else 'more'}"
 
 
 def warm_tables(content: ReportContent) -> list[Table]:
