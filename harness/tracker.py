@@ -102,6 +102,8 @@ class MarginTracker:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
         check_batches(batch_size, noise_retries)
+        if cold_every < 1:
+            raise InputError(f"expected cold_every of at least 1, got {cold_every}; give a number of epochs")
         self.cold, said = set[str](), list[str]()
         if warm_start:
             self.estimators, self.cold, said = warm_starts(self.estimators)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import harness.tracker
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, Status, setting
+from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, Status, setting
 from attacks.fmn import FMN, PUSHES, push_out
 from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
@@ -217,6 +217,8 @@ def test_cold_forms_are_measured_at_a_sample_of_epochs(tmp_path: Path, trained_d
     alone.update(3, later(network, 3))
     ours, theirs = (read_part(t.folder.margins(3, Unit("fmn:steps=5", "l2")))[0] for t in (tracker, alone))
     pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True)
+    with pytest.raises(InputError, match="cold_every of at least 1, got 0"):
+        track(tmp_path / "none", images, FMN(), warm_start=True, cold_every=0)
     # another run with warm starts or without
     with pytest.raises(StoreError, match="warm_start None"):
         track(tmp_path, images, FMN(steps=5))
