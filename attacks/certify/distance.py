@@ -8,10 +8,8 @@ import numpy as np
 from scipy.optimize import linprog, nnls
 from scipy.sparse import coo_array, csr_array, eye_array, hstack, vstack
 
-from attacks.certify.region import TINY, Array, HalfSpace, Region
+from attacks.certify.region import ROUNDING, TINY, Array, HalfSpace, Region
 
-# float64 sums of products are right to about 1e-14 of their terms
-ROUNDING = 1e-12
 # the cost of a unit of violation in units of length, which keeps every linear program feasible
 PENALTY = 1e3
 # a reweighted bound this near to what would settle it is worth a linear program
@@ -20,11 +18,11 @@ NEARLY = 0.985
 
 @dataclass(frozen=True, kw_only=True)
 class Shortest:
-    """A lower bound of the length of every move that meets the constraints, and what proves it.
+    """A lower bound of the length of every move of the region that meets the constraints, and what proves it.
 
     Attributes:
         bound: of the length; inf where no move meets them.
-        move: ``(n,)``, near the shortest.
+        move: ``(n,)``, near the shortest; perhaps not quite there, or out of the ball.
         weights: ``(m,)``, not negative, of the constraints.
         aggregate: the weighted sum of the constraints, of which the bound is the exact distance.
     """
@@ -38,7 +36,7 @@ class Shortest:
 def shortest_move(
     region: Region, rows: Array, gaps: Array, *, known: float, target: float, precise: bool, aim: float = 0.0
 ) -> Shortest:
-    """The shortest move d inside ``region.low`` and ``region.high`` with ``rows @ d >= gaps``.
+    """The shortest move d of the region with ``rows @ d >= gaps``.
 
     L2 by Lawson & Hanson's least-distance programming (Solving Least Squares Problems, 1974, chapter 23),
     again for the free pixels until those at the box stay the same; L-infinity by the same with reweighted
@@ -53,7 +51,8 @@ def shortest_move(
         precise: solve to the end whatever the bound is.
         aim: how far beyond the first constraint the move is aimed.
     """
-    scale = region.scale(rows)
+    scale = region.dual(rows)
+    scale[scale == 0] = 1.0
     problem = _Problem(region, rows / scale[:, None], gaps / scale, aim)
     if len(rows) == 1 and region.norm == "l2":
         best = problem.weighted(np.ones(1))
@@ -76,16 +75,21 @@ class _Problem:
         self.aimed[0] += aim
 
     def weighted(self, weights: Array, move: Array | None = None) -> Shortest:
-        """What these weights prove; by default with the shortest move into their half-space."""
+        """What these weights prove; by default with the shortest move into their half-space.
+
+        The doubt is what rounding may do to the weighted sum, at moves of the region.
+        """
         doubt = ROUNDING * float(weights @ np.abs(self.gaps) + weights.sum() * self.region.radius)
         aggregate = HalfSpace(normal=weights @ self.rows, gap=float(weights @ self.gaps) - doubt)
-        bound, nearest = self.region.nearest(aggregate)
+        length, nearest = self.region.nearest(aggregate)
+        bound = length * (1 - ROUNDING)
         if move is None:
             further = HalfSpace(normal=aggregate.normal, gap=float(weights @ self.aimed))
             move = self.region.nearest(further)[1] if np.isfinite(bound) else nearest
         return Shortest(bound=bound, move=move, weights=weights, aggregate=aggregate)
 
     def solve_l2(self) -> Shortest:
+        """Least squares in the pixels that the box does not stop, until those are the same as before."""
         low, high = self.region.low, self.region.high
         held, move = np.zeros(len(low), dtype=bool), np.zeros(len(low))
         best = self.weighted(np.zeros(len(self.gaps)))
@@ -104,7 +108,7 @@ class _Problem:
         return best
 
     def solve_linf(self, known: float, target: float) -> Shortest:
-        """Least squares whose weights make them a sum of absolute values (iteratively reweighted)."""
+        """Least squares whose weights make them a largest absolute value (iteratively reweighted)."""
         best = self.weighted(np.zeros(len(self.gaps)))
         length, pull = max(known, 1e-3 * self.region.radius), np.zeros(0)
         for attempt in range(4):

@@ -44,12 +44,36 @@ class ReluNetwork:
         """Of a flattened image ``(n,)``."""
         return self.blocks(point)[-1]
 
-    def rescaled(self, low: float, high: float) -> ReluNetwork:
-        """The same network of images in ``[0, 1]`` that are mapped to ``[low, high]`` first."""
-        first = self.biases[0] + low * self.weights[0].sum(1)
-        return ReluNetwork(
-            weights=((high - low) * self.weights[0], *self.weights[1:]), biases=(first, *self.biases[1:])
-        )
+    def lead(self, other: int, own: int) -> Array:
+        """The functional of the logits that is positive where class ``other`` leads over ``own``: ``(classes,)``."""
+        functional = np.zeros(self.classes)
+        functional[other], functional[own] = 1.0, -1.0
+        return functional
+
+    def slope(self, outputs: list[Array], functional: Array) -> Array:
+        """The gradient in the image of ``functional @ logits``, ``(n,)``, where the blocks put out ``outputs``."""
+        gradient = functional @ self.weights[-1]
+        for output, weight in zip(outputs[-2::-1], self.weights[-2::-1], strict=True):
+            gradient = np.where(output > 0, gradient, 0.0) @ weight
+        return gradient
+
+    def doubts(self, size: Array) -> tuple[Array, ...]:
+        """How far rounding may take each block's outputs, in any order of summation, ``(n_out,)`` each.
+
+        The standard bound (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1): the number of
+        operations in a row times the unit roundoff, of the network of absolute values; eight times that, since what
+        is compared was summed more than once.
+
+        Args:
+            size: ``(n,)`` what no pixel exceeds in absolute value.
+        """
+        doubts: list[Array] = []
+        operations = 0
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            size = np.abs(weight) @ size + np.abs(bias)
+            operations += weight.shape[1] + 8
+            doubts.append(8 * operations * 2.0**-53 * size)
+        return tuple(doubts)
 
     def fingerprint(self) -> str:
         """SHA-256 of all shapes and numbers."""

@@ -12,6 +12,8 @@ from attacks.estimator import Norm
 Array = NDArray[np.float64]
 
 TINY = float(np.finfo(np.float64).tiny)
+# float64 sums of some thousand products are right to this part of the sum of their sizes
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +38,39 @@ class Region:
     low: Array
     high: Array
 
+    @property
+    def boxed(self) -> bool:
+        """Whether it lies in a box, which may be smaller than the ball."""
+        return bool(np.isfinite(self.high).all())
+
+    def reach(self) -> Array:
+        """How far each pixel may move at most: ``(n,)``."""
+        farthest: Array = np.minimum(np.maximum(-self.low, self.high), self.radius)
+        return farthest
+
     def length(self, move: Array) -> float:
         """The norm of a move ``(n,)``."""
         return float(np.abs(move).max() if self.norm == "linf" else np.sqrt(move @ move))
 
-    def scale(self, rows: Array) -> Array:
-        """Dual norms of ``rows`` ``(m, n)``: what a move of length 1 gains at most; 1 for rows of zeros."""
-        size = np.abs(rows).sum(1) if self.norm == "linf" else np.sqrt((rows * rows).sum(1))
-        return np.where(size > 0, size, 1.0)
+    def dual(self, rows: Array) -> Array:
+        """Dual norms of ``rows`` ``(m, n)``, what a move of length 1 gains at most: ``(m,)``."""
+        size: Array = np.abs(rows).sum(1) if self.norm == "linf" else np.sqrt((rows * rows).sum(1))
+        return size
 
     def most(self, rows: Array, within: HalfSpace | None = None) -> Array:
         """A bound from above of ``rows @ d`` over the region's part in a half-space: ``(m, n)`` -> ``(m,)``.
 
         By weak duality ``max(a @ d) <= max((a + s g) @ d) - s gap`` for any ``s >= 0``; the bound holds
-        whatever the multipliers are, and their choice makes it exact (in L2, where the box does not bind).
+        whatever the multipliers s are, and their choice makes it exact (in L2, where the box does not bind).
         """
+        plain = self._most(rows)
         if within is None:
-            return self._most(rows)
+            return plain
         multipliers = self._multipliers(rows, within)
-        bound: Array = self._most(rows + multipliers[:, None] * within.normal) - multipliers * within.gap
-        return bound
+        size = abs(within.gap) + float(self.dual(within.normal[None])[0]) * self.radius
+        doubt = ROUNDING * multipliers * size
+        bound = self._most(rows + multipliers[:, None] * within.normal) - multipliers * within.gap + doubt
+        return np.minimum(plain, bound)
 
     def nearest(self, half_space: HalfSpace) -> tuple[float, Array]:
         """The shortest move into a half-space, whatever the radius: ``(length, move)``; inf where the box is in the way.
@@ -87,7 +102,7 @@ class Region:
         slope, room = np.abs(rows), np.where(rows > 0, self.high, -self.low)
         if self.norm == "linf":
             bound: Array = (slope * np.minimum(room, self.radius)).sum(1)
-        elif np.isfinite(self.high).all():
+        elif self.boxed:
             bound = _most_l2(slope, room, self.radius)
         else:
             bound = self.radius * np.sqrt((slope * slope).sum(1))
@@ -130,13 +145,14 @@ def _most_l2(slope: Array, room: Array, radius: float) -> Array:
     """
     square = radius * radius
     weight, limit = slope * slope, room * room
-    t2 = square / np.maximum(weight.sum(1), TINY)
+    total = weight.sum(1)
+    t2 = np.divide(square, total, out=np.ones_like(total), where=total > TINY)
     for _ in range(4):
         free = t2[:, None] * weight < limit
         left = np.where(free, weight, 0.0).sum(1)
         rest = square - np.where(free, 0.0, limit).sum(1)
         # where all pixels are at their limits, t is of no matter
-        np.divide(np.maximum(rest, t2 * left), left, out=t2, where=left > 0)
+        np.divide(np.maximum(rest, t2 * left), left, out=t2, where=left > TINY)
     t = np.sqrt(t2)
     move = np.minimum(t[:, None] * slope, room)
     spare = np.maximum(square - (move * move).sum(1), 0.0) / (2 * np.maximum(t, TINY))
