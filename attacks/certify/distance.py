@@ -99,7 +99,7 @@ class _Problem:
                 break
             found = self.weighted(weights)
             best = found if found.bound >= best.bound else best
-            left = 1.0 - weights @ (self.aimed - self.rows[:, held] @ move[held])
+            left = 1.0 - float(weights @ (self.aimed - self.rows[:, held] @ move[held]))
             reach = (weights @ self.rows) / max(left, TINY)
             outside = (reach <= low) | (reach >= high)
             if (outside == held).all():
@@ -114,10 +114,9 @@ class _Problem:
         for attempt in range(4):
             low, high = np.maximum(self.region.low, -length), np.minimum(self.region.high, length)
             middle, half = (low + high) / 2, (high - low) / 2
-            if len(pull):
-                spread = half / np.maximum(pull, 10.0 ** -(1 + attempt) * pull.max())
-            else:
-                spread = half * half
+            # before anything is known, as if the pull on every pixel were the inverse of its room
+            floor = 10.0 ** -(1 + attempt) * pull.max(initial=0.0)
+            spread = half / np.maximum(pull, floor) if len(pull) else half * half
             root = np.sqrt(spread / max(spread.max(), TINY))
             weights = _least_distance(self.rows * root, self.aimed - self.rows @ middle)
             if weights is None:

@@ -26,8 +26,11 @@ _LAYERS = (
 )
 # by name, as functions of torch and as methods of tensors; they act on each image alone
 _AFFINE = frozenset(
-    "add sub neg sum mean linear conv1d conv2d batch_norm avg_pool2d dropout cat stack full_like zeros_like "
-    "flatten reshape view squeeze unsqueeze permute transpose contiguous clone size getattr getitem".split()
+    {
+        *("add", "sub", "neg", "sum", "mean", "linear", "conv1d", "conv2d", "batch_norm", "avg_pool2d", "dropout"),
+        *("cat", "stack", "full_like", "zeros_like", "flatten", "reshape", "view", "squeeze", "unsqueeze"),
+        *("permute", "transpose", "contiguous", "clone", "size", "getattr", "getitem"),
+    }
 )
 # affine in one argument where the others are constant
 _PRODUCTS = frozenset({"mul", "matmul", "truediv", "div"})
@@ -45,7 +48,7 @@ def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
         InputError: a layer that is neither affine nor a ReLU, a path around a ReLU, a block of more than
             ``LARGEST`` entries, or a model that cannot be traced.
     """
-    own = _evaluation_copy(model)
+    own = evaluation_copy(model)
     reader = _Reader(own, shape)
     with torch.no_grad():
         network = reader.read()
@@ -53,11 +56,18 @@ def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
     return network
 
 
-def _evaluation_copy(model: nn.Module) -> nn.Module:
+def evaluation_copy(model: nn.Module) -> nn.Module:
+    """The model in float64, on the CPU and in evaluation mode, sharing nothing with the caller's.
+
+    Raises:
+        InputError: it cannot be copied.
+    """
     try:
         return copy.deepcopy(model).cpu().double().eval()
     except Exception as error:
-        raise InputError(f"expected a model that can be copied, got {_line(error)}; build it of plain layers") from error
+        raise InputError(
+            f"expected a model that can be copied, got {_line(error)}; build it of plain layers"
+        ) from error
 
 
 def _line(error: Exception) -> str:
@@ -137,7 +147,7 @@ class _Reader:
             raise _refusal(f"the operation {name}")
         if name in _PRODUCTS and (isinstance(args[-1], _Rows) and ("div" in name or isinstance(args[0], _Rows))):
             raise _refusal(f"the operation {name} of two results of the image")
-        function = getattr(Tensor, name) if node.op == "call_method" else node.target
+        function: Any = getattr(Tensor, name) if node.op == "call_method" else node.target
         return self._apply(function, args, options)
 
     def _apply(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -191,6 +201,10 @@ def _check(network: ReluNetwork, model: nn.Module, shape: tuple[int, ...]) -> No
     draw = torch.Generator().manual_seed(0)
     images = 3 * torch.rand(8, *shape, generator=draw, dtype=torch.float64) - 1
     expected = model(images).numpy()
+    if network.classes < 2:
+        raise InputError(f"expected at least 2 classes, got {network.classes} logits; return one logit a class")
     got = np.stack([network.logits(image.flatten().numpy()) for image in images])
+    if not np.isfinite(expected).all() or not np.isfinite(got).all():
+        raise InputError("expected finite logits, got NaN or inf; check the weights (did training diverge?)")
     if expected.shape != got.shape or not np.allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max()):
         raise _refusal("operations that mix images or depend on more than the image")

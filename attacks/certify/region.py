@@ -73,7 +73,7 @@ class Region:
         return np.minimum(plain, bound)
 
     def nearest(self, half_space: HalfSpace) -> tuple[float, Array]:
-        """The shortest move into a half-space, whatever the radius: ``(length, move)``; inf where the box is in the way.
+        """The shortest move into a half-space, whatever the radius, and its length; inf where the box is in the way.
 
         It moves every pixel by ``min(t, room_i)`` (L-infinity) or ``min(t |g_i|, room_i)`` (L2) in the
         helpful direction, as in `attacks.affine`.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attacks.certify.network import ReluNetwork
 from attacks.certify.region import Array, HalfSpace, Region
@@ -39,9 +40,9 @@ class Bounds:
     low: tuple[Array, ...]
     high: tuple[Array, ...]
 
-    def unstable(self, layer: int) -> Array:
+    def unstable(self, layer: int) -> NDArray[np.bool_]:
         """Which units of a layer may be on either side of their ReLU's kink."""
-        loose: Array = (self.low[layer] < 0) & (self.high[layer] > 0)
+        loose: NDArray[np.bool_] = (self.low[layer] < 0) & (self.high[layer] > 0)
         return loose
 
     def linear(self) -> bool:

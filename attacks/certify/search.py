@@ -14,8 +14,26 @@ from attacks.certify.network import ReluNetwork
 from attacks.certify.region import Array, Region
 from attacks.certify.tree import OutOfBudget, Tree
 
+# relative: how far rounding may put the length of a move below what is proved of it
+TOLERANCE = 1e-9
 # a tree whose root proves less than this part of the radius is grown at smaller radii first
 PROMISING = 0.5
+
+
+class UnsoundError(RuntimeError):
+    """A point of another class nearer than the proved lower bound: the solver is wrong, and no result is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a search may spend: parts of the input space that are bounded, and wall time."""
+
+    nodes: int
+    seconds: float = math.inf
+
+    def covers(self, other: Budget) -> bool:
+        """Whether the other allows no more."""
+        return other.nodes <= self.nodes and other.seconds <= self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +60,7 @@ class Search:
         image: ``(n,)`` flattened. own: its class.
         region: the domain, and how far to look at most.
         changes: whether a move ``(n,)`` ends in another class, in the model's own judgement.
-        gap: relative distance between lower and upper bound at which the search ends.
-        nodes: parts of the input space to bound, at most. deadline: in `time.monotonic`'s seconds.
+        gap: relative distance between lower and upper bound at which the margin is solved.
     """
 
     def __init__(
@@ -55,12 +72,11 @@ class Search:
         changes: Callable[[Array], bool],
         *,
         gap: float,
-        nodes: int,
-        deadline: float = math.inf,
     ) -> None:
         self.network, self.image, self.own, self.whole, self.gap = network, image, own, region, gap
         self.upper, self.lower, self.move = math.inf, 0.0, np.zeros_like(image)
-        self.nodes, self._most_nodes, self._deadline, self._changes = 0, nodes, deadline, changes
+        self._changes = changes
+        self._nodes, self._most_nodes, self._deadline = 0, 0, math.inf
 
     @property
     def horizon(self) -> float:
@@ -73,9 +89,9 @@ class Search:
         Raises:
             OutOfBudget: there is nothing left to spend.
         """
-        if self.nodes >= self._most_nodes or time.monotonic() > self._deadline:
+        if self._nodes >= self._most_nodes or time.monotonic() > self._deadline:
             raise OutOfBudget
-        self.nodes += 1
+        self._nodes += 1
 
     def offer(self, move: Array) -> list[Array]:
         """Keep a move if it changes the class and is the shortest so far; the blocks' outputs there."""
@@ -89,17 +105,43 @@ class Search:
         """Keep a lower bound if it is the best so far."""
         self.lower = max(self.lower, lower)
 
-    def run(self) -> Bracket:
+    @property
+    def solved(self) -> bool:
+        """Whether the bracket is as narrow as it shall be."""
+        return self.lower >= self.upper * (1 - self.gap)
+
+    def bracket(self) -> Bracket:
+        """What is known so far.
+
+        Raises:
+            UnsoundError: the bounds contradict one another.
+        """
+        if self.lower > self.upper * (1 + TOLERANCE):
+            raise UnsoundError(
+                f"expected no point of another class nearer than {self.lower!r}, got one at {self.upper!r}; "
+                "no result of this solver can be trusted: report it with the network and the image"
+            )
+        return Bracket(lower=min(self.lower, self.upper), upper=self.upper, move=self.move, nodes=self._nodes)
+
+    def resume(self, known: Bracket) -> None:
+        """Start from what an earlier search of the same proved."""
+        self._nodes = known.nodes
+        self.prove(known.lower)
+        if math.isfinite(known.upper):
+            self.offer(known.move)
+
+    def run(self, budget: Budget) -> Bracket:
         """Search until the bracket is closed or the budget spent."""
+        self._nodes, self._most_nodes, self._deadline = 0, budget.nodes, time.monotonic() + budget.seconds
         self._approach()
         try:
             self._climb()
-            # without boundary in the whole box, or of a network that is linear everywhere
+            # no boundary in the whole box, or anywhere of a network that is affine
             if math.isinf(self.upper) and (self.whole.boxed or not self.network.hidden):
                 self.prove(math.inf)
         except OutOfBudget:
             pass
-        return Bracket(lower=self.lower, upper=self.upper, move=self.move, nodes=self.nodes)
+        return self.bracket()
 
     def _approach(self) -> None:
         for other in range(self.network.classes):
@@ -122,10 +164,10 @@ class Search:
             radius /= 2
             tree = self._tree(radius)
         while radius < 0.95 * self.horizon:
-            before = self.nodes
+            before = self._nodes
             tree.search()
             # small steps where trees have to grow
-            radius *= 1.25 if self.nodes == before else 1.1
+            radius *= 1.25 if self._nodes == before else 1.1
             tree = self._tree(min(radius, self.horizon))
 
     def _tree(self, radius: float) -> Tree:

@@ -2,8 +2,8 @@
 
 Bunel et al. 2020, Branch and Bound for Piecewise Linear Neural Network Verification,
 https://www.jmlr.org/papers/v21/19-468.html, for a distance in the place of a yes or no. Departs from it: a part's
-bound is the least distance to the intersection of the lines' half-space with those of its splits, which are in the image's
-space; and what is thereby known of the sought points tightens the bounds of all units.
+bound is the least distance to where the half-spaces of the class's lead and of the signed units meet, all of them
+lines in the image's space; and what is thereby known of the sought points tightens the bounds of all units.
 """
 
 from __future__ import annotations
