@@ -100,7 +100,8 @@ class _Problem:
             found = self.weighted(weights)
             best = found if found.bound >= best.bound else best
             left = 1.0 - float(weights @ (self.aimed - self.rows[:, held] @ move[held]))
-            reach = (weights @ self.rows) / max(left, TINY)
+            # nothing is left where the free pixels alone cannot meet the constraints: all go to the box
+            reach = (weights @ self.rows) / max(left, ROUNDING)
             outside = (reach <= low) | (reach >= high)
             if (outside == held).all():
                 break

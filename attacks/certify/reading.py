@@ -162,9 +162,10 @@ class _Reader:
                 return type(value)(map(bare, value))
             return value
 
-        result = function(*bare(args), **{key: bare(value) for key, value in options.items()})
+        bare_args, bare_options = bare(args), {key: bare(value) for key, value in options.items()}
         if len(blocks) > 1:
             raise _refusal("a path around a ReLU")
+        result = function(*bare_args, **bare_options)
         return _Rows(blocks.pop(), result) if blocks and isinstance(result, Tensor) else result
 
     def _start(self, shape: tuple[int, ...]) -> _Rows:
@@ -187,6 +188,8 @@ class _Reader:
         if rows.block != len(self.weights):
             raise _refusal("a path around a ReLU")
         flat = rows.values.reshape(len(rows.values), -1).numpy()
+        if not np.isfinite(flat).all():
+            raise InputError("expected finite weights, got NaN or inf; check them (did training diverge?)")
         self.weights.append(np.ascontiguousarray((flat[1:] - flat[0]).T))
         self.biases.append(flat[0].copy())
         return rows.values
@@ -204,7 +207,5 @@ def _check(network: ReluNetwork, model: nn.Module, shape: tuple[int, ...]) -> No
     if network.classes < 2:
         raise InputError(f"expected at least 2 classes, got {network.classes} logits; return one logit a class")
     got = np.stack([network.logits(image.flatten().numpy()) for image in images])
-    if not np.isfinite(expected).all() or not np.isfinite(got).all():
-        raise InputError("expected finite logits, got NaN or inf; check the weights (did training diverge?)")
     if expected.shape != got.shape or not np.allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max()):
         raise _refusal("operations that mix images or depend on more than the image")

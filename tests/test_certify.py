@@ -1,0 +1,286 @@
+"""What exact margins are made of: reading a model, rounding, regions, lines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as transforms
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.certify.milp import linf_margin
+from attacks.certify.network import ReluNetwork
+from attacks.certify.reading import read_network
+from attacks.certify.region import HalfSpace, Region
+from attacks.certify.relaxation import Lines, Surroundings, interval_bounds, steeper_slopes, tighten, upper_lines
+from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
+from harness.models import build
+from tests.brute_force import lines_of_low_chords, tiny
+
+# --- reading ---
+
+
+class Home(nn.Module):
+    """Arithmetic, functions and methods in the place of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.1, 0.2]).view(1, 2, 1, 1))
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.relu(self.first((images - self.mean) / 0.3))
+        x = 2 * functional.avg_pool2d(x, 2) + 1
+        logits: Tensor = self.second(x.view(x.size(0), -1).relu())
+        return logits
+
+
+def warmed_up(*modules: nn.Module) -> nn.Module:
+    """Whose BatchNorms have statistics; in training mode."""
+    model = nn.Sequential(*modules)
+    model(3 * torch.rand(64, 2, 6, 6) - 1)
+    return model
+
+
+READABLE: dict[str, Callable[[], nn.Module]] = {
+    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 4)),
+    "affine": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.Linear(9, 4)),
+    "normalize": lambda: nn.Sequential(transforms.Normalize([0.1, 0.2], [0.3, 0.4]), nn.Flatten(), nn.Linear(72, 3)),
+    "pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 2),
+    ),
+    "batch norm": lambda: warmed_up(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3)
+    ),
+    "dropout": lambda: nn.Sequential(
+        nn.Dropout2d(), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+    ),
+    "arithmetic": Home,
+    "cnn": lambda: build("cnn", (2, 6, 6), 5, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_read_network_is_the_model(name: str) -> None:
+    model = READABLE[name]()
+    modes = [module.training for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    network = read_network(model, (2, 6, 6))
+    assert [module.training for module in model.modules()] == modes
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    images = 2 * torch.rand(20, 2, 6, 6, dtype=torch.float64) - 0.5
+    with torch.no_grad():
+        expected = model.double().eval()(images).numpy()
+    got = np.stack([network.logits(image.flatten().numpy()) for image in images])
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+    assert network.hidden == sum(isinstance(module, nn.ReLU) for module in model.modules()) or name == "arithmetic"
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.layer = function, nn.Linear(72, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.function(self.layer(images.flatten(1)))
+        return logits
+
+
+def branching(logits: Tensor) -> Tensor:
+    return logits if logits.sum() > 0 else -logits
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)), "the layer 0: MaxPool2d"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)), "the layer 2: Sigmoid"),
+        (Lambda(torch.sigmoid), "the operation sigmoid"),
+        (Lambda(lambda z: functional.relu(z) + z), "a path around a ReLU"),
+        (Lambda(lambda z: z * z), "the operation mul of two results of the image"),
+        (Lambda(lambda z: 1 / z), "the operation truediv of two results of the image"),
+        (Lambda(branching), "a forward pass that cannot be traced"),
+        (Lambda(lambda z: z - z.mean(0)), "operations that mix images"),
+        (Lambda(lambda z: z[:, :1]), "expected at least 2 classes, got 1"),
+        (Lambda(lambda z: z / 0.0), "expected finite weights, got NaN or inf"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(71, 3)), "RuntimeError"),
+        (nn.Sequential(nn.Conv2d(2, 200, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 3)), "got 7200"),
+        (build("resnet18", (2, 6, 6), 3, seed=0), "a path around a ReLU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals_are_one_line(model: nn.Module, words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        read_network(model, (2, 6, 6))
+    said = str(raised.value)
+    assert words in said
+    assert "expected" in said
+    assert "; " in said
+    assert "\n" not in said
+
+
+def test_the_fingerprint_is_of_every_number() -> None:
+    model = tiny(0, 4, 3, 2)
+    first = read_network(model, (1, 1, 4)).fingerprint()
+    assert read_network(model.double(), (1, 1, 4)).fingerprint() == first
+    with torch.no_grad():
+        model[-1].bias[1] += 1e-12
+    assert read_network(model, (1, 1, 4)).fingerprint() != first
+
+
+# --- rounding ---
+
+
+def test_rounding_is_within_its_doubts_and_not_far_below() -> None:
+    draw, ratios = random.Random(0), []
+    for seed in range(10):
+        network = read_network(tiny(seed, 12, 10, 8, 3), (1, 1, 12))
+        image = np.array([draw.random() for _ in range(12)])
+        values = [Fraction(x) for x in image]
+        doubts = network.doubts(np.abs(image))
+        for output, weight, bias, doubt in zip(
+            network.blocks(image), network.weights, network.biases, doubts, strict=True
+        ):
+            values = [
+                sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b))
+                for row, b in zip(weight, bias, strict=True)
+            ]
+            error = np.array([abs(float(Fraction(o) - v)) for o, v in zip(output, values, strict=True)])
+            assert (error <= doubt).all()
+            ratios.append((error / doubt).max())
+            values = [max(v, Fraction(0)) for v in values]
+    # the control: a bound some thousand times smaller would not hold
+    assert max(ratios) > 1e-4
+
+
+# --- regions ---
+
+
+def region(norm: Norm, domain: Domain, radius: float, seed: int, pixels: int = 5) -> Region:
+    draw = np.random.default_rng(seed)
+    image = np.clip(2 * draw.random(pixels) - 0.5, 0, 1)
+    free = np.full(pixels, np.inf)
+    low, high = (-image, 1 - image) if domain == "box" else (-free, free)
+    return Region(norm=norm, radius=radius, low=low, high=high)
+
+
+def moves(inside: Region, count: int, seed: int) -> np.ndarray:
+    """Random moves, most of them at the rim."""
+    draw = np.random.default_rng(seed)
+    ways = draw.standard_normal((count, len(inside.low)))
+    ways = np.sign(ways) * np.minimum(1, 2 * draw.random(ways.shape)) if inside.norm == "linf" else ways
+    length = np.array([inside.length(way) for way in ways])
+    far = inside.radius * np.minimum(1, 1.5 * draw.random(count)) / length
+    # rounding may put the last digit beyond the radius
+    return np.clip(ways * far[:, None] * (1 - 1e-12), inside.low, inside.high)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_most_that_rows_gain(norm: Norm, domain: Domain) -> None:
+    closeness = []
+    for seed in range(30):
+        inside = region(norm, domain, 0.1 + 0.05 * seed, seed)
+        draw = np.random.default_rng(seed)
+        rows, normal = draw.standard_normal((8, 5)), draw.standard_normal(5)
+        points = moves(inside, 4000, seed)
+        within = HalfSpace(normal=normal, gap=float(np.quantile(points @ normal, 0.8)))
+        kept = points[points @ normal >= within.gap]
+        for bound, there in ((inside.most(rows), points), (inside.most(rows, within), kept)):
+            assert (there @ rows.T <= bound + 1e-12).all()
+            closeness.append((there @ rows.T).max(0) / bound)
+        assert (inside.most(rows, within) <= inside.most(rows)).all()
+    # the control: they are no looser than samples can show
+    assert np.median(np.concatenate(closeness)) > 0.9
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_nearest_point_of_a_half_space(norm: Norm, domain: Domain) -> None:
+    unreachable = 0
+    for seed in range(40):
+        inside = region(norm, domain, 1.0, seed)
+        normal = np.random.default_rng(seed).standard_normal(5)
+        half = HalfSpace(normal=normal, gap=0.05 * seed - 0.1)
+        length, move = inside.nearest(half)
+        corner = np.where(normal > 0, inside.high, inside.low)
+        if domain == "box" and corner @ normal < half.gap:
+            assert np.isinf(length)
+            unreachable += 1
+            continue
+        assert normal @ move >= half.gap - 1e-12
+        assert inside.length(move) == pytest.approx(length)
+        assert ((move >= inside.low) & (move <= inside.high)).all()
+        # no shorter move gains as much
+        shorter = Region(norm=norm, radius=length * (1 - 1e-6), low=inside.low, high=inside.high)
+        assert half.gap <= 0 or shorter.most(normal[None])[0] < half.gap
+    assert unreachable > 3 or domain == "free"
+
+
+def test_rows_of_zeros_gain_nothing() -> None:
+    for norm in NORMS:
+        inside = region(norm, "box", 8.0, 0)
+        assert inside.most(np.zeros((2, 5))).tolist() == [0.0, 0.0]
+        assert inside.nearest(HalfSpace(normal=np.zeros(5), gap=0.1))[0] == np.inf
+
+
+# --- lines ---
+
+
+def broken_lines(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> int:
+    """How many of the lines and bounds of tiny networks some sampled move breaks."""
+    broken = 0
+    for seed in range(12):
+        network = read_network(tiny(seed, 5, 3, 3, 3), (1, 1, 5))
+        inside = region(norm, domain, 0.2 + 0.05 * seed, seed)
+        image = -inside.low if domain == "box" else np.random.default_rng(seed).random(5)
+        around = Surroundings(network=network, image=image, region=inside)
+        bounds = tighten(around, interval_bounds(around))
+        slopes = [steeper_slopes(bounds, layer) for layer in range(2)]
+        functionals = np.random.default_rng(seed).standard_normal((6, 3))
+        lines = lines_of(around, bounds, slopes, functionals, 2)
+        points = moves(inside, 3000, seed)
+        outputs = [network.blocks(image + move) for move in points]
+        for layer in range(2):
+            values = np.stack([output[layer] for output in outputs])
+            broken += int(((values < bounds.low[layer]) | (values > bounds.high[layer])).any())
+        logits = np.stack([output[-1] for output in outputs])
+        broken += int((logits @ functionals.T > points @ lines.rows.T + lines.offsets).any(0).sum())
+    return broken
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
+    assert broken_lines(norm, domain, upper_lines) == 0
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_chords_that_are_too_low_are_found(norm: Norm, domain: Domain) -> None:
+    assert broken_lines(norm, domain, lines_of_low_chords) > 0
+
+
+# --- the integer program ---
+
+
+def test_a_program_without_another_class_in_reach() -> None:
+    network = ReluNetwork(
+        weights=(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([[-1.0, 0.0], [0.0, 0.0]])),
+        biases=(np.zeros(2), np.array([1.0, 0.0])),
+    )
+    image, low, high = np.array([0.25, 0.5]), np.full(2, -2.0), np.full(2, 2.0)
+    # the logits are (1 - max(x, 0), 0)
+    found = linf_margin(network, image, low, high, reach=1.5)
+    assert (found.lower, found.upper) == (pytest.approx(0.75), pytest.approx(0.75))
+    assert np.isinf(linf_margin(network, image, low, high, reach=0.5).lower)

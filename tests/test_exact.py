@@ -1,0 +1,457 @@
+"""Exact margins of ReLU networks: closed forms, every activation pattern, integer programs, attacks and samples agree.
+
+The controls at the end plant a solver that is wrong, and the same checks must say so.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.affine import affine_margins
+from attacks.certify import cache as cached
+from attacks.certify import tree
+from attacks.certify.exact import ExactMargins, exact_margins
+from attacks.certify.milp import linf_margin
+from attacks.certify.network import ReluNetwork
+from attacks.certify.reading import read_network
+from attacks.certify.search import Search, UnsoundError
+from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
+from attacks.geometry import row_norm
+from attacks.measure import measure
+from attacks.registry import create
+from tests import oracles
+from tests.brute_force import FREE, brute_force, lines_of_low_chords, tiny
+
+GAP = 1e-6
+
+
+def trained(widths: tuple[int, ...], epochs: int = 15) -> nn.Sequential:
+    """A dense network of digits, trained for a second."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images, labels = torch.tensor(data.images / 16, dtype=torch.float32)[:1500, None], torch.tensor(data.target)[:1500]
+    torch.manual_seed(0)
+    modules: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise((64, *widths, 10)):
+        modules += [nn.Linear(inputs, outputs), nn.ReLU()]
+    network = nn.Sequential(*modules[:-1])
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for batch in torch.randperm(1500).split(100) * epochs:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimiser.step()
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def shallow() -> nn.Sequential:
+    return trained((32,))
+
+
+@pytest.fixture(scope="module")
+def deep() -> nn.Sequential:
+    return trained((12, 12))
+
+
+@pytest.fixture(scope="module")
+def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
+    return trained_digits[1]
+
+
+# --- what is known otherwise ---
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0), (0.0, 255.0)], ids=str)
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_affine_models(norm: Norm, domain: Domain, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    model, images = oracles.affine_model(5, spread=4.0), oracles.inked_images(12)
+    # the oracle's images and weights in the other bounds
+    with torch.no_grad():
+        model.linear.weight /= high - low
+        model.linear.bias += model.linear.weight.sum(1) * (0.5 - (low + high) / 2)
+    images = low + (high - low) * images
+    found = exact_margins(model, images, norm, domain=domain, bounds=bounds)
+    expected = affine_margins(model.weight, model.bias, images, norm, domain=domain, bounds=bounds)
+    assert found.solved.all()
+    torch.testing.assert_close(found.margin, expected, rtol=2 * GAP, atol=0)
+    assert (found.lower <= expected * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_a_boundary_and_on_it(norm: Norm, domain: Domain) -> None:
+    nowhere = oracles.constant()
+    found = exact_margins(nowhere.model, nowhere.images, norm, domain=domain)
+    assert torch.isinf(found.margin).all()
+    torch.testing.assert_close(found.witness, nowhere.images.double(), rtol=0, atol=0)
+    edge = oracles.tied()
+    found = exact_margins(edge.model, edge.images, norm, domain=domain)
+    assert (found.margin[::2] == 0).all()
+    torch.testing.assert_close(found.margin, edge.exact[norm], rtol=2 * GAP, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_behind_a_region_of_constant_logits(norm: Norm) -> None:
+    flat = oracles.flat(count=6)
+    found = exact_margins(flat.model, flat.images, norm, domain="free")
+    # the oracle's edge and depth are float32 numbers, its margins are not
+    torch.testing.assert_close(found.margin, flat.exact[norm][:6], rtol=1e-5, atol=0)
+
+
+def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
+    """How many margins of tiny networks are not those of every pattern tried; a raised alarm counts."""
+    wrong = 0
+    for seed, widths in itertools.product(seeds, ((3, 5, 3), (3, 3, 3, 3))):
+        model = tiny(seed, *widths)
+        images = torch.rand(1, 1, 1, widths[0], generator=torch.Generator().manual_seed(seed)).double()
+        point = images.flatten().numpy()
+        low, high = (-point, 1 - point) if domain == "box" else (np.full_like(point, -FREE), np.full_like(point, FREE))
+        try:
+            found = exact_margins(model, images, norm, domain=domain)
+        except UnsoundError:
+            wrong += 1
+            continue
+        expected = brute_force(model, point, norm, low, high)
+        # free space without a boundary is searched up to a limit only
+        if math.isinf(expected) and domain == "free":
+            wrong += bool(found.upper.item() < FREE)
+        elif found.margin.item() != pytest.approx(expected, rel=1e-5):
+            wrong += 1
+    return wrong
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_activation_pattern(norm: Norm, domain: Domain) -> None:
+    assert disagreements(norm, domain) == 0
+
+
+def unlike_programs(model: nn.Module, images: Tensor, found: ExactMargins) -> int:
+    """How many L-infinity margins HiGHS does not confirm."""
+    network, wrong = read_network(model, tuple(images.shape[1:])), 0
+    for image, lower, upper in zip(images, found.lower.tolist(), found.upper.tolist(), strict=True):
+        point = image.double().flatten().numpy()
+        program = linf_margin(network, point, -point, 1 - point, reach=1.05 * upper)
+        agrees = program.upper == pytest.approx(upper, rel=1e-5) and program.lower == pytest.approx(lower, rel=1e-5)
+        wrong += not agrees
+    return wrong
+
+
+def test_integer_programs_on_trained_networks(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
+    for model, count in ((shallow, 8), (deep, 3)):
+        images = digits[:count]
+        assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
+
+
+@pytest.mark.slow
+def test_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
+    for model, count in ((shallow, 60), (deep, 30)):
+        images = digits[:count]
+        assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_attack_comes_nearer(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
+    images = digits[:24]
+    found = exact_margins(shallow, images, norm)
+    assert found.solved.all()
+    ratios = []
+    for text in ("cascade", "apgd:steps=20"):
+        distance = measure(shallow, images, create(text), norm).distance
+        # attacks and their judge compute in float32
+        assert (distance >= found.lower * (1 - 1e-5)).all()
+        ratios.append(distance / found.margin)
+    # the control: they come near enough to have refuted a bound that is 1% too high
+    assert torch.stack(ratios).amin(0).median() < 1.01
+
+
+def changed_in_ball(
+    model: nn.Module, images: Tensor, norm: Norm, domain: Domain, radius: Tensor, towards: Tensor
+) -> int:
+    """Of how many images some random point at the radius, or the one towards another, has another class."""
+    draw, exact, changed = torch.Generator().manual_seed(0), copy.deepcopy(model).double(), 0
+    for image, length, end in zip(images.double(), radius, towards, strict=True):
+        ways = torch.randn(500, *image.shape, generator=draw, dtype=torch.float64)
+        ways = ways.sign() * torch.rand(500, *image.shape, generator=draw).round() if norm == "linf" else ways
+        ways = torch.cat([ways, (end - image)[None]])
+        points = image + ways * (length / row_norm(ways, norm)).view(-1, 1, 1, 1)
+        points = points.clamp(0, 1) if domain == "box" else points
+        label = exact(image[None]).argmax(1)
+        changed += bool((exact(points).argmax(1) != label).any())
+    return changed
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor, norm: Norm, domain: Domain) -> None:
+    images = digits[:12]
+    found = exact_margins(deep, images, norm, domain=domain)
+    inside = found.lower * (1 - 1e-9)
+    assert changed_in_ball(deep, images, norm, domain, inside, found.witness) == 0
+    # the control: right behind the margin one has
+    assert changed_in_ball(deep, images, norm, domain, found.upper * (1 + 1e-6), found.witness) == len(images)
+
+
+# --- the results' own promises ---
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_witnesses_are_what_they_are_said_to_be(deep: nn.Module, digits: Tensor, norm: Norm) -> None:
+    images = digits[:12]
+    found = exact_margins(deep, images, norm)
+    exact = copy.deepcopy(deep).double()
+    assert found.witness.dtype == torch.float64
+    assert ((found.witness >= 0) & (found.witness <= 1)).all()
+    assert (exact(images.double()).argmax(1) == found.label).all()
+    assert (exact(found.witness).argmax(1) != found.label).all()
+    torch.testing.assert_close(row_norm(found.witness - images.double(), norm), found.upper, rtol=1e-12, atol=0)
+    assert (found.lower >= found.upper * (1 - GAP)).all()
+
+
+def test_brackets_close_with_the_budget(digits: Tensor) -> None:
+    model, images = trained((48, 48), epochs=8), digits[:4]
+    brackets = [exact_margins(model, images, "linf", nodes=nodes) for nodes in (1, 10, 30, 100, 3000)]
+    assert not brackets[0].solved.any()
+    assert brackets[-1].solved.all()
+    for less, more in itertools.pairwise(brackets):
+        assert (less.lower <= more.lower).all()
+        assert (more.upper <= less.upper).all()
+        assert (less.nodes <= more.nodes).all()
+    assert (brackets[2].lower < brackets[3].lower).any()
+    for bracket in brackets:
+        assert (bracket.lower <= bracket.upper).all()
+        assert bracket.margin.isnan().equal(~bracket.solved)
+    again = exact_margins(model, images, "linf", nodes=30)
+    for name in ("lower", "upper", "witness", "label", "solved", "nodes"):
+        assert getattr(again, name).equal(getattr(brackets[2], name)), name
+
+
+def test_time_is_a_budget_too(digits: Tensor) -> None:
+    found = exact_margins(trained((48, 48), epochs=2), digits[:1], "linf", seconds=1e-9)
+    assert not found.solved.any()
+    assert 0 < found.upper.item() < 1
+    assert found.nodes.item() <= 1
+
+
+def test_given_witnesses_are_used_and_others_ignored(shallow: nn.Module, digits: Tensor) -> None:
+    images = digits[:2]
+    solved = exact_margins(shallow, images, "l2")
+    known = exact_margins(shallow, images, "l2", nodes=1, witnesses=solved.witness)
+    torch.testing.assert_close(known.upper, solved.upper, rtol=1e-12, atol=0)
+    assert not known.solved.any()
+    for useless in (images, torch.full_like(images, math.nan), images + 1e-9):
+        found = exact_margins(shallow, images, "l2", witnesses=useless)
+        torch.testing.assert_close(found.margin, solved.margin, rtol=GAP, atol=0)
+
+
+def test_free_margins_are_never_the_larger(deep: nn.Module, digits: Tensor) -> None:
+    for norm in NORMS:
+        box, free = (exact_margins(deep, digits[:8], norm, domain=domain).margin for domain in DOMAINS)
+        assert (free <= box * (1 + 2 * GAP)).all()
+        assert (free < 0.99 * box).any()
+
+
+def test_the_model_is_left_as_it_was(digits: Tensor) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exact_margins(model, digits[:2], "l2")
+    assert model.training
+    assert all(module.training for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"images": torch.full((1, 1, 8, 8), 1.5)}, "expected images in [0, 1], got [1.5, 1.5]"),
+        ({"images": torch.zeros(1, 64)}, "expected images of shape (B, C, H, W)"),
+        ({"images": torch.zeros(1, 1, 4, 4)}, "got RuntimeError"),
+        ({"norm": "l1"}, "expected a norm of l2, linf, got 'l1'"),
+        ({"domain": "sphere"}, "expected a domain of box, free, got 'sphere'"),
+        ({"witnesses": torch.zeros(2, 1, 8, 8)}, "expected witnesses of shape (1, 1, 8, 8), got (2, 1, 8, 8)"),
+        ({"gap": 1e-9}, "expected a gap of at least 1e-07 and below 1, got 1e-09"),
+        ({"nodes": 0}, "expected nodes of at least 1"),
+        ({"seconds": 0.0}, "and seconds above 0"),
+    ],
+)
+def test_refusals_are_one_line(shallow: nn.Module, changed: dict[str, Any], words: str) -> None:
+    given = {"images": torch.zeros(1, 1, 8, 8), "norm": "l2", **changed}
+    images, norm = given.pop("images"), given.pop("norm")
+    with pytest.raises(InputError) as raised:
+        exact_margins(shallow, images, norm, **given)
+    assert words in str(raised.value)
+    assert "; " in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# --- the cache ---
+
+
+def no_search(*_: object) -> None:
+    raise AssertionError("searched in spite of the cache")
+
+
+def same(one: ExactMargins, other: ExactMargins) -> bool:
+    return all(getattr(one, name).equal(getattr(other, name)) for name in ("lower", "upper", "witness", "seconds"))
+
+
+def test_a_solved_margin_is_not_searched_again(
+    shallow: nn.Module, digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solve(**changed: Any) -> ExactMargins:
+        given = {"model": shallow, "images": digits[:2], "norm": "l2", "nodes": 5000, **changed}
+        return exact_margins(given.pop("model"), given.pop("images"), given.pop("norm"), cache=tmp_path, **given)
+
+    first = solve()
+    assert len(list(tmp_path.iterdir())) == 2
+    other = trained((32,), epochs=1)
+    monkeypatch.setattr(Search, "run", no_search)
+    assert same(solve(), first)
+    # a larger budget changes nothing about what is solved
+    assert same(solve(nodes=90_000, seconds=9.0), first)
+    for changed in (
+        {"model": other},
+        {"images": digits[:2] * 0.999},
+        {"norm": "linf"},
+        {"domain": "free"},
+        {"bounds": (0.0, 2.0)},
+        {"gap": 1e-4},
+    ):
+        with pytest.raises(AssertionError, match="in spite"):
+            solve(**changed)
+
+
+def test_an_open_bracket_is_gone_on_from_with_a_larger_budget(
+    digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = trained((48, 48), epochs=8), digits[12:13]
+    little = exact_margins(model, images, "linf", nodes=30, cache=tmp_path)
+    assert not little.solved.any()
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "run", no_search)
+        assert same(exact_margins(model, images, "linf", nodes=20, cache=tmp_path), little)
+        # a nearer witness is taken all the same
+        near = exact_margins(model, images, "linf", nodes=20, cache=tmp_path, witnesses=little.witness)
+        assert same(near, little)
+        with pytest.raises(AssertionError, match="in spite"):
+            exact_margins(model, images, "linf", nodes=31, cache=tmp_path)
+    assert exact_margins(model, images, "linf", nodes=3000, cache=tmp_path).solved.all()
+    assert exact_margins(model, images, "linf", nodes=1, cache=tmp_path).solved.all()
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def raised_lower(text: str) -> str:
+    """The lower bound doubled, the checksum as it was."""
+    content = json.loads(text)
+    content["body"]["answer"]["lower"] *= 2
+    return json.dumps(content)
+
+
+def clean_witness(text: str) -> str:
+    """A witness that is the image itself, with a right checksum."""
+    content = json.loads(text)
+    content["body"]["answer"] |= {"move": [0.0] * 64, "upper": 0.0, "lower": 0.0}
+    return signed(content)
+
+
+def shorter(text: str) -> str:
+    """A distance that is not the witness's, with a right checksum."""
+    content = json.loads(text)
+    content["body"]["answer"]["upper"] *= 0.5
+    content["body"]["answer"]["lower"] *= 0.5
+    return signed(content)
+
+
+def another_image(text: str) -> str:
+    """The answer to another question, with a right checksum."""
+    content = json.loads(text)
+    content["body"]["question"]["image"] = "0" * 64
+    return signed(content)
+
+
+def signed(content: dict[str, Any]) -> str:
+    return json.dumps({**content, "checksum": cached._checksum(content["body"])})
+
+
+@pytest.mark.parametrize("damage", [cut, raised_lower, clean_witness, shorter, another_image, lambda _: "[1]"])
+def test_a_damaged_record_is_not_believed(
+    shallow: nn.Module, digits: Tensor, tmp_path: Path, damage: Callable[[str], str]
+) -> None:
+    image = digits[:1]
+    first = exact_margins(shallow, image, "l2", cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    again = exact_margins(shallow, image, "l2", cache=tmp_path)
+    for name in ("lower", "upper", "witness", "nodes"):
+        assert getattr(again, name).equal(getattr(first, name)), name
+    # and it was written anew, nothing else beside it
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert json.loads(path.read_text(encoding="utf-8"))["body"]["answer"]["lower"] == first.lower.item()
+
+
+# --- controls: a solver that is wrong ---
+
+
+def test_a_witness_below_a_lower_bound_is_an_alarm(shallow: nn.Module, digits: Tensor, tmp_path: Path) -> None:
+    image = digits[:1]
+    exact_margins(shallow, image, "l2", cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["body"]["answer"]["lower"] *= 1.001
+    path.write_text(signed(content), encoding="utf-8")
+    with pytest.raises(UnsoundError, match="no result of this solver can be trusted"):
+        exact_margins(shallow, image, "l2", cache=tmp_path)
+
+
+def last_class_forgotten(network: ReluNetwork) -> int:
+    return len(network.biases[-1]) - 1
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    if defect == "chords":
+        monkeypatch.setattr(tree, "upper_lines", lines_of_low_chords)
+    else:
+        monkeypatch.setattr(ReluNetwork, "classes", property(last_class_forgotten))
+        monkeypatch.setattr(
+            ReluNetwork,
+            "lead",
+            lambda self, other, own: np.eye(len(self.biases[-1]))[other] - np.eye(len(self.biases[-1]))[own],
+        )
+
+
+@pytest.mark.parametrize("defect", ["chords", "class"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_pattern_finds_a_planted_defect(monkeypatch: pytest.MonkeyPatch, norm: Norm, defect: str) -> None:
+    plant(monkeypatch, defect)
+    assert disagreements(norm, "box") > 0
+
+
+def test_integer_programs_find_a_forgotten_class(
+    monkeypatch: pytest.MonkeyPatch, deep: nn.Module, digits: Tensor
+) -> None:
+    true = exact_margins(deep, digits[:40], "linf")
+    towards = copy.deepcopy(deep).double()(true.witness).argmax(1)
+    images = digits[:40][towards == 9][:2]
+    assert len(images) == 2
+    with monkeypatch.context() as patch:
+        plant(patch, "class")
+        found = exact_margins(deep, images, "linf")
+    assert unlike_programs(deep, images, found) == 2
