@@ -2,7 +2,8 @@
 
 A ratio is an estimator's distance over a reference's. Every image counts: one that an estimator did not find has
 the ratio inf, also where no other found it. Quantiles and shares are over all images, and a mean with one such image is
-inf; ``mean_found`` leaves them out.
+inf; ``mean_found`` leaves them out. An image whose exact margin was left open has no ratio to it, but counts as
+outside every share.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ RESOLUTION = 1e-4
 
 RATIO_COLUMNS = ("least", "mean", "mean_found", "median", "p90", "worst", "within_1", "within_5")
 KEY_COLUMNS = ("problem", "norm", "estimator", "role")
-AGAINST_COLUMNS = (*KEY_COLUMNS, "against", "images", *RATIO_COLUMNS, "declared")
+AGAINST_COLUMNS = (*KEY_COLUMNS, "against", "images", "open", *RATIO_COLUMNS, "missed", "declared")
+OPEN_COLUMNS = ("problem", "norm", "image", "lower", "upper", "envelope", "nearest")
 ESTIMATOR_COLUMNS = (
     *(*KEY_COLUMNS, "images", *RATIO_COLUMNS, "others", "wins", "sole_wins"),
     *("not_found", "failed", "after_noise", "tied", "nobody", "message"),
@@ -59,10 +61,15 @@ def ratios(distance: pd.Series, reference: pd.Series) -> np.ndarray:
     return result
 
 
-def describe(ratio: np.ndarray) -> dict[str, float]:
-    """`RATIO_COLUMNS` of the ratios that are not NaN; NaN of none."""
+def describe(ratio: np.ndarray, left_open: int = 0) -> dict[str, float]:
+    """`RATIO_COLUMNS` of the ratios that are not NaN; NaN of none.
+
+    Args:
+        left_open: further images, which are outside every share.
+    """
     known = ratio[~np.isnan(ratio)]
     found = known[np.isfinite(known)]
+    images = len(known) + left_open
     return {
         "least": quantile(known, 0.0),
         "mean": float(known.mean()) if len(known) else np.nan,
@@ -70,8 +77,8 @@ def describe(ratio: np.ndarray) -> dict[str, float]:
         "median": quantile(known, 0.5),
         "p90": quantile(known, 0.9),
         "worst": quantile(known, 1.0),
-        "within_1": float((known <= 1.01).mean()) if len(known) else np.nan,
-        "within_5": float((known <= 1.05).mean()) if len(known) else np.nan,
+        "within_1": float((known <= 1.01).sum() / images) if images else np.nan,
+        "within_5": float((known <= 1.05).sum() / images) if images else np.nan,
     }
 
 
@@ -174,7 +181,8 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
 
     References are the envelope, that of the others (an estimator better than all of them has ratios below 1), the
     envelope without each of ``leaving`` (see `settings_of`), and exact margins where they are known. ``images`` are
-    those with a reference.
+    those with a reference, or whose exact margin is ``open``; ``missed`` those with a reference that the estimator did
+    not find.
 
     Args:
         rows, whole: see `estimator_table`.
@@ -184,21 +192,43 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
         best = {ENVELOPE: envelope(full)} | {
             f"without {name}": envelope(full, settings) for name in leaving if (settings := settings_of(full, name))
         }
-        exact = own.groupby("image", sort=False)["exact"].first().loc[wide.index]
+        known = own.groupby("image", sort=False)[["exact", "exact_lower"]].first().loc[wide.index]
+        bracketed, exact = known["exact_lower"].notna(), known["exact"]
+        left_open = int((bracketed & exact.isna()).sum())
         # images that no other class can be reached from have no margin to compare with
-        truth = {EXACT: exact.where(np.isfinite(exact))} if exact.notna().any() else {}
+        truth = {EXACT: exact.where(np.isfinite(exact))} if bracketed.any() else {}
         for name, unit in own.groupby("estimator", sort=False):
-            references = best | {OTHERS: envelope(full, [str(name)])} | truth
+            references = best | {OTHERS: envelope(full, [str(name)])}
             facts = {"estimator": name, "role": unit["role"].iloc[0], "declared": unit["declared"].iloc[0]}
             table += [key | facts | _against(wide[name], *reference) for reference in references.items()]
+            table += [key | facts | _against(wide[name], *reference, left_open) for reference in truth.items()]
         for reference in truth.items():
-            table.append(key | {"estimator": ENVELOPE, "role": ENVELOPE} | _against(best[ENVELOPE], *reference))
+            facts = {"estimator": ENVELOPE, "role": ENVELOPE}
+            table.append(key | facts | _against(best[ENVELOPE], *reference, left_open))
     return pd.DataFrame(table, columns=list(AGAINST_COLUMNS))
 
 
-def _against(distance: pd.Series, name: str, reference: pd.Series) -> dict[str, object]:
+def _against(distance: pd.Series, name: str, reference: pd.Series, left_open: int = 0) -> dict[str, object]:
     ratio = ratios(distance, reference)
-    return {"against": name, "images": int((~np.isnan(ratio)).sum()), **describe(ratio)}
+    images, missed = int((~np.isnan(ratio)).sum()) + left_open, int(np.isposinf(ratio).sum())
+    return {"against": name, "images": images, "open": left_open, **describe(ratio, left_open), "missed": missed}
+
+
+def open_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Images whose exact margin was left open, in `OPEN_COLUMNS`: the bracket, and the nearest estimator's distance.
+
+    Args:
+        rows: see `estimator_table`; without a budget.
+    """
+    table = []
+    for key, own, wide, _ in _groups(rows, None):
+        known = own.groupby("image", sort=False)[["exact", "exact_lower", "exact_upper"]].first().loc[wide.index]
+        best = envelope(wide)
+        for image in known.index[known["exact_lower"].notna() & known["exact"].isna()]:
+            bracket = {"lower": known.loc[image, "exact_lower"], "upper": known.loc[image, "exact_upper"]}
+            nearest = {"envelope": best[image], "nearest": wide.loc[image].idxmin()}
+            table.append({**key, "image": image, **bracket, **nearest})
+    return pd.DataFrame(table, columns=list(OPEN_COLUMNS))
 
 
 def pareto_front(passes: np.ndarray, quality: np.ndarray) -> np.ndarray:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
-PROBLEMS = ("affine", "affine-box", "affine-free", "digits")
+SEARCHED = ("relu", "relu-deep")
+PROBLEMS = ("affine", "affine-box", "affine-free", "digits", *SEARCHED)
+# exact margins that are searched for take seconds an image where they are not in the cache
+IMAGES, EXACT_IMAGES = 200, 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--problem", action="append", default=[], choices=PROBLEMS, help="built-in problem, repeatable")
     add("--epoch", action="append", default=[], type=int, help="checkpoint of a RUN, repeatable (default: the last)")
     add("--split", action="append", metavar="NAME", help="probe images of a RUN, repeatable (default: test)")
-    add("--images", type=int, default=200, help="images a problem at most (default: 200)")
+    more = f"default: {IMAGES}; of {' and '.join(SEARCHED)} {EXACT_IMAGES}"
+    add("--images", type=int, help=f"images a problem at most ({more})")
     add("--estimator", action="append", metavar="NAME", help=f"{names}, repeatable (default: {' '.join(DEFAULT)})")
     add("--reference", action="append", default=[], metavar="NAME", help="estimator for the envelope only, repeatable")
     add(
@@ -80,10 +84,9 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("expected a run folder or --problem, got neither; name at least one")
     if not given.run and (given.epoch or given.split):
         raise ConfigError("expected a run folder with --epoch and --split, got none; name one")
-    counts = {"images": given.images, "repeats": given.repeats, "threads": given.threads}
-    counts |= {} if given.budget is None else {"budget": given.budget}
-    for name, value in counts.items():
-        if value < 1:
+    for name in ("images", "repeats", "threads", "budget"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
             raise ConfigError(f"expected --{name} of at least 1, got {value}; give a larger number")
     if given.out.exists() and not given.out.is_dir():
         raise ConfigError(f"expected a folder or a new name for --out, got the file {given.out}; choose another")
@@ -127,7 +130,9 @@ def _compare(given: argparse.Namespace) -> int:
         screen.begin(problem)
         here = problem.on(device)
         norms = given.norm or NORMS
-        parts.append(measure_problem(here, everything, norms, repeats=given.repeats, on_unit=screen.unit))
+        parts.append(
+            measure_problem(here, everything, norms, repeats=given.repeats, on_unit=screen.unit, on_truth=screen.truth)
+        )
     measured = join(parts)
     results = evaluate(measured, [text for text in references if text not in estimators], leaving, given.budget)
     screen.show(results, measured.skipped)
@@ -145,11 +150,12 @@ def _problems(given: argparse.Namespace) -> Iterator[Problem]:
     from harness.runs import read_runs
 
     # all are looked at before the first is measured
-    runs = [list(run_problems(run, given.epoch, given.split or ["test"], given.images)) for run in read_runs(given.run)]
+    splits, images = given.split or ["test"], given.images or IMAGES
+    runs = [list(run_problems(run, given.epoch, splits, images)) for run in read_runs(given.run)]
     for problems in runs:
         yield from problems
     for name in given.problem:
-        yield BUILT_IN[name](given.images)
+        yield BUILT_IN[name](given.images or (EXACT_IMAGES if name in SEARCHED else IMAGES))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def compare(problem: Problem, estimators: Sequence[str]) -> list[Row]:
         if problem.exact is None:
             reference = torch.stack([margins.distance for margins, _ in measured.values()]).amin(0)
         else:
-            reference = problem.exact(norm)
+            reference = problem.exact(norm).margin
         for name, (margins, seconds) in measured.items():
             rows.append(_row(problem.name, name, norm, margins, reference, seconds))
     return rows

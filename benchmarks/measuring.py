@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from attacks.estimator import Estimator, Margins, Norm
 from attacks.measure import measure
 from attacks.trace import Trace
-from benchmarks.problems import Problem
+from benchmarks.problems import Problem, Truth
 from harness.devices import device_of
 from harness.store import MARGIN_COLUMNS, Unit
 from harness.tracker import margin_rows
 from harness.units import plan_units
 
-ROW_COLUMNS = ("problem", *MARGIN_COLUMNS, "hidden", "exact", "declared")
+TRUTH_COLUMNS = ("exact", "exact_lower", "exact_upper")
+ROW_COLUMNS = ("problem", *MARGIN_COLUMNS, "hidden", *TRUTH_COLUMNS, "declared")
 TRACE_COLUMNS = ("problem", "estimator", "norm", "image", "passes", "distance")
 
 
@@ -29,8 +29,9 @@ class Measured:
 
     Attributes:
         rows: one row an image, estimator and norm, in `ROW_COLUMNS`: those of a run's margins, ``hidden`` (the
-            image's forwards whose rows a library hid), ``exact`` (its margin; NaN where it is not known) and
-            ``declared`` (the estimator's tightness; NaN but on affine problems).
+            image's forwards whose rows a library hid), ``exact`` (its margin; NaN where it is not known),
+            ``exact_lower`` and ``exact_upper`` (what is proved of it; NaN where nothing is) and ``declared`` (the
+            estimator's tightness; NaN but on affine problems).
         traces: one row for every time that an image's nearest point came nearer, in `TRACE_COLUMNS`.
         skipped: a line for every estimator's norm or domain that a problem could not use.
     """
@@ -57,6 +58,7 @@ def measure_problem(
     *,
     repeats: int = 1,
     on_unit: Callable[[Unit, Margins, float], object] = lambda *_: None,
+    on_truth: Callable[[Norm, Truth, float], object] = lambda *_: None,
 ) -> Measured:
     """Measure the problem's images with every estimator in every norm that it has.
 
@@ -68,6 +70,7 @@ def measure_problem(
         estimators: canonical text -> estimator; one without the problem's domain is skipped with a line.
         repeats: rounds.
         on_unit: told of every unit of the first round, with its seconds.
+        on_truth: told of the exact margins in every norm, with the seconds that they took.
 
     Raises:
         EstimatorError: an estimator without any of the norms, or none that has the domain.
@@ -92,12 +95,16 @@ def measure_problem(
                 if trace is not None:
                     results[unit] = margins, trace
                     on_unit(unit, margins, seconds[unit][0])
-        exact = None if problem.exact is None or not chosen else problem.exact(norm)
+        truth = None
+        if problem.exact is not None and chosen:
+            began = time.perf_counter()
+            truth = problem.exact(norm)
+            on_truth(norm, truth, time.perf_counter() - began)
         for unit in chosen:
             margins, trace = results[unit]
             timed = float(np.median(seconds[unit][1:] or seconds[unit])) / len(problem.images)
             declared = able[unit.estimator].tightness.get(norm, np.nan) if problem.affine else np.nan
-            table = _unit_rows(problem, unit, margins, trace, exact)
+            table = _unit_rows(problem, unit, margins, trace, truth)
             rows.append(table.assign(seconds=timed, declared=declared)[list(ROW_COLUMNS)])
             traces.append(_unit_trace(problem, unit, trace))
     return Measured(pd.concat(rows, ignore_index=True), pd.concat(traces, ignore_index=True), tuple(skipped))
@@ -123,10 +130,11 @@ def _warm_up(problem: Problem, estimator: Estimator, norm: Norm) -> None:
     measure(problem.model, image, estimator, norm, domain=problem.domain, noise_retries=0)
 
 
-def _unit_rows(problem: Problem, unit: Unit, margins: Margins, trace: Trace, exact: Tensor | None) -> pd.DataFrame:
+def _unit_rows(problem: Problem, unit: Unit, margins: Margins, trace: Trace, truth: Truth | None) -> pd.DataFrame:
     table = margin_rows(problem.epoch, problem.split, problem.probe, unit, problem.domain, margins)
-    truth = np.full(len(table), np.nan) if exact is None else exact.numpy()
-    return table.assign(problem=problem.name, hidden=trace.hidden.numpy(), exact=truth)
+    known = (np.nan,) * 3 if truth is None else (truth.margin.numpy(), truth.lower.numpy(), truth.upper.numpy())
+    facts = dict(zip(TRUTH_COLUMNS, known, strict=True))
+    return table.assign(problem=problem.name, hidden=trace.hidden.numpy(), **facts)
 
 
 def _unit_trace(problem: Problem, unit: Unit, trace: Trace) -> pd.DataFrame:

@@ -5,23 +5,47 @@ A problem with known margins is one more function here and one more line in `BUI
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attacks.affine import affine_margins
+from attacks.certify.exact import exact_margins
 from attacks.estimator import Domain, Norm
 from attacks.measure import derive_seed
-from harness.data import draw_probe, load
+from harness.data import Dataset, draw_probe, load
 from harness.files import StoreError, load_checkpoint
-from harness.models import build
+from harness.models import build, seeded
 from harness.probes import Probe
 from harness.remeasure import model_of, options_of, probes_of
 from harness.runs import Run
 from harness.training import Trainer, TrainingOptions
+
+# in the working directory: what exact margins took minutes to find is found once
+EXACT_CACHE = Path(".exact")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is proved of the margins, ``(N,)`` float64 each: they lie between ``lower`` and ``upper``.
+
+    Attributes:
+        solved: ``(N,)`` bool, where the two are close enough to be one number.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    solved: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """``(N,)`` float64; NaN for an image whose margin was left open."""
+        return torch.where(self.solved, self.upper, math.nan)
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,7 @@ class Problem:
     """Images, a classifier, how its margins are measured, and the exact ones where they are known.
 
     Attributes:
-        exact: norm -> ``(N,)`` float64; NaN for an image whose margin the exact method left open.
+        exact: norm -> what is proved of the margins, without any of the estimators' help.
         affine: whether estimators have declared how tight they are on it.
         seeding: what the images' seeds derive from, the estimator's text, norm and id apart; none: their positions.
     """
@@ -37,7 +61,7 @@ class Problem:
     name: str
     model: nn.Module
     probe: Probe
-    exact: Callable[[Norm], Tensor] | None = None
+    exact: Callable[[Norm], Truth] | None = None
     affine: bool = False
     domain: Domain = "box"
     noise_retries: int = 6
@@ -81,8 +105,9 @@ def affine_problem(images: int, boxed: bool, domain: Domain = "box") -> Problem:
     with torch.no_grad():
         labels = model(points).argmax(1)
 
-    def exact(norm: Norm) -> Tensor:
-        return affine_margins(layer.weight, layer.bias, points, norm, domain=domain)
+    def exact(norm: Norm) -> Truth:
+        margins = affine_margins(layer.weight, layer.bias, points, norm, domain=domain)
+        return Truth(margins, margins, torch.ones(images, dtype=torch.bool))
 
     name = ("affine, at the box" if boxed else "affine") + (", free" if domain == "free" else "")
     return Problem(name, model, Probe(points, labels, torch.arange(images)), exact, affine=True, domain=domain)
@@ -92,12 +117,41 @@ def digits_problem(images: int, epochs: int = 20) -> Problem:
     """The default ``cnn`` after some epochs on digits, and test images."""
     dataset = load("digits")
     model = build("cnn", dataset.shape, dataset.classes, seed=0)
+    return _trained("digits cnn", model, dataset, images, epochs)
+
+
+def relu_problem(images: int, *, deep: bool, epochs: int = 20, cache: Path | None = EXACT_CACHE) -> Problem:
+    """A dense ReLU network after some epochs on digits, with exact margins in both norms, and test images.
+
+    The exact solver gets no starting points but its own, and nothing else from the estimators either.
+
+    Args:
+        deep: the default ``dense`` of digits, 64-64-64-10, instead of 64-32-10.
+        cache: folder of exact margins that were found before.
+    """
+    dataset = load("digits")
+    if deep:
+        name, model = "digits dense", build("dense", dataset.shape, dataset.classes, seed=0)
+    else:
+        with seeded(0):
+            layers = (nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, dataset.classes))
+        name, model = "digits 64-32-10", nn.Sequential(*layers)
+    problem = _trained(name, model, dataset, images, epochs)
+
+    def exact(norm: Norm) -> Truth:
+        found = exact_margins(problem.model, problem.images, norm, domain=problem.domain, cache=cache)
+        return Truth(found.lower, found.upper, found.solved)
+
+    return replace(problem, exact=exact)
+
+
+def _trained(name: str, model: nn.Module, dataset: Dataset, images: int, epochs: int) -> Problem:
     trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
     while trainer.epoch < epochs:
         trainer.run_epoch()
     index = draw_probe(dataset.test, images, seed=0)
     probe = Probe(dataset.test.pixels(index), dataset.test.labels[index], index)
-    return Problem(f"digits cnn, epoch {epochs}", model, probe, epoch=epochs)
+    return Problem(f"{name}, epoch {epochs}", model, probe, epoch=epochs)
 
 
 def slug(name: str) -> str:
@@ -110,6 +164,8 @@ BUILT_IN: dict[str, Callable[[int], Problem]] = {
     "affine-box": lambda images: affine_problem(images, boxed=True),
     "affine-free": lambda images: affine_problem(images, boxed=True, domain="free"),
     "digits": digits_problem,
+    "relu": lambda images: relu_problem(images, deep=False),
+    "relu-deep": lambda images: relu_problem(images, deep=True),
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from benchmarks.anytime import curves, within_budget
-from benchmarks.audit import correlation_table, estimator_table, ratio_table
+from benchmarks.audit import correlation_table, estimator_table, open_table, ratio_table
 from benchmarks.measuring import Measured
 from benchmarks.remarks import Remark, remark
 
@@ -23,6 +23,7 @@ class Results:
         rows: the same within the budget.
         estimators: see `audit.estimator_table`.
         ratios: see `audit.ratio_table`.
+        unsolved: see `audit.open_table`.
         correlations: see `audit.correlation_table`; of estimators without references.
         curves: see `anytime.curves`.
         remarks: see `remarks.remark`; of whole runs, which a budget says nothing about.
@@ -33,6 +34,7 @@ class Results:
     rows: pd.DataFrame
     estimators: pd.DataFrame
     ratios: pd.DataFrame
+    unsolved: pd.DataFrame
     correlations: pd.DataFrame
     curves: pd.DataFrame
     remarks: list[Remark]
@@ -57,6 +59,7 @@ def evaluate(
         rows=rows,
         estimators=estimator_table(rows, whole),
         ratios=ratio_table(rows, whole, leaving),
+        unsolved=open_table(whole),
         correlations=correlation_table(rows[rows["role"] == "estimator"]),
         curves=curves(whole, measured.traces),
         remarks=remark(estimator_table(whole), ratio_table(whole)),

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attacks.estimator import Margins
+from attacks.estimator import Margins, Norm
 from benchmarks.audit import ENVELOPE, EXACT, OTHERS
-from benchmarks.problems import Problem
+from benchmarks.problems import Problem, Truth
 from benchmarks.remarks import LEVELS
 from benchmarks.results import Results
 from harness.store import Unit
@@ -47,6 +47,9 @@ class Screen:
         passes = (margins.forwards + margins.backwards).mean()
         self.say(f"  {unit}: {average}{len(found)} found, {passes:.0f} passes, {seconds:.1f} s")
 
+    def truth(self, norm: Norm, truth: Truth, seconds: float) -> None:
+        self.say(f"  exact margins {norm}: {int(truth.solved.sum())} of {len(truth.solved)} solved, {seconds:.1f} s")
+
     def show(self, results: Results, skipped: tuple[str, ...] = ()) -> None:
         """Everything: a table a problem and norm, exact margins where known, rank correlations, remarks."""
         for line in skipped:
@@ -58,6 +61,8 @@ class Screen:
             self.console.print(_main_table(rows[rows["role"] == "estimator"]))
             here = (results.ratios["problem"] == problem) & (results.ratios["norm"] == norm)
             self._show_references(rows, results.ratios[here])
+            left = results.unsolved
+            self._show_unsolved(left[(left["problem"] == problem) & (left["norm"] == norm)])
             ranks = results.correlations
             self._show_ranks(ranks[(ranks["problem"] == problem) & (ranks["norm"] == norm)])
         self.say("")
@@ -84,10 +89,18 @@ class Screen:
         # against the others stands in the table above
         asked = ratios[(ratios["role"] != "reference") & ~ratios["against"].isin([ENVELOPE, OTHERS])]
         for against, rows in asked.groupby("against", sort=False):
-            images = rows["images"].iloc[0]
-            title = f"the exact margins ({images} images)" if against == EXACT else f"the envelope {against}"
+            images, left_open = rows[["images", "open"]].iloc[0]
+            told = f", {left_open} of them open: in no share within 1% or 5%, and in no mean" if left_open else ""
+            title = f"the exact margins ({images} images{told})" if against == EXACT else f"the envelope {against}"
             self.say(f"against {title}")
             self.console.print(_ratio_table(rows))
+
+    def _show_unsolved(self, unsolved: pd.DataFrame) -> None:
+        """Every image whose exact margin is not known, with what is."""
+        for _, row in unsolved.iterrows():
+            bracket = f"between {row['lower']:.6g} and {row['upper']:.6g}"
+            nearest = f"{row['envelope']:.6g} by {row['nearest']}"
+            self.say(f"left open: image {row['image']}, its margin is {bracket}; the nearest found is {nearest}")
 
     def _show_ranks(self, correlations: pd.DataFrame) -> None:
         names = list(correlations["estimator"].unique())
@@ -118,9 +131,9 @@ def _main_table(rows: pd.DataFrame) -> Table:
 
 def _ratio_table(rows: pd.DataFrame) -> Table:
     missed, declared = bool((rows["mean"] != rows["mean_found"]).any()), bool(rows["declared"].notna().any())
-    table = _table("least", *_ratio_headings(missed), *(("declared",) if declared else ()))
+    table = _table("least", *_ratio_headings(missed), "missed", *(("declared",) if declared else ()))
     for _, row in rows.iterrows():
-        cells = [_number(row["least"], 4), *_ratio_cells(row, missed)]
+        cells = [_number(row["least"], 4), *_ratio_cells(row, missed), str(row["missed"])]
         table.add_row(escape(str(row["estimator"])), *cells, *([_number(row["declared"], 4)] if declared else []))
     return table
 

@@ -26,6 +26,7 @@ def write(out: Path, results: Results, options: Mapping[str, Any], estimators: M
     tables = {
         "estimators": results.estimators,
         "ratios": results.ratios,
+        "unsolved": results.unsolved,
         "correlations": results.correlations,
         "anytime": results.curves,
     }

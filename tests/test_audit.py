@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,7 +145,7 @@ def units(**distances: list[float]) -> pd.DataFrame:
         status = np.where(found, "found", "not_found")
         facts: dict[str, Any] = {"problem": "p", "norm": "l2", "estimator": name, "status": status, "message": ""}
         facts |= {"forwards": 10.0, "backwards": 5.0, "passes": 15.0, "seconds": 0.1, "hidden": 0.0, "correct": True}
-        facts |= {"role": "estimator", "exact": NAN, "declared": NAN}
+        facts |= {"role": "estimator", "exact": NAN, "exact_lower": NAN, "exact_upper": NAN, "declared": NAN}
         tables.append(table.assign(**facts))
     return pd.concat(tables, ignore_index=True)
 
@@ -169,7 +172,7 @@ def test_a_budget_loses_witnesses_and_leaves_references_alone() -> None:
 
 def test_ratios_with_and_without_an_estimator_in_the_envelope() -> None:
     rows = units(good=[1.0, 1.0], bad=[2.0, 4.0], other=[1.5, 1.5])
-    rows["exact"] = np.tile([0.5, NAN], 3)
+    rows["exact"] = rows["exact_lower"] = rows["exact_upper"] = np.tile([0.5, INF], 3)
     table = audit.ratio_table(rows, leaving=["good", "absent"]).set_index(["estimator", "against"])
     assert table.loc[("bad", "envelope"), "mean"] == 3.0
     assert table.loc[("good", "without good"), "mean"] == pytest.approx(2 / 3)
@@ -187,6 +190,34 @@ def test_a_bare_name_leaves_out_all_of_its_settings() -> None:
     assert table.loc[("good", "without good"), "mean"] == pytest.approx(2 / 3)
     assert table.loc[("good", "without good:steps=9"), "mean"] == 1.0
     assert table.loc[("good:steps=9", "the others"), "mean"] == pytest.approx(1.2)  # good is another one
+
+
+def test_images_that_the_exact_solver_leaves_open_count_against_everybody() -> None:
+    rows = units(good=[1.0, 1.0, 3.0, 5.0], bad=[2.0, INF, 9.0, 4.0])
+    rows["exact"] = np.tile([1.0, 0.995, NAN, INF], 2)
+    rows["exact_lower"] = np.tile([1.0, 0.995, 2.9, INF], 2)
+    rows["exact_upper"] = np.tile([1.0, 0.995, 3.1, INF], 2)
+    table = audit.ratio_table(rows)
+    exact = table[table["against"] == "exact"].set_index("estimator")
+    assert (exact["images"] == 3).all()  # there is no margin of an image without a boundary
+    assert (exact["open"] == 1).all()
+    assert exact.loc[["good", "envelope"], "within_1"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert exact.loc["good", "mean"] == pytest.approx((1 + 1 / 0.995) / 2)
+    assert exact.loc["good", "worst"] == pytest.approx(1 / 0.995)
+    assert exact["missed"].to_dict() == {"good": 0, "bad": 1, "envelope": 0}
+    assert exact.loc["bad", "within_5"] == 0.0
+    # the control: an open image says nothing against other references
+    assert (table.loc[table["against"] == "envelope", "open"] == 0).all()
+    (left,) = audit.open_table(rows).to_dict("records")
+    assert left == {
+        **{"problem": "p", "norm": "l2", "image": 2, "lower": 2.9, "upper": 3.1},
+        **{"envelope": 3.0, "nearest": "good"},
+    }
+    rows["exact"] = NAN
+    everything = audit.ratio_table(rows[rows["image"] == 2]).set_index(["estimator", "against"])
+    assert everything.loc[("good", "exact"), "within_1"] == 0.0
+    assert math.isnan(everything.loc[("good", "exact"), "mean"])
+    assert audit.open_table(units(one=[1.0])).empty
 
 
 # --- remarks ---
@@ -444,7 +475,7 @@ def test_the_command_says_shows_and_writes(
     assert figures == {path.stem for path in out.iterdir() if path.suffix == ".png"} == names
     written = {
         "comparison.json",
-        *(f"{name}.csv" for name in ("estimators", "ratios", "correlations", "anytime", "margins")),
+        *(f"{name}.csv" for name in ("estimators", "ratios", "unsolved", "correlations", "anytime", "margins")),
     }
     assert {path.name for path in out.iterdir() if path.suffix not in (".png", ".svg")} == written
 
@@ -472,6 +503,35 @@ def test_errors_are_one_line_and_write_nothing(
     assert words in said
     assert ONE_LINE.fullmatch(said.rstrip("\n"))
     assert not (tmp_path / "out").exists()
+
+
+def test_exact_margins_of_a_relu_network_stand_beside_the_estimators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(built_in, "relu_problem", partial(built_in.relu_problem, epochs=3))
+    asked = ["--problem", "relu", "--images", "6", "--estimator", "cascade", "--estimator", "linear", "--norm", "linf"]
+    assert main([*asked, "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "exact margins linf: 6 of 6 solved" in printed
+    assert "against the exact margins (6 images)" in printed
+    assert "left open" not in printed
+    table = pd.read_csv("out/ratios.csv")
+    exact = table[table["against"] == "exact"].set_index("estimator")
+    assert (exact["least"] > 1 - 1e-5).all()
+    assert exact.loc["envelope", "worst"] < 1.01
+    # the control: one step of linearisation is not exact
+    assert exact.loc["linear", "worst"] > exact.loc["envelope", "worst"]
+    assert len(list((tmp_path / ".exact").iterdir())) == 6
+    monkeypatch.setattr(built_in, "exact_margins", partial(built_in.exact_margins, nodes=1))
+    shutil.rmtree(tmp_path / ".exact")
+    assert main([*asked, "--out", "out"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "against the exact margins (6 images, 6 of them open: in no share" in printed
+    assert (
+        len(re.findall(r"left open: image \d+, its margin is between 0 and 0\.\d+; the nearest found is", printed)) == 6
+    )
+    assert len(pd.read_csv("out/unsolved.csv")) == 6
 
 
 def test_the_commands_problems_are_those_that_there_are() -> None:
