@@ -109,6 +109,7 @@ def branching(logits: Tensor) -> Tensor:
         (Lambda(lambda z: functional.relu(z) + z), "a path around a ReLU"),
         (Lambda(lambda z: z * z), "the operation mul of two results of the image"),
         (Lambda(lambda z: 1 / z), "the operation truediv of two results of the image"),
+        (Lambda(lambda z: (z, z)), "an output of what is no tensor of the image"),
         (Lambda(branching), "a forward pass that cannot be traced"),
         (Lambda(lambda z: z - z.mean(0)), "operations that mix images"),
         (Lambda(lambda z: z[:, :1]), "expected at least 2 classes, got 1"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from attacks.certify.network import ReluNetwork
 from attacks.certify.region import Array, HalfSpace, Region
 
@@ -21,7 +23,7 @@ def approach(network: ReluNetwork, image: Array, region: Region, own: int, other
     every time, as Croce & Hein 2020, https://arxiv.org/abs/1907.02044, do).
     """
     functional = network.lead(other, own)
-    outputs, move = network.blocks(image), 0.0 * image
+    outputs, move = network.blocks(image), np.zeros_like(image)
     for _ in range(STEPS):
         gradient = network.slope(outputs, functional)
         missing = float(gradient @ move - functional @ outputs[-1])

@@ -62,7 +62,8 @@ def shortest_move(
         best = problem.solve_linf(known, target)
         if precise or NEARLY * target <= best.bound < target:
             exact = problem.solve_program()
-            best = exact if exact.bound >= best.bound or precise else best
+            if exact is not None and (precise or exact.bound >= best.bound):
+                best = exact
     return Shortest(bound=best.bound, move=best.move, weights=best.weights / scale, aggregate=best.aggregate)
 
 
@@ -131,8 +132,8 @@ class _Problem:
             length = max(length, best.bound)
         return best
 
-    def solve_program(self) -> Shortest:
-        """HiGHS on ``min t + PENALTY s``: ``rows @ d + s >= gaps``, ``|d_i| <= t``."""
+    def solve_program(self) -> Shortest | None:
+        """None where the solver gives up; HiGHS on ``min t + PENALTY s``: ``rows @ d + s >= gaps``, ``|d_i| <= t``."""
         m, n = self.rows.shape
         ones, eye = np.ones((n, 1)), eye_array(n)
         none = coo_array((n, 1))
@@ -153,7 +154,7 @@ class _Problem:
             options={"presolve": False, "primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
         )
         if result.status != 0:
-            return self.weighted(np.zeros(m))
+            return None
         return self.weighted(np.maximum(-result.ineqlin.marginals[:m], 0.0), result.x[:n])
 
 

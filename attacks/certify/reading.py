@@ -183,8 +183,9 @@ class _Reader:
         return self._start(tuple(values.shape[1:]))
 
     def _close(self, rows: object) -> Tensor:
+        """End the current block with these rows."""
         if not isinstance(rows, _Rows):
-            raise _refusal("a ReLU of what is no result of the image")
+            raise _refusal("a ReLU or an output of what is no tensor of the image")
         if rows.block != len(self.weights):
             raise _refusal("a path around a ReLU")
         flat = rows.values.reshape(len(rows.values), -1).numpy()

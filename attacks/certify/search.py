@@ -135,9 +135,10 @@ class Search:
         self._nodes, self._most_nodes, self._deadline = 0, budget.nodes, time.monotonic() + budget.seconds
         self._approach()
         try:
-            self._climb()
-            # no boundary in the whole box, or anywhere of a network that is affine
-            if math.isinf(self.upper) and (self.whole.boxed or not self.network.hidden):
+            tree = self._climb()
+            # the lines of an affine network hold at every distance, those of another one in the ball only
+            empty = tree.floor > self.whole.radius if self.whole.boxed else math.isinf(tree.floor)
+            if math.isinf(self.upper) and empty and (self.whole.boxed or not self.network.hidden):
                 self.prove(math.inf)
         except OutOfBudget:
             pass
@@ -149,13 +150,14 @@ class Search:
                 for move in approach(self.network, self.image, self.whole, self.own, other):
                     self.offer(move)
 
-    def _climb(self) -> None:
+    def _climb(self) -> Tree:
         """Search the ball of the best witness, or first, where its root proves little, smaller ones."""
         tree = self._tree(self.horizon)
         if tree.least() < PROMISING * tree.radius:
             self._rise(tree.radius / 4)
             tree = self._tree(self.horizon)
         tree.search()
+        return tree
 
     def _rise(self, radius: float) -> None:
         """Prove balls of growing radius empty, the first of them small enough to be proved by its root."""

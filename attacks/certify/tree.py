@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attacks.certify.distance import Shortest, shortest_move
-from attacks.certify.region import Array, HalfSpace, Region
+from attacks.certify.region import TINY, Array, HalfSpace, Region
 from attacks.certify.relaxation import (
     Bounds,
     Lines,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # relative distance beyond the boundary at which witnesses are looked for, small beside any gap
 AIM = 1e-8
+MOST_AIM = 1e-3
 # a root is tightened by its own half-space until that gains less than this
 GAIN = 1.01
 MOST_TIGHTENINGS = 8
@@ -64,7 +65,7 @@ class _Part:
 
 
 class Tree:
-    """The open parts of one ball; a closed one is proved to hold no point nearer than ``enough``, or than ``floor``.
+    """The open parts of one ball; ``floor`` is the least that was proved of a closed one, inf if none holds a point.
 
     Args:
         search: told of witnesses and lower bounds, and asked for the budget.
@@ -79,13 +80,13 @@ class Tree:
         self._around = Surroundings(network=search.network, image=search.image, region=region)
         self.radius = region.radius
         self.open: list[tuple[float, int, _Part]] = []
-        self._floor = math.inf
+        self.floor = math.inf
         self._order = itertools.count()
         self._plant()
 
     def least(self) -> float:
         """No point of another class is nearer than this."""
-        return min([self._horizon, self._floor, *(entry[0] for entry in self.open[:1])])
+        return min([self._horizon, self.floor, *(entry[0] for entry in self.open[:1])])
 
     def search(self) -> None:
         """Split the part of the lowest bound until that is enough."""
@@ -111,7 +112,7 @@ class Tree:
             heapq.heappush(self.open, (part.bound, next(self._order), part))
 
     def _close(self, bound: float) -> None:
-        self._floor = min(self._floor, bound)
+        self.floor = min(self.floor, bound)
 
     def _plant(self) -> None:
         """One part a class, each tightened by what its own bound says."""
@@ -174,7 +175,10 @@ class Tree:
         network, region = self._around.network, self._around.region
         functional = network.lead(part.other, self._search.own)[None]
         lines = upper_lines(self._around, part.bounds, part.slopes, functional, network.hidden, part.signs)
-        aim = AIM * self.radius
+        # the lead counts as reached where rounding may hide it: aim beyond both, but not far
+        hidden = 3 * float(np.abs(functional[0]) @ self._around.doubts[-1])
+        size = max(float(region.dual(lines.rows[:1])[0]), TINY)
+        aim = AIM * self.radius + min(hidden / size, MOST_AIM * self.radius)
         target = self._enough
         found = shortest_move(
             region, lines.rows, -lines.offsets, known=part.bound, target=target, precise=precise, aim=aim
