@@ -200,7 +200,6 @@ def test_the_most_that_rows_gain(norm: Norm, domain: Domain) -> None:
         for bound, there in ((inside.most(rows), points), (inside.most(rows, within), kept)):
             assert (there @ rows.T <= bound + 1e-12).all()
             closeness.append((there @ rows.T).max(0) / bound)
-        assert (inside.most(rows, within) <= inside.most(rows)).all()
     # the control: they are no looser than samples can show
     assert np.median(np.concatenate(closeness)) > 0.9
 

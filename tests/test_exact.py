@@ -240,6 +240,16 @@ def test_brackets_close_with_the_budget(digits: Tensor) -> None:
         assert getattr(again, name).equal(getattr(brackets[2], name)), name
 
 
+def test_tiny_margins_are_bracketed_as_well_as_rounding_allows(deep: nn.Module, digits: Tensor) -> None:
+    images = digits[:4].double()
+    found = exact_margins(deep, images, "l2")
+    for remaining, width in ((1e-3, 1e-5), (1e-5, 1e-3)):
+        near = images + (1 - remaining) * (found.witness - images)
+        bracket = exact_margins(deep, near, "l2", nodes=2000)
+        assert (bracket.lower >= (1 - width) * bracket.upper).all()
+        torch.testing.assert_close(bracket.upper, remaining * found.upper, rtol=5e-3, atol=0)
+
+
 def test_time_is_a_budget_too(digits: Tensor) -> None:
     found = exact_margins(trained((48, 48), epochs=2), digits[:1], "linf", seconds=1e-9)
     assert not found.solved.any()

@@ -63,14 +63,13 @@ class Region:
         By weak duality ``max(a @ d) <= max((a + s g) @ d) - s gap`` for any ``s >= 0``; the bound holds
         whatever the multipliers s are, and their choice makes it exact (in L2, where the box does not bind).
         """
-        plain = self._most(rows)
         if within is None:
-            return plain
+            return self._most(rows)
         multipliers = self._multipliers(rows, within)
         size = abs(within.gap) + float(self.dual(within.normal[None])[0]) * self.radius
         doubt = ROUNDING * multipliers * size
-        bound = self._most(rows + multipliers[:, None] * within.normal) - multipliers * within.gap + doubt
-        return np.minimum(plain, bound)
+        bound: Array = self._most(rows + multipliers[:, None] * within.normal) - multipliers * within.gap + doubt
+        return bound
 
     def nearest(self, half_space: HalfSpace) -> tuple[float, Array]:
         """The shortest move into a half-space, whatever the radius, and its length; inf where the box is in the way.

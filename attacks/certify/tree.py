@@ -199,8 +199,8 @@ def _wrong_signs(part: _Part, outputs: list[Array]) -> dict[int, dict[int, int]]
     """Units without a sign whose output has another one than their bounds allow, with the allowed one."""
     wrong: dict[int, dict[int, int]] = {}
     for layer, (output, signs) in enumerate(zip(outputs, part.signs, strict=False)):
-        on = part.bounds.low[layer] >= 0
-        units = np.flatnonzero((signs == 0) & np.where(on, output < 0, output > 0))
+        on, off = part.bounds.low[layer] >= 0, part.bounds.high[layer] <= 0
+        units = np.flatnonzero((signs == 0) & ((on & (output < 0)) | (off & (output > 0))))
         if len(units):
             wrong[layer] = {int(unit): 1 if on[unit] else -1 for unit in units}
     return wrong
