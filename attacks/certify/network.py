@@ -61,8 +61,8 @@ class ReluNetwork:
         """How far rounding may take each block's outputs, in any order of summation, ``(n_out,)`` each.
 
         The standard bound (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1): the number of
-        operations in a row times the unit roundoff, of the network of absolute values; eight times that, since what
-        is compared was summed more than once.
+        operations in a row times the unit roundoff, of the network of absolute values; four times that, for reading
+        the network, for lines through it, for their bounds over a region, and for the model's own forward pass.
 
         Args:
             size: ``(n,)`` what no pixel exceeds in absolute value.
@@ -72,7 +72,7 @@ class ReluNetwork:
         for weight, bias in zip(self.weights, self.biases, strict=True):
             size = np.abs(weight) @ size + np.abs(bias)
             operations += weight.shape[1] + 8
-            doubts.append(8 * operations * 2.0**-53 * size)
+            doubts.append(4 * operations * 2.0**-53 * size)
         return tuple(doubts)
 
     def fingerprint(self) -> str:
