@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Measure what docs/estimators.md says, from the repository's root (two to three hours of one core):
+#
+#   bash docs/estimators.sh
+#
+# The data sets are looked for in data/ (see harness.track --data-root). A comparison that is there already is kept.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-uv run --extra bb python}
+export OMP_NUM_THREADS=1
+
+# only the checkpoints are of use here: margins by the cheapest estimator, at the first and last epochs
+train() { # DATASET TRAINING EPOCHS
+  [ -e "runs/$1-$2/summary.csv" ] || $python -m harness.track --dataset "$1" --training "$2" --epochs "$3" --every "$3" \
+    --probe 500 --estimator linear --threads 1 --resume --out "runs/$1-$2"
+}
+
+compare() { # NAME ARGUMENT...
+  local name=$1
+  shift
+  [ -e "runs/estimators/$name/comparison.json" ] || $python -m benchmarks.compare "$@" --out "runs/estimators/$name"
+  rm -rf "docs/estimators/$name" && mkdir -p "docs/estimators/$name"
+  cp "runs/estimators/$name"/{comparison.json,estimators.csv,ratios.csv} "docs/estimators/$name"
+}
+
+cheap=(deepfool fmn sdf fab linear cascade cascade:budget=100)
+dear=(apgd apgd:steps=40,rounds=9,targets=9 ddn:steps=1000)
+reference=(cw fmn:steps=1000 fmn:steps=300,targets=5 fab:steps=100 pgd:restarts=5 bb)
+
+compare exact --problem relu --problem relu-deep --problem affine --problem affine-box --problem affine-free \
+  --images 100 "${cheap[@]/#/--estimator=}" "${dear[@]/#/--estimator=}" "${reference[@]/#/--reference=}"
+
+for training in ${TRAININGS:-standard pgd}; do
+  train fashion-mnist "$training" 40
+  compare "fashion-mnist-$training" "runs/fashion-mnist-$training" --epoch 1 --epoch 10 --epoch 40 --images 200 \
+    "${cheap[@]/#/--estimator=}" "${dear[@]/#/--estimator=}" "${reference[@]/#/--reference=}" --without cascade
+done
+
+for dataset in mnist cifar10; do
+  for training in ${TRAININGS:-standard pgd}; do
+    train "$dataset" "$training" 10
+    compare "$dataset-$training" "runs/$dataset-$training" --epoch 1 --epoch 10 --images 100 \
+      "${cheap[@]/#/--estimator=}" --estimator apgd --reference ddn:steps=1000 --reference fmn:steps=300,targets=5 \
+      --without cascade
+  done
+done
+
+$python -m benchmarks.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} > docs/estimators/tables.md
+$python -m benchmarks.digest runs/estimators/{mnist,cifar10}-{standard,pgd} > docs/estimators/other-data.md
