@@ -6,15 +6,18 @@ Each folder is one that `benchmarks.compare` wrote.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
 from harness.config import OneLineParser
+from harness.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m benchmarks.digest", description="Tables of comparisons in Markdown.")
     parser.add_argument("folder", nargs="+", type=Path, help="folder that benchmarks.compare wrote")
     parser.add_argument("--estimator", default="deepfool", help="whose error is looked into (default: deepfool)")
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="options, versions and machine of all, as JSON")
     given: argparse.Namespace = parser.parse_args(argv)
     missing = [folder for folder in given.folder if not (folder / "margins.csv").exists()]
     if missing:
@@ -29,7 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for line in digest(given.folder, given.estimator):
         print(line)
+    if given.manifest:
+        text = json.dumps({folder.name: manifest(folder) for folder in given.folder}, indent=2, ensure_ascii=False)
+        write_atomically(given.manifest, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     return 0
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a comparison says of itself, without its tables."""
+    facts = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in facts.items() if not (folder / f"{key}.csv").exists()}
 
 
 def digest(folders: Sequence[Path], culprit: str) -> Iterator[str]:

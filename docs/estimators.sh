@@ -19,8 +19,8 @@ compare() { # NAME ARGUMENT...
   local name=$1
   shift
   [ -e "runs/estimators/$name/comparison.json" ] || $python -m benchmarks.compare "$@" --out "runs/estimators/$name"
-  rm -rf "docs/estimators/$name" && mkdir -p "docs/estimators/$name"
-  cp "runs/estimators/$name"/{comparison.json,estimators.csv,ratios.csv} "docs/estimators/$name"
+  mkdir -p docs/estimators
+  for table in estimators ratios; do cp "runs/estimators/$name/$table.csv" "docs/estimators/$name-$table.csv"; done
 }
 
 cheap=(deepfool fmn sdf fab linear cascade cascade:budget=100)
@@ -30,14 +30,14 @@ reference=(cw fmn:steps=1000 fmn:steps=300,targets=5 fab:steps=100 pgd:restarts=
 compare exact --problem relu --problem relu-deep --problem affine --problem affine-box --problem affine-free \
   --images 100 "${cheap[@]/#/--estimator=}" "${dear[@]/#/--estimator=}" "${reference[@]/#/--reference=}"
 
-for training in ${TRAININGS:-standard pgd}; do
+for training in standard pgd; do
   train fashion-mnist "$training" 40
   compare "fashion-mnist-$training" "runs/fashion-mnist-$training" --epoch 1 --epoch 10 --epoch 40 --images 200 \
     "${cheap[@]/#/--estimator=}" "${dear[@]/#/--estimator=}" "${reference[@]/#/--reference=}" --without cascade
 done
 
 for dataset in mnist cifar10; do
-  for training in ${TRAININGS:-standard pgd}; do
+  for training in standard pgd; do
     train "$dataset" "$training" 10
     compare "$dataset-$training" "runs/$dataset-$training" --epoch 1 --epoch 10 --images 100 \
       "${cheap[@]/#/--estimator=}" --estimator apgd --reference ddn:steps=1000 --reference fmn:steps=300,targets=5 \
@@ -45,5 +45,9 @@ for dataset in mnist cifar10; do
   done
 done
 
-$python -m benchmarks.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} > docs/estimators/tables.md
-$python -m benchmarks.digest runs/estimators/{mnist,cifar10}-{standard,pgd} > docs/estimators/other-data.md
+cp runs/estimators/fashion-mnist-*/cost-*-epoch-40-test.png docs/estimators
+$python -m benchmarks.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} \
+  --manifest docs/estimators/manifest.json > docs/estimators/tables.md
+$python -m benchmarks.digest runs/estimators/{mnist,cifar10}-{standard,pgd} \
+  --manifest docs/estimators/other-data.json > docs/estimators/other-data.md
+$python -m benchmarks.estimators --out docs/estimators/defaults.json > docs/estimators/defaults.md

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_errors_of_correct_and_incorrect_images_are_apart() -> None:
     assert (row["found"], row["after noise"], row["median"]) == ("75%", "25%", "1.500")
     assert (row["all"], row["correct"], row["incorrect"]) == ("1.214 (3)", "1.500 (1)", "1.167 (2)")
     assert error_table(table, "absent").empty
+
+
+def test_the_manifest_is_what_a_comparison_says_of_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "one", rows("one", deepfool=[1.2, 2.0], best=[1.0, 2.0]))
+    (folder / "comparison.json").write_text(
+        json.dumps({"created": "now", "ratios": [1, 2], "versions": {"torch": "2"}})
+    )
+    assert main([str(folder), "--manifest", str(tmp_path / "manifest.json")]) == 0
+    assert "### l2, against the envelope" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "manifest.json").read_text())
+    assert facts == {"one": {"created": "now", "versions": {"torch": "2"}}}
 
 
 def test_a_folder_without_a_comparison_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
