@@ -69,6 +69,7 @@ class Classifier(nn.Module):
         bounds: where witnesses may lie, in the estimator's units: ``(0, 1)`` or infinite in the free domain.
         domain: ``box`` or ``free``.
         classes: the number of outputs.
+        batch_size: how many images a pass should have at most.
         forwards, backwards: ``(B,)`` float64, passes per image of the current chunk. Where a library hides
             which rows it passes, the rows are shared out over the chunk.
         trace: where given, sees every batch of the chunk and its logits.
@@ -82,6 +83,7 @@ class Classifier(nn.Module):
         self.domain: Domain = domain
         self.bounds: Bounds = (0.0, 1.0) if domain == "box" else (-math.inf, math.inf)
         self.classes = 0
+        self.batch_size = 128
         self.device = device
         self.record: Record | None = None
         self.trace: Trace | None = None
@@ -176,9 +178,9 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, pixels: Tensor) -> Tensor:
-        """Logits of images in the model's own bounds: a fresh pass without gradients."""
+        """Logits of images in the model's own bounds: a fresh pass without gradients, ``batch_size`` at a time."""
         self._count(self.forwards, self.active, len(pixels))
-        logits: Tensor = self.network(pixels.clone())
+        logits = torch.cat([self.network(part.clone()) for part in pixels.split(self.batch_size)])
         if self.trace is not None:
             self.trace.see(pixels, logits, self.active, self.forwards + self.backwards)
         return logits

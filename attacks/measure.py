@@ -19,6 +19,9 @@ from attacks.trace import Trace
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
 STEP_BACK = 5e-5
 
+# Batches that an estimator which fills its batches up by itself gets at a time: more leave fewer half-empty ones.
+REFILLED = 8
+
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from anything with a stable text form; the same on every machine."""
@@ -82,8 +85,10 @@ def measure(
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
-        for first in range(0, len(images), batch_size):
-            chunk = slice(first, first + batch_size)
+        view.batch_size = batch_size
+        size = batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
+        for first in range(0, len(images), size):
+            chunk = slice(first, first + size)
             given = None if start is None else _usable(start[chunk], own[chunk])
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
             parts.append(judge.run(noise_retries))

@@ -66,39 +66,12 @@ def run(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeepFool(Settings):
-    """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack with their stock settings.
-
-    Moosavi-Dezfooli et al. 2016, Algorithm 2. Departs from the paper: ``candidates`` classes only, logits
-    instead of softmax, and each step is lengthened by 1e-4 and ``overshoot``. The walk starts from the
-    predicted class, which is the label that `measure` passes.
-    """
-
-    name: ClassVar[str] = "deepfool"
-    norms: ClassVar[frozenset[Norm]] = BOTH
-    domains: ClassVar[frozenset[Domain]] = EVERYWHERE
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
-    batch_invariant: ClassVar[bool] = True
-
-    steps: int = setting(50, least=1)
-    candidates: int = setting(10, least=2)
-    overshoot: float = setting(0.02, least=0)
-
-    def perturb(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        norm: Norm,
-        *,
-        seeds: Tensor,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """See `Estimator.perturb`."""
-        cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
-        attack = cls(steps=self.steps, candidates=self.candidates, overshoot=self.overshoot)
-        return run(attack, model, images, labels)
+def stock_deepfool(
+    model: Classifier, images: Tensor, labels: Tensor, norm: Norm, *, steps: int, candidates: int, overshoot: float
+) -> Tensor:
+    """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack as they are."""
+    cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
+    return run(cls(steps=steps, candidates=candidates, overshoot=overshoot), model, images, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +214,7 @@ class BB(Settings):
         """
         check_needs(self.name)
         if start is None:
-            start = DeepFool(overshoot=0.5).perturb(model, images, labels, norm, seeds=seeds)
+            start = stock_deepfool(model, images, labels, norm, steps=50, candidates=10, overshoot=0.5)
         with torch.no_grad():
             moved = model(start).argmax(1) != labels
         rows = torch.nonzero(moved).flatten()
