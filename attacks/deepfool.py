@@ -61,8 +61,9 @@ class DeepFool(Settings):
     ) -> Tensor:
         """See `Estimator.perturb`."""
         if self.engine == "foolbox":
-            settings = {"steps": self.steps, "candidates": self.candidates, "overshoot": self.overshoot}
-            return stock_deepfool(model, images, labels, norm, **settings)
+            return stock_deepfool(
+                model, images, labels, norm, steps=self.steps, candidates=self.candidates, overshoot=self.overshoot
+            )
         walk = _Walk(self, model, images, norm)
         waiting = torch.arange(len(images), device=images.device)
         batch = waiting[:0]

@@ -180,7 +180,7 @@ class Classifier(nn.Module):
     def classify(self, pixels: Tensor) -> Tensor:
         """Logits of images in the model's own bounds: a fresh pass without gradients, ``batch_size`` at a time."""
         self._count(self.forwards, self.active, len(pixels))
-        logits = torch.cat([self.network(part.clone()) for part in pixels.split(self.batch_size)])
+        logits = torch.cat([self.network(part.clone()) for part in torch.split(pixels, self.batch_size)])
         if self.trace is not None:
             self.trace.see(pixels, logits, self.active, self.forwards + self.backwards)
         return logits

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import harness.tracker
+from attacks.deepfool import DeepFool
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, Status, setting
 from attacks.fmn import FMN, PUSHES, push_out
 from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
-from attacks.via_foolbox import DeepFool
 from harness import MarginTracker
 from harness.compare import main as compare
 from harness.config import ConfigError
