@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, EstimatorError, Norm
+from attacks.estimator import Domain, EstimatorError, InputError, Norm
 from attacks.geometry import per_row, row_norm
 
 if TYPE_CHECKING:
@@ -180,41 +180,32 @@ class Classifier(nn.Module):
     def classify(self, pixels: Tensor) -> Tensor:
         """Logits of images in the model's own bounds: a fresh pass without gradients, ``batch_size`` at a time."""
         self._count(self.forwards, self.active, len(pixels))
-        logits = torch.cat([self.network(part.clone()) for part in torch.split(pixels, self.batch_size)])
+        logits = self._in_batches(pixels)
         if self.trace is not None:
             self.trace.see(pixels, logits, self.active, self.forwards + self.backwards)
         return logits
+
+    def _in_batches(self, pixels: Tensor) -> Tensor:
+        try:
+            return torch.cat([self.network(part.clone()) for part in torch.split(pixels, self.batch_size)])
+        except torch.OutOfMemoryError as error:
+            self.take_less(len(pixels), error)
+        return self._in_batches(pixels)
+
+    def take_less(self, count: int, error: torch.OutOfMemoryError) -> None:
+        """Halve the batches, of ``count`` images at most; where they are single images, it is an error after all."""
+        size = min(self.batch_size, count)
+        if size == 1:
+            raise InputError(
+                f"expected memory for a pass of one image, got {' '.join(str(error).split())}; use a device with more"
+            ) from error
+        self.batch_size = size // 2
 
     @staticmethod
     def _count(counts: Tensor, active: Tensor, size: int) -> None:
         if len(active):
             # an image may be active more than once
             counts.index_add_(0, active.cpu(), torch.full((len(active),), size / len(active), dtype=counts.dtype))
-
-
-class ScaleFree(nn.Module):
-    """A classifier's logits divided by their spread, row by row: same argmax, no scale.
-
-    Cross-entropy's gradient is exactly zero in float32 where logits are large, so that attacks that
-    climb it die or drift as confidence grows. ``temperature * z / std(z)``, the spread held
-    constant in the backward pass, leaves them the direction without the scale. With one class far
-    ahead of many the spread is small beside the gap; rows are scaled down further until the two
-    largest logits differ by ``MOST_GAP``, where the softmax still has digits to spare in float32.
-    """
-
-    MOST_GAP = 12.0
-
-    def __init__(self, model: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.model, self.temperature = model, temperature
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        top = logits.detach().topk(2, dim=1).values
-        spread = logits.detach().std(1, keepdim=True)
-        unit = torch.maximum(spread, self.temperature / self.MOST_GAP * (top[:, :1] - top[:, 1:]))
-        return self.temperature * logits / unit.clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 @contextmanager

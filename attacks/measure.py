@@ -58,7 +58,7 @@ def measure(
         domain: ``box`` keeps witnesses inside ``bounds``; ``free`` does not.
         noise_retries: how often a failed image is tried again from a noisy start (standard deviation
             ``0.01 * 2**i`` of the pixel range).
-        batch_size: images a call of the estimator.
+        batch_size: images a pass; halved where memory runs out, which changes no margin but for rounding.
         seeds: ``(N,)`` the images' own seeds; by default their positions'.
         start: ``(N, C, H, W)`` points in ``bounds``, such as the witnesses of an earlier network, for estimators that
             can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
@@ -85,16 +85,22 @@ def measure(
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
-        view.batch_size = batch_size
-        size = batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
-        for first in range(0, len(images), size):
-            chunk = slice(first, first + size)
+        view.batch_size, first = batch_size, 0
+        while first < len(images):
+            # anew for every chunk: where memory ran out, the view's batches have become smaller
+            chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], own[chunk])
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
             parts.append(judge.run(noise_retries))
+            first += len(parts[-1].status)
             if on_progress is not None:
                 on_progress(len(parts[-1].status))
         return _join(parts)
+
+
+def chunk_size(view: Classifier, estimator: Estimator) -> int:
+    """How many images the estimator gets at a time."""
+    return view.batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
 
 
 class _Judge:
@@ -155,8 +161,15 @@ class _Judge:
         self._attack(noisy, rest, seeds, None)
 
     def _attack(self, points: Tensor, rows: Tensor, seeds: Tensor, start: Tensor | None) -> None:
-        """Run the estimator on these rows; where the library raises, halve until the raising rows stand alone."""
+        """Run the estimator on these rows; where the library raises, halve until the raising rows stand alone.
+
+        Where memory runs out, go on with smaller batches.
+        """
         if not len(rows):
+            return
+        if len(rows) > (most := chunk_size(self.view, self.estimator)):
+            for part in torch.split(rows, most):
+                self._attack(points, part, seeds, start)
             return
         chosen = seeds[rows.cpu()]
         seed_generators(derive_seed("chunk", *chosen.tolist()))
@@ -173,6 +186,10 @@ class _Judge:
         except (EstimatorError, InputError):
             raise
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                self.view.take_less(len(rows), error)
+                self._attack(points, rows, seeds, start)
+                return
             if len(rows) == 1:
                 self.message[int(rows)] = f"{type(error).__name__}: {error}"
                 return

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row
-from attacks.isolation import Bounds, Classifier, ScaleFree
+from attacks.isolation import Bounds, Classifier
 from attacks.radius import first_order_margin
 from attacks.registry import check_needs
+from attacks.scale_free import ScaleFree
 from attacks.upstream import foolbox, library
 
 BOTH: frozenset[Norm] = frozenset(NORMS)

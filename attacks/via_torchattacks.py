@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from attacks.estimator import NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row
-from attacks.isolation import Classifier, Record, ScaleFree
+from attacks.isolation import Classifier, Record
 from attacks.radius import ball_point, bisect_radius, misses, seeded_directions
+from attacks.scale_free import ScaleFree
 
 BOTH: frozenset[Norm] = frozenset(NORMS)
 # torchattacks clamps to [0, 1] wherever it writes

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.estimator import Domain, EstimatorError, Margins, Norm, Settings, Status
-from attacks.isolation import Classifier, Record, ScaleFree, forked_generators, frozen_view
+from attacks.isolation import Classifier, Record, forked_generators, frozen_view
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
+from attacks.scale_free import ScaleFree
 from attacks.upstream import foolbox
 
 # cheaper settings than the defaults; a name that is not here runs with its own

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from attacks.apgd import ascend, dlr_loss, targeted_dlr_loss
 from attacks.estimator import NORMS, Norm
 from attacks.geometry import row_norm
-from attacks.isolation import Classifier, ScaleFree, frozen_view
+from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
 from attacks.radius import ball_point
 from attacks.registry import create
+from attacks.scale_free import ScaleFree
 from attacks.upstream import foolbox, library
 from attacks.via_foolbox import quiet
 from attacks.via_torchattacks import LIBRARY_NORM, PGD

@@ -1,0 +1,123 @@
+"""The batched DeepFool: Foolbox's margins, fewer passes, batches that no straggler holds, memory that runs out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.deepfool import DeepFool
+from attacks.estimator import NORMS, Domain, EstimatorError, InputError, Margins, Norm, Status
+from attacks.fmn import FMN
+from attacks.measure import measure
+from tests import oracles
+
+STOCK = DeepFool(engine="foolbox")
+
+
+Digits = tuple[nn.Module, Tensor]
+
+
+@pytest.fixture
+def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> Digits:
+    return trained_digits[0], trained_digits[1][:48]
+
+
+def passes(margins: Margins) -> Tensor:
+    return margins.forwards + margins.backwards
+
+
+@pytest.mark.parametrize("domain", ["box", "free"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_margins_are_foolboxs(digits: Digits, norm: Norm, domain: Domain) -> None:
+    network, images = digits
+    ours = measure(network, images, DeepFool(), norm, domain=domain)
+    theirs = measure(network, images, STOCK, norm, domain=domain)
+    torch.testing.assert_close(ours.distance, theirs.distance, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.attack_distance, theirs.attack_distance, rtol=1e-4, atol=0)
+    assert (ours.target == theirs.target).double().mean() >= 0.95  # two boundaries may be equally near
+    # the control: other settings give other margins
+    other = measure(network, images, DeepFool(overshoot=0.2), norm, domain=domain)
+    assert ((other.attack_distance / theirs.attack_distance - 1).abs() > 1e-3).double().mean() >= 0.8
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_pays_for_its_own_steps_alone(digits: Digits, norm: Norm) -> None:
+    """Foolbox passes a batch until its slowest image is across; with ten classes it passes forward for each."""
+    network, images = digits
+    ours, theirs = (measure(network, images, engine, norm) for engine in (DeepFool(), STOCK))
+    assert passes(ours).mean() < 0.7 * passes(theirs).mean()
+    assert ours.backwards.min() < ours.backwards.max()
+    assert (ours.backwards % 9 == 0).all()
+    assert (ours.forwards < theirs.forwards).all()
+
+
+def test_a_batch_is_filled_up_from_those_that_wait(digits: Digits) -> None:
+    """The widths of the passes with gradients: full until nobody waits any more."""
+    network, images = digits
+    widths: list[int] = []
+    handle = network.register_forward_pre_hook(
+        lambda _, given: widths.append(len(given[0])) if given[0].requires_grad else None
+    )
+    try:
+        measure(network, images, DeepFool(), "l2", batch_size=8)
+    finally:
+        handle.remove()
+    assert max(widths) == 8
+    full = [width == 8 for width in widths]
+    assert all(full[: int(0.6 * len(full))])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_batches_change_rounding_only(digits: Digits, norm: Norm) -> None:
+    network, images = digits
+    whole = measure(network, images, DeepFool(), norm).distance
+    for batch_size in (1, 7):
+        parts = measure(network, images, DeepFool(), norm, batch_size=batch_size).distance
+        torch.testing.assert_close(parts, whole, rtol=2e-4, atol=0)
+
+
+def test_a_dead_gradient_is_followed_once() -> None:
+    truth = oracles.constant()
+    margins = measure(truth.model, truth.images, DeepFool(), "l2", noise_retries=0)
+    assert set(margins.status) == {Status.NOT_FOUND}
+    stock = measure(truth.model, truth.images, STOCK, "l2", noise_retries=0)
+    assert passes(margins).max() < 0.1 * passes(stock).min()
+
+
+def test_an_unknown_engine_is_an_error() -> None:
+    with pytest.raises(EstimatorError, match="expected engine of batched, foolbox, got 'fast'; choose one"):
+        DeepFool(engine="fast")
+
+
+# Memory.
+
+
+class Narrow(nn.Module):
+    """A network on a device that has memory for so many images a pass."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError(f"out of memory\nfor {len(images)} images")
+        logits: Tensor = self.network(images)
+        return logits
+
+
+@pytest.mark.parametrize("estimator", [DeepFool(), FMN(steps=20)], ids=["refilled", "batch by batch"])
+def test_where_memory_runs_out_smaller_batches_find_the_same(digits: Digits, estimator: DeepFool | FMN) -> None:
+    network, images = digits
+    narrow = measure(Narrow(network, 5), images, estimator, "l2", batch_size=32)
+    small = measure(network, images, estimator, "l2", batch_size=4)
+    torch.testing.assert_close(narrow.distance, small.distance, rtol=2e-4, atol=0)
+    assert set(narrow.status) == {Status.FOUND}
+    assert narrow.message == small.message
+
+
+def test_too_little_memory_for_one_image_is_an_error(digits: Digits) -> None:
+    network, images = digits
+    with pytest.raises(InputError, match="expected memory for a pass of one image, got out of memory for 1 images"):
+        measure(Narrow(network, 0), images, DeepFool(), "l2")
