@@ -442,13 +442,21 @@ def middle_images(count: int = 3) -> Tensor:
     return 0.45 + 0.1 * torch.rand(count, 1, 3, 3, generator=torch.Generator().manual_seed(4))
 
 
-def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says() -> None:
-    margins = measure(affine(classes=4), middle_images(), create("deepfool"), "l2")
+@pytest.mark.parametrize(
+    ("text", "forwards", "backwards"),
+    [
+        # the ranking; the first step's 3 other classes; the pass that sees all rows outside
+        ("deepfool:engine=foolbox", 1 + 3 + 1, 3 + 1),
+        # the first step; the look that sees all rows outside
+        ("deepfool", 1 + 1, 3),
+    ],
+)
+def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says(text: str, forwards: int, backwards: int) -> None:
+    margins = measure(affine(classes=4), middle_images(), create(text), "l2")
     assert statuses(margins) == {Status.FOUND}
-    library = 1 + 3 + 1  # the ranking; the first step's 3 other classes; the pass that sees all rows outside
     ours = 1 + 1 + 15 + 1  # the clean image; the witness; bisection until 2**-15 < 5e-5 / 1.02; the refined witness
-    assert margins.forwards.tolist() == [library + ours] * 3
-    assert margins.backwards.tolist() == [3 + 1] * 3
+    assert margins.forwards.tolist() == [forwards + ours] * 3
+    assert margins.backwards.tolist() == [backwards] * 3
 
 
 def test_rows_that_have_left_cost_nothing_more() -> None:

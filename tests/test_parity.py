@@ -82,12 +82,12 @@ def test_deepfool_is_stock_foolbox(norm: Norm, digits: tuple[nn.Module, Tensor, 
     stock = library.L2DeepFoolAttack() if norm == "l2" else library.LinfDeepFoolAttack()
     expected = stock_foolbox(stock, model, images, labels)
     with view_of(model, images) as view:
-        got = create("deepfool").perturb(view, images, labels, norm, seeds=SEEDS)
+        got = create("deepfool:engine=foolbox").perturb(view, images, labels, norm, seeds=SEEDS)
     assert torch.equal(got, expected)
     assert (row_norm(expected - images, norm) > 0).all()
     # and it is the settings that are compared, not images that any DeepFool would leave alike
     with view_of(model, images) as view:
-        other = create("deepfool:overshoot=0.03").perturb(view, images, labels, norm, seeds=SEEDS)
+        other = create("deepfool:engine=foolbox,overshoot=0.03").perturb(view, images, labels, norm, seeds=SEEDS)
     assert not torch.allclose(other, expected, atol=1e-6)
 
 
@@ -96,7 +96,7 @@ def test_measured_deepfool_starts_from_stock_witnesses(norm: Norm, digits: tuple
     model, images, labels = digits
     stock = library.L2DeepFoolAttack() if norm == "l2" else library.LinfDeepFoolAttack()
     expected = stock_foolbox(stock, model, images, labels)
-    margins = measure(model, images, create("deepfool"), norm, noise_retries=0)
+    margins = measure(model, images, create("deepfool:engine=foolbox"), norm, noise_retries=0)
     found = margins.distance.isfinite()
     assert found.double().mean() > 0.9
     torch.testing.assert_close(
