@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, EstimatorError, InputError, Norm
 from attacks.geometry import per_row, row_norm
+from attacks.input_gradient import quicken
 
 if TYPE_CHECKING:
     from attacks.trace import Trace
@@ -238,7 +239,9 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     # autograd refuses to save tensors that were made in inference mode
     plain = {id(p): p.clone() if p.is_inference() else p.detach() for p in model.parameters()}
     shared = {key: nn.Parameter(p, requires_grad=False) for key, p in plain.items()}
-    return copy.deepcopy(model, dict[int, object](shared)).eval()
+    own = copy.deepcopy(model, dict[int, object](shared)).eval()
+    quicken(own)
+    return own
 
 
 @contextmanager
