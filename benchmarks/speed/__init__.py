@@ -1,0 +1,1 @@
+"""Speed side by side with the libraries, margins compared first: ``python -m benchmarks.speed``."""

@@ -1,0 +1,210 @@
+"""One table: ours against every side on the same images, margins first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from attacks.deepfool import DeepFool
+from attacks.estimator import Norm
+from benchmarks.speed.agreement import Agreement, agree, judge
+from benchmarks.speed.memory import peak_bytes
+from benchmarks.speed.problems import Problem
+from benchmarks.speed.sides import Ours, Side, ours
+from benchmarks.speed.timing import PassCosts, Spread, Timed, pass_costs, ratio, spread, take_turns
+
+# of the wall time that one thread had of its processor; less means that other processes took part
+OWN = 0.9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side's times on one problem in one norm.
+
+    Attributes:
+        side: our estimator's text, or the side's name.
+        images: of the problem. timed: of which it was given so many.
+        seconds, processor: of each round, for all that it was given; the first is wall time.
+        an_image: seconds an image.
+        ratio: how many times as long an image takes as ours; None of ours.
+        agreement: its margins against ours; None of ours.
+        memory: bytes at the highest; None where not measured.
+    """
+
+    problem: str
+    classes: int
+    unreachable: bool
+    norm: Norm
+    estimator: str
+    side: str
+    about: str
+    images: int
+    timed: int
+    seconds: tuple[float, ...]
+    processor: tuple[float, ...]
+    an_image: Spread
+    ratio: Spread | None
+    agreement: Agreement | None
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The arithmetic that DeepFool cannot do without, at what the bare network's passes cost in the same rounds.
+
+    Attributes:
+        steps: an image on average.
+        an_image: seconds.
+        over: how many times as long ours takes.
+    """
+
+    steps: float
+    forward: float
+    backward: float
+    an_image: float
+    over: Spread
+
+
+@dataclass(frozen=True)
+class Table:
+    """Ours first, then the sides that were timed.
+
+    Attributes:
+        forwards, backwards: an image of ours, refinement apart.
+        floor: of DeepFool only.
+        remarks: sides that were left out, and what makes the times doubtful.
+    """
+
+    rows: tuple[Row, ...]
+    forwards: float
+    backwards: float
+    floor: Floor | None
+    remarks: tuple[str, ...]
+
+
+def compare(
+    problem: Problem, text: str, norm: Norm, sides: Sequence[Side], *, repeats: int, memory: bool, images: int
+) -> Table:
+    """Time ours and the sides in turns on the problem's first images.
+
+    Args:
+        text: our estimator's text form.
+        sides: those that have the norm.
+        repeats: rounds.
+        memory: whether peak memory is measured too, with one more run of each side in a process of its own.
+    """
+    estimator, here = ours(text), problem.first(images)
+    able, remarks = _able(sides, here, norm)
+    estimator.solve(here.first(2), norm)
+    runs: dict[str, Callable[[], Tensor]] = {text: partial(estimator.solve, here, norm)}
+    runs |= {side.name: partial(side.solve, here.first(side.images(here)), norm) for side in able}
+    costs: list[PassCosts] = []
+    candidates = _candidates(estimator, here)
+
+    def between() -> None:
+        # what a library leaves behind is no other side's cost
+        problem.model.eval().zero_grad()
+
+    def after_round() -> None:
+        if candidates:
+            costs.append(pass_costs(problem, candidates))
+
+    timed = take_turns(runs, repeats, problem.images.device, between=between, after_round=after_round)
+    distances = judge(here, timed[text].result, norm)
+    peak = partial(_peak, remarks=remarks, text=text, norm=norm, problem=here) if memory else lambda _: None
+    rows = [_row(here, norm, text, estimator, timed, None, peak(estimator))]
+    for side in able:
+        count = side.images(here)
+        theirs = judge(here.first(count), timed[side.name].result, norm)
+        rows.append(_row(here, norm, text, side, timed, agree(distances[:count], theirs, same=side.same), peak(side)))
+    _, forwards, backwards = estimator.counted(here, norm)
+    floor = _floor(rows[0], costs, float(backwards.mean()), candidates - 1) if costs else None
+    share = min(busy / wall for row in rows for busy, wall in zip(row.processor, row.seconds, strict=True))
+    if share < OWN and not here.images.is_cuda:
+        remarks.append(f"other processes took up to {1 - share:.0%} of a round: repeat on a quiet machine")
+    return Table(tuple(rows), float(forwards.mean()), float(backwards.mean()), floor, tuple(remarks))
+
+
+def _able(sides: Sequence[Side], problem: Problem, norm: Norm) -> tuple[list[Side], list[str]]:
+    """The sides that can do it, after a first call each, and a line for every other."""
+    able, remarks = [], []
+    for side in sides:
+        if problem.unreachable and side.images(problem) < len(problem.images):
+            remarks.append(f"{side.name} is left out: its {side.images(problem)} images would not stand for all")
+            continue
+        try:
+            side.solve(problem.first(2), norm)
+        except Exception as error:  # a library may raise anything
+            text = " ".join(str(error).split())
+            remarks.append(f"{side.name} is left out: it raised {type(error).__name__}: {text}")
+            continue
+        able.append(side)
+        if side.images(problem) < len(problem.images):
+            remarks.append(f"{side.name} was given {side.images(problem)} images: its time an image is extrapolated")
+    return able, remarks
+
+
+def _candidates(side: Ours, problem: Problem) -> int:
+    """How many classes our DeepFool looks at; 0 of an estimator whose floor is not known."""
+    known = isinstance(side.estimator, DeepFool) and side.estimator.engine == "batched"
+    return min(side.estimator.candidates, problem.classes) if known else 0
+
+
+def _row(
+    problem: Problem,
+    norm: Norm,
+    text: str,
+    side: Side | Ours,
+    timed: dict[str, Timed[Tensor]],
+    agreement: Agreement | None,
+    memory: int | None,
+) -> Row:
+    own = [second / len(problem.images) for second in timed[text].seconds]
+    if isinstance(side, Ours):
+        name, about, count = text, "ours", len(problem.images)
+    else:
+        name, about, count = side.name, f"{side.library}: {side.about}", side.images(problem)
+    times = timed[name]
+    an_image = [second / count for second in times.seconds]
+    return Row(
+        problem=problem.name,
+        classes=problem.classes,
+        unreachable=problem.unreachable,
+        norm=norm,
+        estimator=text,
+        side=name,
+        about=about,
+        images=len(problem.images),
+        timed=count,
+        seconds=times.seconds,
+        processor=times.processor,
+        an_image=spread(an_image),
+        ratio=None if agreement is None else ratio(an_image, own),
+        agreement=agreement,
+        memory=memory,
+    )
+
+
+def _floor(row: Row, costs: Sequence[PassCosts], backwards: float, others: int) -> Floor:
+    # one gradient a step for each of the other classes
+    steps = backwards / others
+    floors = [cost.floor(steps, others) for cost in costs]
+    return Floor(
+        steps=steps,
+        forward=spread([cost.forward for cost in costs]).median,
+        backward=spread([cost.backward for cost in costs]).median,
+        an_image=spread(floors).median,
+        over=ratio([second / row.timed for second in row.seconds], floors),
+    )
+
+
+def _peak(side: Side | Ours, *, remarks: list[str], text: str, norm: Norm, problem: Problem) -> int | None:
+    count = len(problem.images) if isinstance(side, Ours) else side.images(problem)
+    try:
+        return peak_bytes(side, text, problem.first(count), norm)
+    except RuntimeError as error:
+        remarks.append(str(error))
+        return None

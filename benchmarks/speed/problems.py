@@ -1,0 +1,176 @@
+"""What is timed: a network, images and their predictions.
+
+How many steps DeepFool takes depends on the network, so that an untrained one would time something else. The built-in
+ones are trained for seconds on scikit-learn's handwritten digits, resized: no download, the same for every call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.problems import run_problems
+from harness.config import ConfigError
+from harness.models import Shape, build, eval_mode
+from harness.runs import Run
+
+# name -> architecture, shape of the images, training steps of 32 images
+NETWORKS: dict[str, tuple[str, Shape, int]] = {
+    "dense-digits": ("dense", (1, 8, 8), 400),
+    "cnn-digits": ("cnn", (1, 8, 8), 400),
+    "dense-fashion": ("dense", (1, 28, 28), 400),
+    "cnn-fashion": ("cnn", (1, 28, 28), 400),
+    "resnet18-cifar10": ("resnet18", (3, 32, 32), 20),
+}
+DIGITS, PAIRS = 10, 100
+# of the 1797 digits, so that 1000 can be measured that no network has seen
+TRAINED_ON = 797
+MEASURED = 1000
+# logits of these networks stay below some hundreds anywhere in the box
+WALL = 1e4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network in eval mode, its parameters asking for gradients as a user's do, and what to measure.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32 in ``[0, 1]``.
+        labels: ``(N,)`` int64, the network's predictions: the class whose boundary every side goes for.
+        batch_size: images a call, for every side.
+        unreachable: whether the first image of each batch cannot be moved.
+    """
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    classes: int
+    batch_size: int
+    unreachable: bool = False
+
+    @cached_property
+    def frozen(self) -> nn.Module:
+        """A copy whose parameters ask for no gradients."""
+        return copy.deepcopy(self.model).requires_grad_(False)
+
+    def first(self, images: int) -> Problem:
+        """The same with so many images."""
+        return replace(self, images=self.images[:images], labels=self.labels[:images])
+
+    def on(self, device: torch.device) -> Problem:
+        """The same on the device."""
+        return replace(self, model=self.model.to(device), images=self.images.to(device), labels=self.labels.to(device))
+
+
+class Walled(nn.Module):
+    """A network that nothing can lead away from class 0 where an image's first pixel is marked.
+
+    A marked image has `WALL` added to its logit 0, which is more than any point of the box takes back. The mark is read
+    by a comparison and the network does not see it, so that no gradient leads to it; all other gradients are as alive
+    as everywhere, and an attack goes on until its steps are used up. Attacks that add noise may wipe the mark out, as
+    Foolbox's DDN does.
+    """
+
+    def __init__(self, network: nn.Module, shape: Shape, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        seen = torch.ones(1, *shape)
+        seen[:, :, 0, 0] = 0
+        wall = torch.zeros(1, classes)
+        wall[0, 0] = WALL
+        self.seen: Tensor
+        self.wall: Tensor
+        self.register_buffer("seen", seen)
+        self.register_buffer("wall", wall)
+
+    def forward(self, images: Tensor) -> Tensor:
+        marked = (images[:, 0, 0, 0] > 0.5).unsqueeze(1)
+        logits: Tensor = self.network(images * self.seen) + marked * self.wall
+        return logits
+
+
+def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:
+    """A network of `NETWORKS`, trained, and so many images that it has not seen, at least a full batch of them.
+
+    Raises:
+        ConfigError: more images than there are.
+    """
+    if images > MEASURED:
+        raise ConfigError(f"expected at most {MEASURED} --images of {name}, got {images}; name a RUN for more")
+    architecture, shape, steps = NETWORKS[name]
+    model = build(architecture, shape, classes, seed=0)
+    _train(model, *_digits(shape, classes, measured=False), steps)
+    points, _ = _digits(shape, classes, measured=True)
+    return _predicted(f"{name}, {classes} classes", model, points[: max(images, batch_size)], classes, batch_size)
+
+
+def of_run(run: Run, epochs: Sequence[int], images: int, batch_size: int) -> list[Problem]:
+    """A run's checkpoints with the first of its own test images, at least a full batch of them where it has as many.
+
+    Raises:
+        ConfigError: fewer images than asked for.
+        StoreError: see `benchmarks.problems.run_problems`.
+    """
+    problems = []
+    for stored in run_problems(run, epochs, ["test"], max(images, batch_size)):
+        if len(stored.images) < images:
+            raise ConfigError(
+                f"expected at most {len(stored.images)} --images, which {run.name} has, got {images}; give fewer"
+            )
+        with torch.no_grad(), eval_mode(stored.model):
+            classes = stored.model(stored.images[:1]).shape[1]
+        problems.append(_predicted(stored.name, stored.model, stored.images, classes, batch_size))
+    return problems
+
+
+def with_unreachable(problem: Problem) -> Problem:
+    """The same with the first image of each batch out of every attack's reach; see `Walled`."""
+    images = problem.images.clone()
+    images[:, :, 0, 0] = 0
+    images[:: problem.batch_size, :, 0, 0] = 1
+    model = Walled(problem.model, tuple(images.shape[1:]), problem.classes)
+    walled = _predicted(f"{problem.name}, one unreachable", model, images, problem.classes, problem.batch_size)
+    return replace(walled, unreachable=True)
+
+
+def _predicted(name: str, model: nn.Module, images: Tensor, classes: int, batch_size: int) -> Problem:
+    model.eval().requires_grad_(True)
+    with torch.no_grad():
+        labels = torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
+    return Problem(name, model, images, labels, classes, batch_size)
+
+
+def _digits(shape: Shape, classes: int, measured: bool) -> tuple[Tensor, Tensor]:
+    """Digits in ``shape``; for 100 classes two side by side, whose class is the number that they make."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    draws = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data.target), generator=draws)
+    index = order[TRAINED_ON:] if measured else order[:TRAINED_ON]
+    pixels = torch.tensor(data.images / 16, dtype=torch.float32)[index, None]
+    labels = torch.tensor(data.target)[index]
+    if classes == PAIRS:
+        left, right = torch.randint(len(index), (2, MEASURED if measured else 5 * MEASURED), generator=draws)
+        pixels, labels = torch.cat([pixels[left], pixels[right]], dim=3), 10 * labels[left] + labels[right]
+    pixels = functional.interpolate(pixels, size=shape[1:], mode="bilinear", align_corners=False)
+    return pixels.expand(-1, shape[0], -1, -1).contiguous(), labels
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    model.train()
+    for _ in range(steps):
+        batch = torch.randint(len(images), (32,), generator=draws)
+        optimiser.zero_grad()
+        functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimiser.step()
+    optimiser.zero_grad()
