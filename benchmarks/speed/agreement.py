@@ -66,8 +66,6 @@ def agree(ours: Tensor, theirs: Tensor, *, same: bool) -> Agreement:
     differing = tuple((row, float(ours[row]), float(theirs[row])) for row in torch.nonzero(differs).flatten().tolist())
     found, found_theirs = int(ours.isfinite().sum()), int(theirs.isfinite().sum())
     mean = float((ours[both] / theirs[both]).mean()) if both.any() else math.nan
-    if same:
-        comparable = len(differing) <= FEW * len(ours)
-    else:
-        comparable = found >= found_theirs and mean <= 1 + FARTHER
+    equal, no_worse = len(differing) <= FEW * len(ours), found >= found_theirs and mean <= 1 + FARTHER
+    comparable = equal if same else no_worse
     return Agreement(len(ours), found, found_theirs, mean, differing, comparable)

@@ -149,8 +149,9 @@ def _able(sides: Sequence[Side], problem: Problem, norm: Norm) -> tuple[list[Sid
 
 def _candidates(side: Ours, problem: Problem) -> int:
     """How many classes our DeepFool looks at; 0 of an estimator whose floor is not known."""
-    known = isinstance(side.estimator, DeepFool) and side.estimator.engine == "batched"
-    return min(side.estimator.candidates, problem.classes) if known else 0
+    if isinstance(side.estimator, DeepFool) and side.estimator.engine == "batched":
+        return min(side.estimator.candidates, problem.classes)
+    return 0
 
 
 def _row(

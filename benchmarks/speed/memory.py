@@ -1,8 +1,8 @@
 """How much memory a side takes at its highest, beyond what the network, the images and the libraries take.
 
 On the CPU in a process of its own, whose memory no earlier side has stretched: ``python -m benchmarks.speed.memory``.
-What is read is the kernel's mark of the highest resident size, set back before the run. (`resource.ru_maxrss` would start
-at the size of the process that started this one.) On CUDA it is what the caching allocator gave out at most.
+What is read is the kernel's mark of the highest resident size, set back before the run. (`resource.ru_maxrss` would
+start at the size of the process that started this one.) On CUDA it is what the caching allocator gave out at most.
 """
 
 from __future__ import annotations

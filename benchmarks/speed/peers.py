@@ -111,12 +111,10 @@ def torchattacks_bisected_pgd(model: nn.Module, images: Tensor, labels: Tensor, 
 
 @contextmanager
 def _adv_lib() -> Iterator[types.ModuleType]:
-    """adv-lib's attacks. It imports visdom for plots that nobody asked for: where that is not there, an empty one is."""
-    if importlib.util.find_spec("visdom") is None and "visdom" not in sys.modules:
+    """adv-lib's attacks. It imports visdom, for plots; where that is missing, an empty module serves."""
+    if "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None:
         stub = types.ModuleType("visdom")
         vars(stub)["Visdom"] = object
-        # find_spec refuses a module in sys.modules without one
-        stub.__spec__ = importlib.util.spec_from_loader("visdom", loader=None)
         sys.modules["visdom"] = stub
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # distutils

@@ -78,10 +78,11 @@ class Walled(nn.Module):
     Foolbox's DDN does.
     """
 
-    def __init__(self, network: nn.Module, shape: Shape, classes: int) -> None:
+    def __init__(self, network: nn.Module, like: Tensor, classes: int) -> None:
+        """Put the wall around ``network``, for images of the shape of ``like`` ``(1, C, H, W)``."""
         super().__init__()
         self.network = network
-        seen = torch.ones(1, *shape)
+        seen = torch.ones_like(like)
         seen[:, :, 0, 0] = 0
         wall = torch.zeros(1, classes)
         wall[0, 0] = WALL
@@ -135,7 +136,7 @@ def with_unreachable(problem: Problem) -> Problem:
     images = problem.images.clone()
     images[:, :, 0, 0] = 0
     images[:: problem.batch_size, :, 0, 0] = 1
-    model = Walled(problem.model, tuple(images.shape[1:]), problem.classes)
+    model = Walled(problem.model, images[:1], problem.classes)
     walled = _predicted(f"{problem.name}, one unreachable", model, images, problem.classes, problem.batch_size)
     return replace(walled, unreachable=True)
 

@@ -78,7 +78,7 @@ def take_turns(
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Seconds an image in full batches of the bare frozen network: a forward, and an input gradient of one logit gap."""
+    """Seconds an image in full batches of the frozen network: a forward, and an input gradient of one logit gap."""
 
     forward: float
     backward: float
