@@ -15,7 +15,7 @@ from attacks.estimator import EstimatorError, Norm
 from attacks.registry import create
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import comparing, peers, report, timing
-from benchmarks.speed.agreement import agree, judge
+from benchmarks.speed.agreement import ROUNDING, agree, judge
 from benchmarks.speed.comparing import compare
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.peers import PEERS, missing
@@ -97,8 +97,8 @@ def test_few_images_may_differ_and_are_listed() -> None:
     assert agree(torch.full((3,), math.inf), torch.full((3,), math.inf), same=True).comparable
 
 
-def test_another_algorithm_may_be_beaten_but_must_not_be_nearer() -> None:
-    theirs = torch.ones(10, dtype=torch.float64)
+def test_another_algorithm_may_be_beaten_but_must_not_be_nearer_or_fail() -> None:
+    theirs = torch.ones(100, dtype=torch.float64)
     assert agree(0.5 * theirs, theirs, same=False).comparable
     assert agree(1.009 * theirs, theirs, same=False).comparable
     assert not agree(1.011 * theirs, theirs, same=False).comparable
@@ -106,7 +106,13 @@ def test_another_algorithm_may_be_beaten_but_must_not_be_nearer() -> None:
     missed[0] = math.inf
     assert agree(theirs, missed, same=False).comparable
     assert not agree(missed, theirs, same=False).comparable
-    none = torch.full((10,), math.inf, dtype=torch.float64)
+    missed[:3] = math.inf
+    assert not agree(theirs, missed, same=False).comparable
+    # but for those that are on the boundary to rounding
+    found = agree(theirs, missed, same=False, near=theirs)
+    assert found.comparable
+    assert (found.found, found.found_theirs, found.touching) == (100, 97, 3)
+    none = torch.full((100,), math.inf, dtype=torch.float64)
     assert not agree(none, none, same=False).comparable
 
 
@@ -117,6 +123,23 @@ def test_points_of_the_same_class_or_outside_the_box_are_not_found(digits: Probl
     points[0] = math.nan
     points[1] = 1 + points[1]
     assert judge(digits, points, "l2").isinf().tolist() == [True, True, *[False] * 18]
+
+
+def test_points_on_the_boundary_to_rounding_are_told_apart() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+    images = torch.tensor([[0.75, 0.25, 0.5, 0.5]]).reshape(1, 1, 2, 2)
+    problem = Problem("two", nn.Sequential(nn.Flatten(), layer), images, torch.tensor([0]), 2, 1)
+
+    def at(second: float) -> Tensor:
+        return torch.tensor([[0.5, second, 0.5, 0.5]]).reshape(1, 1, 2, 2)
+
+    # equal logits are the first class's
+    for second, across, near in [(0.51, True, True), (0.5, False, True), (0.499, False, False)]:
+        assert judge(problem, at(second), "linf").isfinite().item() is across
+        assert judge(problem, at(second), "linf", rounding=ROUNDING).isfinite().item() is near
+    assert judge(problem, at(0.5), "linf", rounding=ROUNDING).item() == 0.25
 
 
 def test_ratios_are_of_one_round_each() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.deepfool import DeepFool
 from attacks.estimator import Norm
-from benchmarks.speed.agreement import Agreement, agree, judge
+from benchmarks.speed.agreement import ROUNDING, Agreement, agree, judge
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.problems import Problem
 from benchmarks.speed.sides import Ours, Side, ours
@@ -118,8 +118,10 @@ def compare(
     rows = [_row(here, norm, text, estimator, timed, None, peak(estimator))]
     for side in able:
         count = side.images(here)
-        theirs = judge(here.first(count), timed[side.name].result, norm)
-        rows.append(_row(here, norm, text, side, timed, agree(distances[:count], theirs, same=side.same), peak(side)))
+        points, own = timed[side.name].result, here.first(count)
+        near = None if side.same else judge(own, points, norm, rounding=ROUNDING)
+        agreement = agree(distances[:count], judge(own, points, norm), same=side.same, near=near)
+        rows.append(_row(here, norm, text, side, timed, agreement, peak(side)))
     _, forwards, backwards = estimator.counted(here, norm)
     floor = _floor(rows[0], costs, float(backwards.mean()), candidates - 1) if costs else None
     share = min(busy / wall for row in rows for busy, wall in zip(row.processor, row.seconds, strict=True))

@@ -69,6 +69,8 @@ def margins(agreement: Agreement) -> str:
     """How margins compare, in words."""
     found = f"found {agreement.found} and {agreement.found_theirs} of {agreement.images}"
     mean = "no image with both" if math.isnan(agreement.mean) else f"ours / theirs {agreement.mean:.4f}"
+    if agreement.touching:
+        found += f", theirs on {agreement.touching} more no farther than on the boundary, to rounding"
     same = agreement.images - len(agreement.differing)
     text = f"{same} of {agreement.images} the same within {SAME:g}, {mean}, {found}"
     return text if agreement.comparable else f"NOT COMPARABLE: {text}"
