@@ -113,21 +113,23 @@ def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:
 
 
 def of_run(run: Run, epochs: Sequence[int], images: int, batch_size: int) -> list[Problem]:
-    """A run's checkpoints with the first of its own test images, at least a full batch of them where it has as many.
+    """A run's checkpoints with the first of its own images, at least a full batch: the test ones, then training ones.
 
     Raises:
         ConfigError: fewer images than asked for.
         StoreError: see `benchmarks.problems.run_problems`.
     """
-    problems = []
-    for stored in run_problems(run, epochs, ["test"], max(images, batch_size)):
-        if len(stored.images) < images:
+    problems, wanted = [], max(images, batch_size)
+    stored = list(run_problems(run, epochs, ["test", "train"], wanted))
+    for test, train in zip(stored[::2], stored[1::2], strict=True):
+        points = torch.cat([test.images, train.images])[:wanted]
+        if len(points) < images:
             raise ConfigError(
-                f"expected at most {len(stored.images)} --images, which {run.name} has, got {images}; give fewer"
+                f"expected at most {len(points)} --images, which {run.name} has, got {images}; give fewer"
             )
-        with torch.no_grad(), eval_mode(stored.model):
-            classes = stored.model(stored.images[:1]).shape[1]
-        problems.append(_predicted(stored.name, stored.model, stored.images, classes, batch_size))
+        with torch.no_grad(), eval_mode(test.model):
+            classes = test.model(points[:1]).shape[1]
+        problems.append(_predicted(f"{run.name}, epoch {test.epoch}", test.model, points, classes, batch_size))
     return problems
 
 
