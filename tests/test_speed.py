@@ -1,5 +1,7 @@
 """The benchmark of speed: not its times, but that it cannot print a ratio that it should not."""
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -19,9 +21,12 @@ from benchmarks.speed.agreement import ROUNDING, agree, judge
 from benchmarks.speed.comparing import compare
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.peers import PEERS, missing
-from benchmarks.speed.problems import NETWORKS, WALL, Problem, built_in, with_unreachable
+from benchmarks.speed.problems import NETWORKS, WALL, Problem, built_in, of_run, with_unreachable
 from benchmarks.speed.sides import SIDES, Side, ours, sides_against
 from harness.config import ConfigError
+from harness.remeasure import probes_of
+from harness.runs import read_run
+from harness.track import main as track
 
 STOCK = next(side for side in sides_against("deepfool") if side.name == "foolbox")
 
@@ -273,6 +278,23 @@ def test_networks_are_trained_the_same_every_time(classes: int) -> None:
     assert not one.model.training
     with pytest.raises(ConfigError, match="expected at most 1000 --images"):
         built_in("dense-digits", classes, 1001, 10)
+
+
+def test_a_run_gives_its_test_images_and_then_its_training_images(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--model", "dense", "--epochs", "1", "--probe", "6", "--estimator", "linear", "--norm", "l2"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert track([*options, "--device", "cpu", "--threads", "1", "--out", str(folder)]) == 0
+    run = read_run(folder)
+    (problem,) = of_run(run, [0], 10, 4)
+    stored = probes_of(run)
+    assert torch.equal(problem.images, torch.cat([stored["test"].images, stored["train"].images[:4]]))
+    assert problem.name == "run, epoch 0"
+    assert (problem.classes, problem.batch_size) == (10, 4)
+    # at least a full batch, for the floor
+    assert len(of_run(run, [], 1, 8)[0].images) == 8
+    with pytest.raises(ConfigError, match="expected at most 12 --images, which run has, got 13"):
+        of_run(run, [0], 13, 4)
 
 
 @pytest.mark.slow
