@@ -188,7 +188,9 @@ class Classifier(nn.Module):
 
     def _in_batches(self, pixels: Tensor) -> Tensor:
         try:
-            return torch.cat([self.network(part.clone()) for part in torch.split(pixels, self.batch_size)])
+            parts: list[Tensor] = [self.network(part.clone()) for part in torch.split(pixels, self.batch_size)]
+            # as it is, whatever it is: `clean_logits` says what is wrong with it
+            return torch.cat(parts) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
         except torch.OutOfMemoryError as error:
             self.take_less(len(pixels), error)
         return self._in_batches(pixels)
@@ -247,17 +249,19 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 @contextmanager
 def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
     # train/eval flags and whatever else a module keeps as an attribute or swaps in its forward pass
-    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    modules = [(module, type(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     contents = [(b, b.clone()) for b in model.buffers()]
     try:
         model.eval()
         for p, _, _ in parameters:
             p.requires_grad_(False)
+        quicken(model)
         yield model
     finally:
         # Classifier.eval() and attacks set flags of the whole tree: each module gets its own back
-        for module, attributes, buffers in modules:
+        for module, kind, attributes, buffers in modules:
+            module.__class__ = kind
             module._buffers.clear()
             module._buffers.update(buffers)
             vars(module).clear()

@@ -16,7 +16,7 @@ from attacks.registry import ESTIMATORS, WRAPPERS, check_name, create, known, te
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"(estimator \w+: )?expected .+, got .+; .+")
 # another value of each field that is no number
-OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100}
+OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "engine": "foolbox"}
 NAMED = sorted(set(ESTIMATORS) - set(WRAPPERS))
 
 
