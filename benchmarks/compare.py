@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
 SEARCHED = ("relu", "relu-deep")
-PROBLEMS = ("affine", "affine-box", "affine-free", "digits", *SEARCHED)
+PROBLEMS = ("affine", "affine-box", "affine-free", "slab", "digits", *SEARCHED)
 # exact margins that are searched for take seconds an image where they are not in the cache
 IMAGES, EXACT_IMAGES = 200, 100
 

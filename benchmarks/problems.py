@@ -113,6 +113,45 @@ def affine_problem(images: int, boxed: bool, domain: Domain = "box") -> Problem:
     return Problem(name, model, Probe(points, labels, torch.arange(images)), exact, affine=True, domain=domain)
 
 
+class Slab(nn.Module):
+    """Two classes ``(half, |w . (x - 0.5)|)``, the absolute value made of two ReLUs: the first between two planes."""
+
+    def __init__(self, weight: Tensor, half: float) -> None:
+        super().__init__()
+        self.half = half
+        self.register_buffer("weight", weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        across = (images - 0.5).flatten(1) @ self.weight
+        return torch.stack([torch.full_like(across, self.half), across.relu() + (-across).relu()], dim=1)
+
+
+def slab_problem(images: int) -> Problem:
+    """A piecewise linear toy: half of the images lie in a slab, with a boundary on either side, and half outside."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(64, generator=generator)
+    points = (torch.rand(images, 1, 8, 8, generator=generator) * 3 - 1).clamp(0, 1)
+    model = Slab(weight, float(((points - 0.5).flatten(1) @ weight).abs().median()) + 1e-3)
+    with torch.no_grad():
+        labels = model(points).argmax(1)
+
+    def exact(norm: Norm) -> Truth:
+        sides = [
+            affine_margins(
+                torch.stack([0 * weight, sign * weight]),
+                torch.tensor([model.half, -0.5 * sign * float(weight.sum())]),
+                points,
+                norm,
+                domain="box",
+            )
+            for sign in (1, -1)
+        ]
+        margins = torch.minimum(*sides)
+        return Truth(margins, margins, torch.ones(images, dtype=torch.bool))
+
+    return Problem("slab", model, Probe(points, labels, torch.arange(images)), exact)
+
+
 def digits_problem(images: int, epochs: int = 20) -> Problem:
     """The default ``cnn`` after some epochs on digits, and test images."""
     dataset = load("digits")
@@ -163,6 +202,7 @@ BUILT_IN: dict[str, Callable[[int], Problem]] = {
     "affine": lambda images: affine_problem(images, boxed=False),
     "affine-box": lambda images: affine_problem(images, boxed=True),
     "affine-free": lambda images: affine_problem(images, boxed=True, domain="free"),
+    "slab": slab_problem,
     "digits": digits_problem,
     "relu": lambda images: relu_problem(images, deep=False),
     "relu-deep": lambda images: relu_problem(images, deep=True),

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from attacks import create
+from attacks.estimator import NORMS, Norm
+from attacks.measure import measure
 from benchmarks import estimators as benchmark
+from benchmarks.problems import slab_problem
 
 
 def test_ratios_are_to_the_exact_margin() -> None:
@@ -65,3 +69,18 @@ def test_bad_options_are_one_line(option: list[str], words: str, capsys: pytest.
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_margins_of_the_slab_are_those_to_the_nearer_plane(norm: Norm) -> None:
+    problem = slab_problem(48)
+    assert problem.exact is not None
+    truth = problem.exact(norm).margin
+    inside = problem.probe.labels == 0
+    assert 0.4 < inside.double().mean() < 0.6
+    found = measure(problem.model, problem.images, create("cascade:budget=100"), norm).distance / truth
+    assert found.min() >= 1 - 1e-5
+    assert found.quantile(0.9) <= 1.001
+    # the control: other images have other margins
+    moved = measure(problem.model, 0.9 * problem.images, create("cascade:budget=100"), norm).distance / truth
+    assert (moved - 1).abs().median() > 0.05
