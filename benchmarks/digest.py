@@ -78,7 +78,7 @@ def error_table(margins: pd.DataFrame, culprit: str) -> pd.DataFrame:
     """By how much an estimator's average exceeds the envelope's, for correct and incorrect images.
 
     Over the images that it found; ``found`` is their share, ``after noise`` the share found from noisy starts only,
-    ``median`` that of the images' own ratios.
+    ``median`` that of the images' own ratios; the last two columns are the averages themselves, over all of these.
     """
     table = []
     for (problem, norm), own in margins.groupby(["problem", "norm"], sort=False):
@@ -97,6 +97,7 @@ def error_table(margins: pd.DataFrame, culprit: str) -> pd.DataFrame:
         }.items():
             ratio = unit.loc[part, "distance"].mean() / best[part].mean() if part.any() else np.nan
             row[name] = f"{ratio:.3f} ({int(part.sum())})" if part.any() else "none"
+        row["average"], row["envelope's"] = f"{unit.loc[found, 'distance'].mean():.4f}", f"{best[found].mean():.4f}"
         table.append(row)
     return pd.DataFrame(table)
 

@@ -53,6 +53,7 @@ def test_errors_of_correct_and_incorrect_images_are_apart() -> None:
     (row,) = error_table(table, "deepfool").to_dict("records")
     assert (row["found"], row["after noise"], row["median"]) == ("75%", "25%", "1.500")
     assert (row["all"], row["correct"], row["incorrect"]) == ("1.214 (3)", "1.500 (1)", "1.167 (2)")
+    assert (row["average"], row["envelope's"]) == ("2.8333", "2.3333")
     assert error_table(table, "absent").empty
 
 
