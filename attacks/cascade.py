@@ -119,15 +119,15 @@ class Cascade(Settings):
         begun, limit, pace = spent(model), self._limits(images, norm, start), PACES[norm]
         result, done = images.clone(), torch.zeros_like(labels)
         best = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-        rows = torch.nonzero(begun + 1 + min(self.candidates, model.classes) <= limit).flatten().to(images.device)
+        rows = torch.nonzero(begun + 1 + min(self.candidates, model.classes) <= limit).flatten()
         if not len(rows):
             return result
-        afford = ((limit - begun) // (2 * FEWEST_STEPS)).clamp(1, self.targets).to(images.device)
+        afford = ((limit - begun) // (2 * FEWEST_STEPS)).clamp(1, self.targets)
         walks = self._towards_classes(model, images, labels, norm, rows, afford[rows])
         if start is not None:
             walks = walks.join(_from_start(model, images, labels, norm, rows, start))
         while len(walks):
-            used, whole = (spent(model) - begun).to(images.device), (limit - begun).to(images.device)
+            used, whole = spent(model) - begun, limit - begun
             now, stride, shrink = pace.at(used, whole)
             kick(walks, (now > done)[walks.owner], images, model.bounds, seeds, norm, size=pace.kick, stream=now)
             done = now
@@ -141,15 +141,15 @@ class Cascade(Settings):
             best = nearest
             claim = torch.where(walks.distance.isfinite(), walks.distance, walks.radius)
             walks = walks.select(~walks.done & (claim <= (best * (1 + pace.slack * falling(used / whole)))[there]))
-            cost = 2 * torch.bincount(walks.owner.cpu(), minlength=len(images))
-            walks = walks.select((spent(model) + cost <= limit).to(images.device)[walks.owner])
+            cost = 2 * torch.bincount(walks.owner, minlength=len(images))
+            walks = walks.select((spent(model) + cost <= limit)[walks.owner])
         return result
 
     def _limits(self, images: Tensor, norm: Norm, start: Tensor | None) -> Tensor:
-        """What each image may spend here, ``(B,)`` float64 on the CPU."""
-        limit = torch.full((len(images),), float(self.budget - RESERVE), dtype=torch.float64)
+        """What each image may spend here, ``(B,)`` float64."""
+        limit = torch.full((len(images),), self.budget - RESERVE, dtype=torch.float64, device=images.device)
         if self.warm and start is not None:
-            limit[_reach(images, norm, start).isfinite().cpu()] = self.warm - RESERVE
+            limit[_reach(images, norm, start).isfinite()] = self.warm - RESERVE
         return limit
 
     def _towards_classes(
@@ -205,8 +205,8 @@ def class_slopes(model: Classifier, images: Tensor, labels: Tensor, count: int) 
 
 
 def spent(model: Classifier) -> Tensor:
-    """Passes so far of each active image, ``(B,)`` float64 on the CPU."""
-    return (model.forwards + model.backwards)[model.active.cpu()]
+    """Passes so far of each active image, ``(B,)`` float64."""
+    return (model.forwards + model.backwards)[model.active]
 
 
 def _from_start(model: Classifier, images: Tensor, labels: Tensor, norm: Norm, rows: Tensor, start: Tensor) -> Walks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks.estimator import Norm
-from attacks.geometry import dual_norm, farthest_in_box, per_row, project, row_norm, steepest_step
+from attacks.geometry import dual_norm, farthest_in_box, least_step, per_row, project, row_norm, steepest_step
 from attacks.isolation import Bounds, Classifier
 from attacks.radius import FREE_REACH, ball_point, seeded_directions
 
@@ -34,7 +34,7 @@ class Walks:
 
     Attributes:
         owner: ``(W,)`` int64, the row of the image that the walk belongs to.
-        target: ``(W,)`` int64, the class that it heads for.
+        target: ``(W,)`` int64, the class that it heads for; the image's own for whichever is next at each step.
         point: ``(W, ...)`` where it stands.
         drift: ``(W, ...)`` decaying sum of the normalised gradients.
         radius: ``(W,)`` float64, of the ball that it may not leave.
@@ -126,6 +126,8 @@ def kick(
 def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logit of the label less the target's, or the leader's once the label trails; its gradient; one pass each way.
 
+    A target that is the label itself stands for the largest other logit.
+
     Returns:
         ``(W,)`` that gap, ``(W,)`` the label's logit less the largest other one, ``(W, ...)`` the gap's gradient.
     """
@@ -133,7 +135,7 @@ def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -
     logits = model(leaf)
     own = logits.gather(1, labels[:, None])[:, 0]
     lead = own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    gap = torch.where(lead < 0, lead, own - logits.gather(1, targets[:, None])[:, 0])
+    gap = torch.where((lead < 0) | (targets == labels), lead, own - logits.gather(1, targets[:, None])[:, 0])
     (gradient,) = torch.autograd.grad(gap.sum(), leaf)
     return gap.detach(), lead.detach(), gradient
 
@@ -144,6 +146,16 @@ def note_witnesses(walks: Walks, images: Tensor, outside: Tensor, norm: Norm) ->
     nearer = outside & (distance < walks.distance) & (distance > 0)
     walks.distance = torch.where(nearer, distance, walks.distance)
     walks.witness = torch.where(per_row(nearer, walks.point).bool(), walks.point, walks.witness)
+
+
+def nearest_witnesses(walks: Walks, images: Tensor) -> Tensor:
+    """The nearest witness that any walk of an image has, or the image itself: ``(B, ...)``."""
+    none = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+    least = none.scatter_reduce(0, walks.owner, walks.distance, "amin")
+    winner = walks.distance.isfinite() & (walks.distance == least[walks.owner])
+    result = images.clone()
+    result[walks.owner[winner]] = walks.witness[winner]
+    return result
 
 
 def move(
@@ -186,7 +198,7 @@ def move(
     step = per_row(torch.where(dead, 0.0, length * walks.radius), origin) * steepest_step(walks.drift, norm)
     # clipped before it is projected: clipped afterwards, points lose length at every step
     clipped = (walks.point - step).clamp(*model.bounds)
-    walks.point = origin + project(clipped - origin, walks.radius * (1 + NUDGE), norm)
+    walks.point = origin + project(clipped - origin, walks.radius * (1 + NUDGE) + least_step(images, norm), norm)
 
 
 def _optimal(

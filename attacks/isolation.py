@@ -71,8 +71,8 @@ class Classifier(nn.Module):
         domain: ``box`` or ``free``.
         classes: the number of outputs.
         batch_size: how many images a pass should have at most.
-        forwards, backwards: ``(B,)`` float64, passes per image of the current chunk. Where a library hides
-            which rows it passes, the rows are shared out over the chunk.
+        forwards, backwards: ``(B,)`` float64 on the device, passes per image of the current chunk. Where a library
+            hides which rows it passes, the rows are shared out over the chunk.
         trace: where given, sees every batch of the chunk and its logits.
         notes: what the estimator said of each image of the current chunk.
     """
@@ -113,8 +113,8 @@ class Classifier(nn.Module):
 
     def start_chunk(self, size: int) -> None:
         """Count anew for ``size`` images."""
-        self.forwards = torch.zeros(size, dtype=torch.float64)
-        self.backwards = torch.zeros(size, dtype=torch.float64)
+        self.forwards = torch.zeros(size, dtype=torch.float64, device=self.device)
+        self.backwards = torch.zeros(size, dtype=torch.float64, device=self.device)
         self.active = torch.arange(size, device=self.device)
         self.trace = None
         self.notes = [""] * size
@@ -207,8 +207,8 @@ class Classifier(nn.Module):
     @staticmethod
     def _count(counts: Tensor, active: Tensor, size: int) -> None:
         if len(active):
-            # an image may be active more than once
-            counts.index_add_(0, active.cpu(), torch.full((len(active),), size / len(active), dtype=counts.dtype))
+            # An image may be active more than once. On the device, which otherwise would be waited for at every pass.
+            counts.index_add_(0, active, torch.full_like(active, size / len(active), dtype=counts.dtype))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from attacks.checks import check_ability, check_batches, check_images, clean_log
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
+from attacks.memory import affordable
 from attacks.trace import Trace
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
@@ -58,7 +59,8 @@ def measure(
         domain: ``box`` keeps witnesses inside ``bounds``; ``free`` does not.
         noise_retries: how often a failed image is tried again from a noisy start (standard deviation
             ``0.01 * 2**i`` of the pixel range).
-        batch_size: images a pass; halved where memory runs out, which changes no margin but for rounding.
+        batch_size: images a pass at most; fewer where one of them takes much memory (`attacks.memory`), halved where it
+            runs out, which changes no margin but for rounding.
         seeds: ``(N,)`` the images' own seeds; by default their positions'.
         start: ``(N, C, H, W)`` points in ``bounds``, such as the witnesses of an earlier network, for estimators that
             can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
@@ -85,7 +87,7 @@ def measure(
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
-        view.batch_size, first = batch_size, 0
+        view.batch_size, first = affordable(view, own, batch_size), 0
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
@@ -269,8 +271,8 @@ class _Judge:
             confidence=self.confidence.cpu(),
             logit_margin=self.logit_margin.cpu(),
             noise_retries=self.retries.cpu(),
-            forwards=self.view.forwards,
-            backwards=self.view.backwards,
+            forwards=self.view.forwards.cpu(),
+            backwards=self.view.backwards.cpu(),
         )
 
     def _status(self, row: int) -> Status:

@@ -75,5 +75,4 @@ class Trace:
         nearer = torch.nonzero(least < self._least).flatten()
         self._least = least
         if len(nearer):
-            rows = nearer.cpu()
-            self._entries.append((rows + self._first, passes[rows], least[nearer].cpu()))
+            self._entries.append((nearer.cpu() + self._first, passes[nearer].cpu(), least[nearer].cpu()))

@@ -21,7 +21,6 @@ from attacks.geometry import per_row
 from attacks.isolation import Bounds, Classifier
 from attacks.radius import first_order_margin
 from attacks.registry import check_needs
-from attacks.scale_free import ScaleFree
 from attacks.upstream import foolbox, library
 
 BOTH: frozenset[Norm] = frozenset(NORMS)
@@ -51,15 +50,10 @@ def run(
     *,
     view: nn.Module | None = None,
     bounds: Bounds | None = None,
-    targets: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's).
-
-    With ``targets`` ``(B,)`` it goes for these classes, else for any but the label.
-    """
-    criteria = foolbox.criteria
-    goal = criteria.Misclassification(labels) if targets is None else criteria.TargetedMisclassification(targets)
+    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's)."""
+    goal = foolbox.criteria.Misclassification(labels)
     with quiet():
         # the device is given since Foolbox would take cuda:0 and move the model there
         wrapped = foolbox.PyTorchModel(view or model, bounds=bounds or model.bounds, device=images.device)
@@ -73,40 +67,6 @@ def stock_deepfool(
     """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack as they are."""
     cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
     return run(cls(steps=steps, candidates=candidates, overshoot=overshoot), model, images, labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDN(Settings):
-    """Foolbox's DDNAttack (Rony et al. 2019, Algorithm 1), unquantised, on the scale-free view.
-
-    Departs from the paper: cross-entropy is taken of ``temperature * z / std(z)``; of raw logits its
-    gradient dies as confidence grows.
-    """
-
-    name: ClassVar[str] = "ddn"
-    norms: ClassVar[frozenset[Norm]] = L2_ONLY
-    domains: ClassVar[frozenset[Domain]] = EVERYWHERE
-    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001}
-    batch_invariant: ClassVar[bool] = False  # draws noise for the whole batch where a gradient is zero
-
-    steps: int = setting(100, least=1)
-    init_epsilon: float = setting(1.0, least=0)
-    gamma: float = setting(0.05, least=0)
-    temperature: float = setting(10.0, least=0.1)
-
-    def perturb(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        norm: Norm,
-        *,
-        seeds: Tensor,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """See `Estimator.perturb`."""
-        attack = library.DDNAttack(init_epsilon=self.init_epsilon, steps=self.steps, gamma=self.gamma)
-        return run(attack, model, images, labels, view=ScaleFree(model, self.temperature))
 
 
 class ClampedView(nn.Module):

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -153,6 +154,7 @@ class RunFolder:
             raise StoreError(
                 f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
             )
+        _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
         # estimators that are not asked for again keep their parts, and so their entries
         entries = (*before.get("estimators", ()), *manifest.get("estimators", ()))
         estimators = list({entry["estimator"]: entry for entry in entries}.values())
@@ -162,6 +164,22 @@ class RunFolder:
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:
+    """A text leaves out parameters at their defaults, which another version may have changed.
+
+    Raises:
+        StoreError: an estimator that the run has measured with other parameters.
+    """
+    known = {entry["estimator"]: entry.get("parameters") for entry in before}
+    for entry in after:
+        text, now_meant = entry["estimator"], entry.get("parameters")
+        if text in known and known[text] != now_meant:
+            raise StoreError(
+                f"expected {text} with the parameters that the run was measured with, {known[text]}, got {now_meant}; "
+                "write them out, or use another folder"
+            )
 
 
 def _epoch_of(path: Path) -> int:

@@ -447,8 +447,8 @@ def middle_images(count: int = 3) -> Tensor:
     [
         # the ranking; the first step's 3 other classes; the pass that sees all rows outside
         ("deepfool:engine=foolbox", 1 + 3 + 1, 3 + 1),
-        # the first step; the look that sees all rows outside
-        ("deepfool", 1 + 1, 3),
+        # the first step; the second one, which sees all rows outside
+        ("deepfool", 1 + 1, 3 + 1),
     ],
 )
 def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says(text: str, forwards: int, backwards: int) -> None:

@@ -66,11 +66,11 @@ def test_defaults_vanish_from_the_text_and_every_field_survives_it(name: str) ->
     ("text", "canonical"),
     [
         ("fmn:", "fmn"),
-        ("fmn:gamma=0.1,steps=200", "fmn:steps=200,gamma=0.1"),
+        ("fmn:gamma=0.2,steps=200", "fmn:steps=200,gamma=0.2"),
         ("fmn: steps = 200 ,", "fmn:steps=200"),
         ("deepfool:overshoot=0.020", "deepfool"),
         ("pgd:temperature=0", "pgd:temperature=0.0"),
-        ("fmn:nudge=1e-5", "fmn:nudge=1e-05"),
+        ("fmn:stride=1e-5", "fmn:stride=1e-05"),
         ("foolbox:L2PGD", "foolbox:L2PGD"),
         (
             "foolbox:L2PGD:steps=5,random_start=False,epsilon=0.5",
@@ -113,14 +113,14 @@ def test_a_name_like_no_other_gets_no_guess(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("fmn:step=3", ["parameter of fmn", "steps: int = 100", "gamma: float = 0.05", "got 'step'"]),
-        ("fmn:steps=many", ["fmn's steps to be of type int (default 100)", "got 'many'"]),
+        ("fmn:step=3", ["parameter of fmn", "steps: int = 60", "gamma: float = 0.1", "got 'step'"]),
+        ("fmn:steps=many", ["fmn's steps to be of type int (default 60)", "got 'many'"]),
         ("fmn:steps=2.5", ["fmn's steps to be of type int", "got '2.5'"]),
         ("fmn:steps=true", ["fmn's steps to be of type int", "got 'true'"]),
         ("fmn:steps=", ["fmn's steps to be of type int", "got ''"]),
         ("fmn:steps=none", ["fmn's steps to be of type int", "got 'none'"]),
         ("deepfool:overshoot=true", ["deepfool's overshoot to be of type float (default 0.02)", "got 'true'"]),
-        ("fmn:steps=0", ["steps to be an integer of at least 1, got 0; the default is 100"]),
+        ("fmn:steps=0", ["steps to be an integer of at least 1, got 0; the default is 60"]),
         ("deepfool:candidates=1", ["candidates to be an integer of at least 2, got 1; the default is 10"]),
         ("deepfool:overshoot=-0.1", ["overshoot to be a number of at least 0, got -0.1; the default is 0.02"]),
         ("deepfool:overshoot=nan", ["overshoot to be a number of at least 0, got nan"]),

@@ -89,8 +89,8 @@ class Ours:
             for rows in torch.arange(len(images), device=images.device).split(size):
                 view.start_chunk(len(rows))
                 parts.append(self.estimator.perturb(view, images[rows], labels[rows], norm, seeds=seeds[rows]).detach())
-                forwards.append(view.forwards)
-                backwards.append(view.backwards)
+                forwards.append(view.forwards.cpu())
+                backwards.append(view.backwards.cpu())
         return torch.cat(parts), torch.cat(forwards), torch.cat(backwards)
 
 

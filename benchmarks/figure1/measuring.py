@@ -1,0 +1,157 @@
+"""What the script's work takes on a finished run's networks, ours beside it in turns, and both totals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.estimator import Margins, Norm, Status
+from attacks.measure import measure
+from attacks.registry import create
+from benchmarks.figure1 import script
+from benchmarks.problems import Problem, run_problems
+from benchmarks.speed.agreement import SAME
+from harness.data import Dataset, Split
+from harness.models import build
+from harness.remeasure import options_of
+from harness.runs import Run
+
+T = TypeVar("T")
+# epochs of the script's training that are timed; the median stands for all
+TRAINED = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch, split and norm.
+
+    Attributes:
+        ours, theirs: seconds; ours with noisy starts, refinement and checks.
+        average: of our margins as the attack left them, which is what theirs are.
+        their_average: over the images that Foolbox finds.
+        found, their_found: images.
+        same: of the images that both find without noise, those whose margins differ by less than `SAME`.
+        both: that they are of.
+    """
+
+    epoch: int
+    split: str
+    norm: Norm
+    images: int
+    ours: float
+    theirs: float
+    average: float
+    their_average: float
+    found: int
+    their_found: int
+    same: int
+    both: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Seconds of the whole of Figure 1.
+
+    Attributes:
+        ours: wall time of ``harness.track`` from its start to its end, report included.
+        training, errors, margins: of the script; margins between measured epochs are interpolated.
+    """
+
+    ours: float
+    training: float
+    errors: float
+    margins: float
+
+    @property
+    def theirs(self) -> float:
+        return self.training + self.errors + self.margins
+
+
+def rows_of(run: Run, epochs: Sequence[int], norms: Sequence[Norm], estimator: str) -> Iterator[Row]:
+    """Measure the run's checkpoints both ways; who is first changes from row to row."""
+    turn = 0
+    for problem in run_problems(run, epochs, ("train", "test"), options_of(run)["probe"]):
+        for norm in norms:
+            sides: dict[str, Callable[[], Tensor | Margins]] = {
+                "ours": lambda p=problem, n=norm: _ours(p, n, estimator),  # type: ignore[misc]
+                "theirs": lambda p=problem, n=norm: script.margins(p.model, p.images, n),  # type: ignore[misc]
+            }
+            done = {name: _timed(sides[name]) for name in list(sides)[:: -1 if turn % 2 else 1]}
+            turn += 1
+            yield _row(problem, norm, done["ours"], done["theirs"])  # type: ignore[arg-type]
+
+
+def totals(run: Run, dataset: Dataset, rows: Sequence[Row], ours: float) -> Totals:
+    """Add the script's parts up to the run's number of epochs."""
+    options = options_of(run)
+    last = int(run.epochs["epoch"].max())
+    train, test = (_tensors(split) for split in (dataset.train, dataset.test))
+    model = build(options["model"], dataset.shape, dataset.classes, options["seed"])
+    optimiser = torch.optim.Adam(model.parameters(), options["learning_rate"])
+    trained, looked = [], []
+    for _ in range(TRAINED):
+        trained.append(_timed(lambda: script.train_epoch(model, optimiser, *train, options["batch_size"]))[0])
+        looked.append(_timed(lambda: [script.error(model, *split) for split in (train, test)])[0])
+    measured = sorted({row.epoch for row in rows})
+    each = [sum(row.theirs for row in rows if row.epoch == epoch) for epoch in measured]
+    return Totals(
+        ours=ours,
+        training=last * float(np.median(trained)),
+        errors=(last + 1) * float(np.median(looked)),
+        margins=float(np.interp(range(last + 1), measured, each).sum()),
+    )
+
+
+def _ours(problem: Problem, norm: Norm, estimator: str) -> Margins:
+    return measure(
+        problem.model,
+        problem.images,
+        create(estimator),
+        norm,
+        domain=problem.domain,
+        noise_retries=problem.noise_retries,
+        batch_size=problem.batch_size,
+    )
+
+
+def _row(problem: Problem, norm: Norm, ours: tuple[float, Margins], theirs: tuple[float, Tensor]) -> Row:
+    margins, other = ours[1], theirs[1].double()
+    plain = torch.tensor([status is Status.FOUND for status in margins.status])
+    both = plain & other.isfinite()
+    alike = (margins.attack_distance - other).abs() <= SAME * other
+    found = margins.attack_distance.isfinite()
+    return Row(
+        epoch=problem.epoch or 0,
+        split=problem.split,
+        norm=norm,
+        images=len(other),
+        ours=ours[0],
+        theirs=theirs[0],
+        average=_mean(margins.attack_distance[found]),
+        their_average=_mean(other[other.isfinite()]),
+        found=int(found.sum()),
+        their_found=int(other.isfinite().sum()),
+        same=int((both & alike).sum()),
+        both=int(both.sum()),
+    )
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _tensors(split: Split) -> tuple[Tensor, Tensor]:
+    return split.pixels(torch.arange(len(split))), split.labels
+
+
+def _timed(run: Callable[[], T]) -> tuple[float, T]:
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result
