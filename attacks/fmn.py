@@ -47,6 +47,14 @@ class FMN(Settings):
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
+    # distance / that of 60 cold steps, and images farther by more than 1%; means of 11 epochs of digits and 6 of
+    # Fashion-MNIST, 200 and 150 test images; passes an image (cold: 138):
+    #             digits L2     L-infinity    Fashion L2    L-infinity    passes
+    #   warm=8    0.997   16%   0.995  8.2%   0.998   20%   1.009   49%     51
+    #   warm=12   0.995  3.1%   0.992  1.7%   0.994  4.1%   1.002   25%     65
+    #   warm=15   0.994  0.9%   0.991  1.1%   0.993  1.0%   0.999   16%     76
+    #   warm=20   0.993  0.2%   0.990  0.4%   0.992  0.6%   0.996  5.0%     95
+    # what an epoch found is handed on, so that warm margins fall below cold ones over epochs
     WARM: ClassVar[int] = 20
 
     steps: int = setting(60, least=1)

@@ -106,7 +106,7 @@ class RunConfig:
         None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"
     )
     measure_batch: int | None = option(
-        None, "images an estimator gets at a time", least=1, unset="500 on digits, else 128"
+        None, "images a pass at most", least=1, unset="500 on digits, else 128, on CUDA all of a split"
     )
 
     def __post_init__(self) -> None:
@@ -166,7 +166,8 @@ def resolve(config: RunConfig) -> RunConfig:
         "pgd_epsilon": epsilon,
         "pgd_step_size": 2.5 * epsilon / config.pgd_steps,
         "batch_size": 32 if small else 128,
-        "measure_batch": 500 if small else 128,
+        # else the device decides, which is not known here
+        "measure_batch": 500 if small else None,
         "epochs": 20 if small else 40,
         "threads": 1 if small else None,
     }

@@ -96,7 +96,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     from attacks.registry import create, text_form
     from harness.data import load
-    from harness.devices import choose_device
+    from harness.devices import choose_device, sized
     from harness.models import build
     from harness.report.build import evaluate, write_report
     from harness.run import TrackedRun
@@ -110,6 +110,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
     lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
     device = choose_device(config.device)
+    config = sized(config, device)
     _set_up(config)
     dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
     model = build(config.model, dataset.shape, dataset.classes, config.seed)

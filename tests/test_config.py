@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.config import (
     ConfigError,
@@ -21,6 +22,7 @@ from harness.config import (
     from_dict,
     from_namespace,
 )
+from harness.devices import sized
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
@@ -141,19 +143,24 @@ def test_the_defaults_are_those_of_the_design() -> None:
     ("dataset", "epsilon", "batch", "epochs", "threads", "measure_batch"),
     [
         ("digits", 0.1, 32, 20, 1, 500),
-        ("mnist", 0.3, 128, 40, None, 128),
-        ("fashion-mnist", 0.1, 128, 40, None, 128),
-        ("cifar10", 8 / 255, 128, 40, None, 128),
+        ("mnist", 0.3, 128, 40, None, None),
+        ("fashion-mnist", 0.1, 128, 40, None, None),
+        ("cifar10", 8 / 255, 128, 40, None, None),
     ],
 )
 def test_the_data_set_decides_what_is_not_given(
-    dataset: str, epsilon: float, batch: int, epochs: int, threads: int | None, measure_batch: int
+    dataset: str, epsilon: float, batch: int, epochs: int, threads: int | None, measure_batch: int | None
 ) -> None:
     config = parse("--dataset", dataset)
     assert config.pgd_epsilon == epsilon
     assert config.pgd_step_size == 2.5 * epsilon / 10
     found = (config.batch_size, config.epochs, config.threads, config.measure_batch)
     assert found == (batch, epochs, threads, measure_batch)
+    # what the data set leaves open the device decides; a device that is not here does, too
+    sizes = [sized(config, torch.device(kind)).measure_batch for kind in ("cpu", "cuda")]
+    assert sizes == [measure_batch or 128, measure_batch or 1000]
+    asked = sized(parse("--dataset", dataset, "--measure-batch", "9"), torch.device("cuda"))
+    assert asked.measure_batch == 9
     given = parse("--dataset", dataset, "--batch-size", "5", "--epochs", "0", "--threads", "3", "--pgd-epsilon", "0.4")
     assert (given.batch_size, given.epochs, given.threads, given.pgd_epsilon) == (5, 0, 3, 0.4)
     assert given.pgd_step_size == pytest.approx(0.1, rel=1e-12)
@@ -372,7 +379,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--deterministic": "no",
         "--device": "auto",
         "--threads": "1 on digits, too small to share, else torch's choice",
-        "--measure-batch": "500 on digits, else 128",
+        "--measure-batch": "500 on digits, else 128, on CUDA all of a split",
         "--out": "runs/<data set>-<model>-<training>-<time>",
     }
     assert defaults.keys() == {*FLAGS, "--out"}

@@ -1,5 +1,6 @@
 """Measuring on a CUDA device: the CPU's distances, nothing moved, generators given back."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import InputError, Status
+from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
 
@@ -94,3 +96,47 @@ def test_logits_on_another_device_than_the_images_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"at least 2 classes on cpu, got \(16, 5\) on cuda:0; "):
         measure(Moving(), some_images(), create("deepfool"), "l2")
+
+
+def waits(text: str, norm: Any, images: Tensor, model: nn.Module) -> int:
+    """How often an estimator makes the host wait for the device, from its candidates on."""
+    with frozen_view(model, (0.0, 1.0), "box", images.device) as view:
+        view.classes, view.batch_size = 5, len(images)
+        view.start_chunk(len(images))
+        labels = view(images).argmax(1)
+        seeds = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                create(text).perturb(view, images, labels, norm, seeds=seeds)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchron" in str(one.message) for one in said)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_descents_do_not_wait_for_the_device_in_their_loops(norm: Any) -> None:
+    model, images = small_cnn().cuda(), some_images().cuda()
+    texts = ("fmn:steps=20", "fmn:steps=40", *(("ddn:steps=20", "ddn:steps=40") if norm == "l2" else ()))
+    said = {text: waits(text, norm, images, model) for text in texts}
+    # a look every ten steps at the walks that have nothing left to gain, and a few at the end
+    assert said["fmn:steps=40"] - said["fmn:steps=20"] <= 10
+    if norm == "l2":
+        assert said["ddn:steps=40"] == said["ddn:steps=20"] <= 5
+
+
+def test_deepfool_waits_for_the_device_a_few_times_a_step() -> None:
+    """To know which images go on, and whether a class is to be looked at again; not for each class."""
+    model, images = small_cnn().cuda(), some_images().cuda()
+    margins = measure(model, images, create("deepfool"), "l2")
+    steps = int(margins.forwards.max())
+    assert waits("deepfool", "l2", images, model) <= 12 * steps
+
+
+def test_the_librarys_deepfool_and_pgd_run_on_the_device() -> None:
+    for text, norm in (("deepfool:engine=foolbox", "l2"), ("deepfool:engine=foolbox", "linf"), ("pgd", "linf")):
+        on_cpu = measure(small_cnn(), some_images(), create(text), norm)  # type: ignore[arg-type]
+        on_gpu = measure(small_cnn().cuda(), some_images().cuda(), create(text), norm)  # type: ignore[arg-type]
+        assert on_gpu.status == on_cpu.status
+        torch.testing.assert_close(on_gpu.distance, on_cpu.distance, rtol=1e-2, atol=0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.speed.sides import Side
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-PROBLEMS = ("dense-digits", "cnn-digits", "dense-fashion", "cnn-fashion", "resnet18-cifar10")
+PROBLEMS = ("dense-digits", "cnn-digits", "dense-fashion", "cnn-fashion", "resnet18-cifar10", "resnet50-224")
 PEER_NAMES = ("foolbox", "torchattacks", "adv-lib", "art")
 
 

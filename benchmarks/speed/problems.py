@@ -27,6 +27,8 @@ NETWORKS: dict[str, tuple[str, Shape, int]] = {
     "dense-fashion": ("dense", (1, 28, 28), 400),
     "cnn-fashion": ("cnn", (1, 28, 28), 400),
     "resnet18-cifar10": ("resnet18", (3, 32, 32), 20),
+    # for its size, not for its margins: a step of training would take longer than all that is measured
+    "resnet50-224": ("benchmarks.speed.problems:resnet50", (3, 224, 224), 0),
 }
 DIGITS, PAIRS = 10, 100
 # of the 1797 digits, so that 1000 can be measured that no network has seen
@@ -95,6 +97,14 @@ class Walled(nn.Module):
         marked = (images[:, 0, 0, 0] > 0.5).unsqueeze(1)
         logits: Tensor = self.network(images * self.seen) + marked * self.wall
         return logits
+
+
+def resnet50(classes: int) -> nn.Module:
+    """torchvision's, freshly initialised."""
+    from torchvision.models import resnet50 as make
+
+    model: nn.Module = make(num_classes=classes)
+    return model
 
 
 def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Measure what docs/speed holds, from the repository's root, on a quiet machine (about an hour of one core):
+#
+#   uv pip install --no-deps adv-lib adversarial-robustness-toolbox six
+#   bash docs/speed.sh
+#
+# Fashion-MNIST is looked for in data/ (see harness.track --data-root). What is there already is kept.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-uv run --no-sync python}
+export OMP_NUM_THREADS=1
+mkdir -p docs/speed
+
+[ -e runs/figure1/figure1.json ] || $python -m benchmarks.figure1 --out runs/figure1
+cp runs/figure1/figure1.{json,md,png} docs/speed
+cp runs/figure1/run/manifest.json docs/speed/figure1-manifest.json
+
+speed() { # NAME ARGUMENT...
+  local name=$1
+  shift
+  [ -e "runs/speed/$name/speed.json" ] || $python -m benchmarks.speed "$@" --out "runs/speed/$name"
+  cp "runs/speed/$name/speed.md" "docs/speed/$name.md"
+  cp "runs/speed/$name/speed.json" "docs/speed/$name.json"
+}
+
+run=(runs/figure1/run --epoch 40)
+speed deepfool "${run[@]}" --images 1000
+speed deepfool-unreachable "${run[@]}" --images 1000 --unreachable --peer foolbox adv-lib --no-memory
+speed descents "${run[@]}" --images 300 --estimator fmn ddn pgd pgd:steps=10
+few=(--peer foolbox adv-lib --no-memory)
+speed sizes --problem dense-digits cnn-digits dense-fashion cnn-fashion --images 1 16 100 1000 "${few[@]}"
+speed classes --problem dense-fashion cnn-fashion --classes 100 --images 100 1000 "${few[@]}"
+speed resnet18 --problem resnet18-cifar10 --images 1 16 "${few[@]}"
+speed large --problem resnet50-224 --classes 100 --images 16 --batch 128 --norm l2 --peer --repeats 1
