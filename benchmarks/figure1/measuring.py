@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -107,6 +107,38 @@ def totals(run: Run, dataset: Dataset, rows: Sequence[Row], ours: float) -> Tota
         errors=(last + 1) * float(np.median(looked)),
         margins=float(np.interp(range(last + 1), measured, each).sum()),
     )
+
+
+def pass_share(run: Run, norms: Sequence[Norm], estimator: str) -> float:
+    """The share of measuring the last epoch's test images that the network's passes take, forward and backward."""
+    spent, whole, entered = 0.0, 0.0, 0.0
+
+    def enter(*_: object) -> None:
+        nonlocal entered
+        entered = time.perf_counter()
+
+    def leave(*_: object) -> None:
+        nonlocal spent
+        spent += time.perf_counter() - entered
+
+    gradient = torch.autograd.grad
+
+    def timed_gradient(*given: Any, **options: Any) -> Any:
+        enter()
+        found = gradient(*given, **options)
+        leave()
+        return found
+
+    for problem in run_problems(run, (), ("test",), options_of(run)["probe"]):
+        handles = problem.model.register_forward_pre_hook(enter), problem.model.register_forward_hook(leave)
+        torch.autograd.grad = timed_gradient  # type: ignore[assignment]
+        try:
+            whole += sum(_timed(lambda n=norm, p=problem: _ours(p, n, estimator))[0] for norm in norms)  # type: ignore[misc]
+        finally:
+            torch.autograd.grad = gradient  # type: ignore[assignment]
+            for handle in handles:
+                handle.remove()
+    return spent / whole
 
 
 def _ours(problem: Problem, norm: Norm, estimator: str) -> Margins:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from attacks.estimator import NORMS, Estimator, Norm
 from attacks.isolation import forked_generators, frozen_view
-from attacks.measure import REFILLED, derive_seed
+from attacks.measure import chunk_size, derive_seed
+from attacks.memory import affordable
 from attacks.registry import create
 from benchmarks.speed import peers
 from benchmarks.speed.problems import Problem
@@ -81,11 +82,11 @@ class Ours:
     def counted(self, problem: Problem, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
         """Points, and forwards and backwards ``(N,)`` float64 of each image."""
         images, labels = problem.images, problem.labels
-        size = problem.batch_size * (REFILLED if getattr(self.estimator, "refills", False) else 1)
         seeds = torch.tensor([derive_seed("image", i) for i in range(len(images))], device=images.device)
         parts, forwards, backwards = [], [], []
         with forked_generators(), frozen_view(problem.model, (0.0, 1.0), "box", images.device) as view:
-            view.classes, view.batch_size = problem.classes, problem.batch_size
+            view.classes, view.batch_size = problem.classes, affordable(view, images, problem.batch_size)
+            size = chunk_size(view, self.estimator)
             for rows in torch.arange(len(images), device=images.device).split(size):
                 view.start_chunk(len(rows))
                 parts.append(self.estimator.perturb(view, images[rows], labels[rows], norm, seeds=seeds[rows]).detach())
