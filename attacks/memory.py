@@ -7,9 +7,9 @@ from torch import Tensor
 
 from attacks.isolation import Classifier
 
-# What a pass with gradients may keep, in bytes. A third as much again passes through while it is built and taken back,
-# and the images' own copies come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.
-KEPT = 2 * 2**30
+# What a pass with gradients may keep, in bytes. About half as much again passes through while it is built and taken
+# back, and the images' own copies come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.
+KEPT = 2**30
 # Numbers in an image up to which nothing is asked: networks for 64x64 pixels in colour keep less in ordinary batches.
 SMALL = 3 * 64 * 64
 

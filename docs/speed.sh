@@ -31,4 +31,7 @@ few=(--peer foolbox adv-lib --no-memory)
 speed sizes --problem dense-digits cnn-digits dense-fashion cnn-fashion --images 1 16 100 1000 "${few[@]}"
 speed classes --problem dense-fashion cnn-fashion --classes 100 --images 100 1000 "${few[@]}"
 speed resnet18 --problem resnet18-cifar10 --images 1 16 "${few[@]}"
-speed large --problem resnet50-224 --classes 100 --images 16 --batch 128 --norm l2 --peer --repeats 1
+# memory does not depend on the steps, of which a ResNet-50 takes a second an image
+large=(--problem resnet50-224 --classes 100 --norm l2 --peer --repeats 1)
+speed large "${large[@]}" --estimator fmn:steps=3 --images 40 --batch 128
+speed large-deepfool "${large[@]}" --estimator deepfool:steps=2 --images 24 --batch 16
