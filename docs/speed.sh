@@ -35,3 +35,8 @@ speed resnet18 --problem resnet18-cifar10 --images 1 16 "${few[@]}"
 large=(--problem resnet50-224 --classes 100 --norm l2 --peer --repeats 1)
 speed large "${large[@]}" --estimator fmn:steps=3 --images 40 --batch 128
 speed large-deepfool "${large[@]}" --estimator deepfool:steps=2 --images 24 --batch 16
+
+[ -e runs/fashion-mnist-pgd/summary.csv ] || $python -m harness.track --dataset fashion-mnist --training pgd --epochs 10 \
+  --every 5 --probe 500 --estimator linear --threads 1 --resume --out runs/fashion-mnist-pgd
+speed descents-pgd runs/fashion-mnist-pgd --epoch 10 --images 300 --estimator deepfool fmn ddn pgd pgd:steps=10 \
+  --peer foolbox torchattacks --no-memory
