@@ -35,7 +35,7 @@ _BOX: tuple[Domain, ...] = ("box",)
 
 # cost: forwards and backwards an image on the digits network of benchmarks/estimators.py
 ESTIMATORS: dict[str, Entry] = {
-    "deepfool": Entry("attacks.deepfool:DeepFool", NORMS, DOMAINS, "70", "linearise and step (the paper's)"),
+    "deepfool": Entry("attacks.deepfool:DeepFool", NORMS, DOMAINS, "40", "linearise and step (the paper's)"),
     "fmn": Entry("attacks.fmn:FMN", NORMS, DOMAINS, "140", "fast minimum norm: adaptive radius"),
     "ddn": Entry("attacks.ddn:DDN", ("l2",), DOMAINS, "140", "decoupled direction and norm"),
     "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
