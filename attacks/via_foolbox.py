@@ -20,7 +20,7 @@ from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
 from attacks.geometry import per_row
 from attacks.isolation import Bounds, Classifier
 from attacks.radius import first_order_margin
-from attacks.registry import check_needs
+from attacks.registry import check_needs, create
 from attacks.upstream import foolbox, library
 
 BOTH: frozenset[Norm] = frozenset(NORMS)
@@ -175,7 +175,7 @@ class BB(Settings):
         """
         check_needs(self.name)
         if start is None:
-            start = stock_deepfool(model, images, labels, norm, steps=50, candidates=10, overshoot=0.5)
+            start = create("deepfool:overshoot=0.5").perturb(model, images, labels, norm, seeds=seeds)
         with torch.no_grad():
             moved = model(start).argmax(1) != labels
         rows = torch.nonzero(moved).flatten()
