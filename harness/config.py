@@ -21,7 +21,7 @@ from attacks.estimator import DOMAINS, NORMS, EstimatorError
 from attacks.registry import check_name
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
-TRAININGS = ("standard", "pgd")
+TRAININGS = ("standard", "pgd", "gaussian")
 LOSSES = ("cross-entropy", "label-smoothing", "hinge")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
@@ -70,12 +70,13 @@ class RunConfig:
     train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
     test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
     model: str = option("cnn", "dense, cnn, resnet18 or pkg.module:factory (which runs that code)")
-    training: str = option("standard", "standard or PGD-adversarial training", choices=TRAININGS)
+    training: str = option("standard", "standard, PGD-adversarial or with Gaussian noise", choices=TRAININGS)
     pgd_epsilon: float | None = option(
         None, "radius (L-infinity) of adversarial training", above=0, unset="by data set: 0.3, 0.1, 8/255, digits 0.1"
     )
     pgd_steps: int = option(10, "PGD steps of adversarial training", least=1)
     pgd_step_size: float | None = option(None, "PGD step size", above=0, unset="2.5 * epsilon / steps")
+    noise_sigma: float = option(0.25, "standard deviation of the noise of gaussian training", above=0, later=True)
     loss: str = option("cross-entropy", "training loss", choices=LOSSES)
     optimizer: str = option("adam", "optimiser", choices=OPTIMIZERS)
     learning_rate: float = option(1e-3, "learning rate", above=0)

@@ -1,4 +1,4 @@
-"""Standard and adversarial training as an iterator over epochs, resumable bit for bit.
+"""Standard, adversarial and noisy training as an iterator over epochs, resumable bit for bit.
 
 Everything that an epoch draws (shuffling, dropout, which images are attacked and from where) comes from
 generators seeded from (run seed, epoch). So neither what a caller draws between two epochs nor where a run
@@ -26,7 +26,7 @@ from harness.models import eval_mode, seeded
 Loss = Callable[[Tensor, Tensor], Tensor]
 OnBatch = Callable[[int, int], None]
 
-TRAININGS = ("standard", "pgd")
+TRAININGS = ("standard", "pgd", "gaussian")
 
 
 def _hinge(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def loss_function(name: str) -> Loss:
 class TrainingOptions:
     """What determines a training, given the initial network, the images and the number of epochs.
 
-    The ``pgd_*`` fields matter to ``pgd`` training only.
+    The ``pgd_*`` fields matter to ``pgd`` training only, ``noise_sigma`` to ``gaussian``.
     Unknown names, sizes below 1 and negative numbers raise ValueError.
     """
 
@@ -73,6 +73,7 @@ class TrainingOptions:
     pgd_epsilon: float = 0.3
     pgd_steps: int = 10
     pgd_step_size: float = 0.075
+    noise_sigma: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -159,6 +160,10 @@ class Trainer:
         images, labels = self._split.pixels(index), self._split.labels[index]
         if self.options.training == "pgd":
             images = self._attack_half(images, labels, draws)
+        elif self.options.training == "gaussian":
+            # as Cohen et al., 2019, https://arxiv.org/abs/1902.02918, section 3.3: every image, not clipped
+            noise = torch.randn(images.shape, generator=draws).to(images.device)
+            images = images + self.options.noise_sigma * noise
         loss = self._loss(self.model(images), labels).mean()
         if not loss.isfinite():
             raise ValueError(f"expected a finite loss, got {loss.item()} in {place}; lower the learning rate")
@@ -228,20 +233,25 @@ class Predictions:
     loss: Tensor
 
 
-def evaluate(model: nn.Module, split: Split, loss: str, device: torch.device, batch_size: int = 1000) -> Predictions:
+def evaluate(
+    model: nn.Module, split: Split, loss: str, device: torch.device, batch_size: int | None = None
+) -> Predictions:
     """Classify every image in eval mode; the model's flags and the global generators are left as they were.
 
     Args:
         model: on ``device``.
         loss: the name of the per-image loss to report.
+        batch_size: by default 1000, but 200 on a CPU, out of whose cache larger ones fall.
     """
     per_image = loss_function(loss)
+    size = batch_size or (200 if device.type == "cpu" else 1000)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     # seeded, because a user's model may draw in eval mode too
     with eval_mode(model), torch.no_grad(), seeded(0, device):
-        for index in torch.split(torch.arange(len(split)), batch_size):
-            labels = split.labels[index].to(device)
-            logits = model(split.pixels(index).to(device))
+        for begin in range(0, len(split), size):
+            part = slice(begin, begin + size)
+            labels = split.labels[part].to(device)
+            logits = model(split.pixels(part).to(device))
             confidence, prediction = logits.float().softmax(1).max(1)
             parts.append((prediction.cpu(), confidence.cpu(), per_image(logits, labels).float().cpu()))
     return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))

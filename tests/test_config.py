@@ -27,10 +27,10 @@ from harness.devices import sized
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
-# DESIGN.md, section 4, the two that cut a data set down, and the epochs of cold samples
+# DESIGN.md, section 4, the two that cut a data set down, the noise of gaussian training, and the epochs of cold samples
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --training --pgd-epsilon --pgd-steps
-    --pgd-step-size --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
-    --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic --device --threads
+    --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm
+    --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic --device --threads
     --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
@@ -45,6 +45,7 @@ FIXED: dict[str, Any] = {
     "pgd_epsilon": 0.2,
     "pgd_steps": 3,
     "pgd_step_size": 0.5,
+    "noise_sigma": 0.1,
     "loss": "hinge",
     "optimizer": "sgd",
     "learning_rate": 0.1,
@@ -116,6 +117,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "pgd_epsilon": 0.1,
         "pgd_steps": 10,
         "pgd_step_size": 0.025,
+        "noise_sigma": 0.25,
         "loss": "cross-entropy",
         "optimizer": "adam",
         "learning_rate": 0.001,
@@ -226,6 +228,7 @@ def test_any_configuration_survives_json() -> None:
         ("--weight-decay -0.1", "--weight-decay of at least 0", "-0.1"),
         ("--weight-decay inf", "--weight-decay below", "inf"),
         ("--pgd-epsilon 0", "--pgd-epsilon above 0", "0.0"),
+        ("--noise-sigma 0", "--noise-sigma above 0", "0.0"),
         ("--pgd-step-size x", "--pgd-step-size to be of type float", "'x'"),
         ("--dataset svhn", "digits, mnist, fashion-mnist, cifar10", "'svhn'"),
         ("--training free", "standard, pgd", "'free'"),
@@ -307,8 +310,8 @@ def test_another_value_is_another_run(name: str) -> None:
     assert differing == [name]
 
 
-def test_a_run_that_does_not_start_warm_is_the_run_that_it_was_before_there_were_warm_starts() -> None:
-    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start"}
+def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_any() -> None:
+    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start", "noise_sigma"}
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -360,6 +363,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--pgd-epsilon": "by data set: 0.3, 0.1, 8/255, digits 0.1",
         "--pgd-steps": "10",
         "--pgd-step-size": "2.5 * epsilon / steps",
+        "--noise-sigma": "0.25",
         "--loss": "cross-entropy",
         "--optimizer": "adam",
         "--learning-rate": "0.001",

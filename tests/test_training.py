@@ -71,7 +71,7 @@ def trained(run: TrainingOptions) -> tuple[list[dict[str, Tensor]], list[Trainer
     return weights, states
 
 
-@pytest.mark.parametrize("training", ["standard", "pgd"])
+@pytest.mark.parametrize("training", ["standard", "pgd", "gaussian"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw"])
 def test_resuming_after_any_epoch_is_exact(training: str, optimizer: str) -> None:
     run = options(training=training, optimizer=optimizer)
@@ -85,7 +85,7 @@ def test_resuming_after_any_epoch_is_exact(training: str, optimizer: str) -> Non
         assert trainer.epoch == LAST
 
 
-@pytest.mark.parametrize("training", ["standard", "pgd"])
+@pytest.mark.parametrize("training", ["standard", "pgd", "gaussian"])
 def test_resuming_without_the_state_differs(training: str) -> None:
     run = options(training=training)
     weights, states = trained(run)
@@ -188,6 +188,20 @@ def test_pgd_training_replaces_half_of_every_batch() -> None:
         assert float(distances.max()) == pytest.approx(0.1, abs=1e-6)
         assert float(images.min()) >= 0
         assert float(images.max()) <= 1
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.25])
+def test_gaussian_training_adds_noise_to_every_image(sigma: float) -> None:
+    split = small_split(400)
+    models = {training: Recorder() for training in ("standard", "gaussian")}
+    for training, model in models.items():
+        Trainer(model, split, options(training=training, noise_sigma=sigma, batch_size=400), CPU).run_epoch()
+    noise = models["gaussian"].seen[0] - models["standard"].seen[0]
+    assert float(noise.std()) == pytest.approx(sigma, rel=0.05)
+    assert abs(float(noise.mean())) < 4 * sigma / noise.numel() ** 0.5
+    assert (noise != 0).flatten(1).any(1).all()
+    # each its own
+    assert float(torch.corrcoef(noise[:50].flatten(1)).triu(1).abs().mean()) < 0.4
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.03, 0.3])
@@ -336,7 +350,7 @@ def test_weights_that_are_not_finite_are_one_line() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"training": "fgsm"}, "expected training of standard, pgd, got 'fgsm'; choose one of them"),
+        ({"training": "fgsm"}, "expected training of standard, pgd, gaussian, got 'fgsm'; choose one of them"),
         ({"loss": "mse"}, "expected loss of cross-entropy, label-smoothing, hinge, got 'mse'; choose one of them"),
         ({"optimizer": "lion"}, "expected optimizer of adam, sgd, adamw, got 'lion'; choose one of them"),
         ({"batch_size": 0}, "expected batch_size of at least 1, got 0; choose a larger one"),
