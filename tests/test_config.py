@@ -29,9 +29,9 @@ ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
 # DESIGN.md, section 4, the two that cut a data set down, the noise of gaussian training, and the epochs of cold samples
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --training --pgd-epsilon --pgd-steps
-    --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm
-    --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic --device --threads
-    --measure-batch"""
+    --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator
+    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic
+    --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
