@@ -1,0 +1,159 @@
+"""What surrounds a run's images beyond their margins in the box: ``python -m benchmarks.reproduce.around RUN``.
+
+Two questions of the paper's setting. Does it matter that attacks are clipped to the pixel range (``free.csv``)? And is
+the boundary near in few directions only, so that a random one does not meet it (``directions.csv``; section 2.1)?
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import NORMS, Norm
+from attacks.measure import derive_seed, measure
+from attacks.registry import create
+from benchmarks.problems import Problem, run_problems
+from harness.config import OneLineParser
+from harness.files import write_csv
+from harness.models import eval_mode
+from harness.remeasure import options_of
+from harness.runs import Run, read_run
+
+ESTIMATOR = "deepfool"
+FREE_COLUMNS = ("epoch", "split", "norm", "images", "box", "free", "ratio", "nearer", "box_unfound", "free_unfound")
+DIRECTION_COLUMNS = ("epoch", "split", "norm", "images", "directions", "times", "crossed")
+# times the margin that a random direction is followed for, and that are reported
+FARTHEST, REPORTED = 100.0, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+POINTS = 28  # on the way, in equal ratios
+DIRECTIONS, IMAGES = 10, 200
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = OneLineParser(
+        prog="python -m benchmarks.reproduce.around",
+        description="Free margins and random directions at a run's checkpoints, into RUN.around/.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of harness.track, measured with deepfool")
+    parser.add_argument("--epoch", type=int, nargs="+", required=True, help="epochs that the run has measured")
+    given: argparse.Namespace = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        run = read_run(given.run)
+        free, directions = tables(run, given.epoch)
+    except ValueError as error:
+        parser.exit(1, f"around: error: {' '.join(str(error).split())}\n")
+    folder = around(given.run)
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / "free.csv", free)
+    write_csv(folder / "directions.csv", directions)
+    return 0
+
+
+def around(run: Path) -> Path:
+    """Where a run's tables are: beside it, as its folder is its own."""
+    return run.with_name(f"{run.name}.around")
+
+
+def tables(run: Run, epochs: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables, over the run's own images.
+
+    Raises:
+        StoreError: epochs without a checkpoint.
+    """
+    free, directions = [], []
+    for problem in run_problems(run, epochs, ("train", "test"), options_of(run)["probe"]):
+        for norm in NORMS:
+            box = box_margins(run, problem, norm)
+            free.append(_where(problem, norm) | free_against_box(problem, norm, box))
+            if problem.split == "test":
+                found = crossings(problem, norm, box)
+                directions += [_where(problem, norm) | row for row in found]
+    return pd.DataFrame(free, columns=list(FREE_COLUMNS)), pd.DataFrame(directions, columns=list(DIRECTION_COLUMNS))
+
+
+def _where(problem: Problem, norm: Norm) -> dict[str, object]:
+    return {"epoch": problem.epoch, "split": problem.split, "norm": norm}
+
+
+def box_margins(run: Run, problem: Problem, norm: Norm) -> np.ndarray:
+    """``(N,)`` the run's own DeepFool distances of the problem's images, infinite where there is none."""
+    rows = run.margins
+    own = rows[
+        (rows["epoch"] == problem.epoch)
+        & (rows["split"] == problem.split)
+        & (rows["norm"] == norm)
+        & (rows["estimator"] == ESTIMATOR)
+    ]
+    found = own.set_index("image")["distance"].reindex(problem.probe.ids.numpy())
+    return np.asarray(found.to_numpy(dtype=float))
+
+
+def free_against_box(problem: Problem, norm: Norm, box: np.ndarray) -> dict[str, object]:
+    """DeepFool's margins where witnesses may leave the pixel range, over those where they may not.
+
+    ``ratio`` is of the averages over the images found in both; ``nearer`` the share of those whose free margin is by
+    more than 1% the smaller.
+    """
+    margins = measure(
+        problem.model,
+        problem.images,
+        create(ESTIMATOR),
+        norm,
+        domain="free",
+        noise_retries=problem.noise_retries,
+        batch_size=problem.batch_size,
+        seeds=problem.seeds(ESTIMATOR, norm),
+    )
+    free = margins.distance.numpy()
+    both = np.isfinite(free) & np.isfinite(box)
+    averages = float(box[both].mean()), float(free[both].mean())
+    return {
+        "images": int(both.sum()),
+        "box": averages[0],
+        "free": averages[1],
+        "ratio": averages[1] / averages[0],
+        "nearer": float((free[both] < 0.99 * box[both]).mean()),
+        "box_unfound": int((~np.isfinite(box)).sum()),
+        "free_unfound": int((~np.isfinite(free)).sum()),
+    }
+
+
+def crossings(problem: Problem, norm: Norm, margins: np.ndarray) -> list[dict[str, object]]:
+    """On how many random directions the class has changed within so many times the image's margin.
+
+    Directions are uniform on the sphere (L2) or corners of the cube (Linf), and lead out of the pixel range where they
+    do. Only the first `IMAGES` images with a margin; a class that changes and changes back between two of `POINTS`
+    points goes unseen.
+    """
+    known = np.flatnonzero(np.isfinite(margins))[:IMAGES]
+    images, radius = problem.images[known], torch.tensor(margins[known], dtype=problem.images.dtype)
+    draws = torch.Generator().manual_seed(derive_seed("directions", problem.epoch, problem.split, norm))
+    first = torch.stack([_first(problem.model, images, radius, norm, draws) for _ in range(DIRECTIONS)])
+    row = {"images": len(known), "directions": DIRECTIONS}
+    return [row | {"times": times, "crossed": float((first <= times).float().mean())} for times in REPORTED]
+
+
+@torch.no_grad()
+def _first(model: nn.Module, images: Tensor, radius: Tensor, norm: Norm, draws: torch.Generator) -> Tensor:
+    """``(N,)`` the first multiple of the radius at which one random direction has led to another class, or infinity."""
+    noise = torch.randn(images.shape, generator=draws)
+    unit = noise.sign() if norm == "linf" else noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    first = torch.full_like(radius, torch.inf)
+    with eval_mode(model):
+        own = model(images).argmax(1)
+        for times in sorted({*np.geomspace(1.0, FARTHEST, POINTS).tolist(), *REPORTED}):
+            points = images + (times * radius).view(-1, 1, 1, 1) * unit
+            first[(model(points).argmax(1) != own) & first.isinf()] = times
+    return first
+
+
+if __name__ == "__main__":
+    sys.exit(main())

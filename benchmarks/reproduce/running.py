@@ -1,0 +1,86 @@
+"""Run what a study plans, each step as the command that a user would give, and none twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.reproduce.study import Planned, Study
+from harness.files import write_atomically
+
+Say = Callable[[str], None]
+
+
+class StepError(RuntimeError):
+    """A step that failed; the message is one line."""
+
+
+def run_study(study: Study, folder: Path, data_root: str, jobs: int, say: Say) -> None:
+    """Take every run through its steps, ``jobs`` runs at a time.
+
+    Raises:
+        StepError: a step failed; runs under way are ended first, and the same call goes on after them.
+    """
+    failed = threading.Event()
+
+    def work(planned: Planned) -> None:
+        for arguments in steps_of(planned, folder, data_root):
+            if failed.is_set():
+                return
+            try:
+                run_step(planned.name, arguments, folder, say)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(work, planned) for planned in study.runs.values()]:
+            future.result()
+
+
+def steps_of(planned: Planned, folder: Path, data_root: str) -> Iterator[list[str]]:
+    """The arguments of Python, step by step."""
+    run = str(folder / planned.name)
+    track = ["-m", "harness.track", "--resume", "--out", run, "--data-root", data_root]
+    for name, value in planned.options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            track += [flag] if value else []
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            track += [flag, str(item)]
+    yield track
+    for text, epochs in planned.added.items():
+        at = [word for epoch in epochs for word in ("--epoch", str(epoch))]
+        yield ["-m", "harness.compare", run, "--estimator", text, "--threads", "1", *at]
+    if planned.checkpoints:
+        yield ["-m", "benchmarks.reproduce.around", run, "--epoch", *map(str, planned.checkpoints)]
+
+
+def run_step(name: str, arguments: Sequence[str], folder: Path, say: Say) -> None:
+    """Run one step unless it has been; what it prints goes to ``NAME.log``.
+
+    Raises:
+        StepError: it failed.
+    """
+    finished = folder / f"{name}.steps.json"
+    done: list[list[str]] = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else []
+    if list(arguments) in done:
+        return
+    say(f"{name}: python {' '.join(arguments)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
+    with log.open("a", encoding="utf-8") as out:
+        code = subprocess.run(
+            [sys.executable, *arguments], stdout=out, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if code:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise StepError(f"expected {name} to go through, got exit code {code} ({''.join(last)}); see {log}")
+    text = json.dumps([*done, list(arguments)], indent=1) + "\n"
+    write_atomically(finished, lambda path: path.write_text(text, encoding="utf-8"))

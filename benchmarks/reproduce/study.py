@@ -1,0 +1,122 @@
+"""A study as its file describes it: groups of runs, every run once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError, from_dict
+
+OWN = ("checkpoints",)
+GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "checkpoints"}
+Epochs = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run.
+
+    Attributes:
+        options: those of `harness.track` that are given, by their names in `RunConfig`.
+        added: estimator -> epochs whose checkpoints it measures afterwards.
+        checkpoints: epochs at which free margins and random directions are measured.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    added: Mapping[str, Epochs]
+    checkpoints: Epochs
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are reported together."""
+
+    name: str
+    title: str
+    stage: int
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Groups in the order of their stages, and what each run is."""
+
+    groups: tuple[Group, ...]
+    runs: Mapping[str, Planned]
+
+    def upto(self, stage: int | None) -> Study:
+        """The groups of the stages so far, and their runs."""
+        groups = tuple(group for group in self.groups if stage is None or group.stage <= stage)
+        names = list(dict.fromkeys(name for group in groups for name in group.runs))
+        return Study(groups, {name: self.runs[name] for name in names})
+
+
+def read_study(path: Path) -> Study:
+    """Read ``path``.
+
+    Raises:
+        ConfigError: not such a file, an option that there is not, or a run that is two different ones.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+    runs: dict[str, Planned] = {}
+    groups = []
+    for given in table.get("group", ()):
+        missing, unknown = {"name", "title", "stage", "runs"} - set(given), set(given) - GROUP_KEYS
+        if missing or unknown:
+            got = ", ".join(sorted(missing | unknown))
+            raise ConfigError(f"expected groups of {', '.join(sorted(GROUP_KEYS))} in {path}, got or missed {got}")
+        names = []
+        for planned in _runs_of(given, table.get("defaults", {})):
+            before = runs.get(planned.name)
+            runs[planned.name] = planned if before is None else _merged(before, planned)
+            names.append(planned.name)
+        groups.append(Group(given["name"], given["title"], given["stage"], tuple(names)))
+    if not groups:
+        raise ConfigError(f"expected groups in {path}, got none; write one")
+    return Study(tuple(sorted(groups, key=lambda group: group.stage)), runs)
+
+
+def _runs_of(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Planned]:
+    checkpoints = tuple(group.get("checkpoints", defaults.get("checkpoints", ())))
+    added = {text: tuple(epochs) for text, epochs in group.get("added", {}).items()}
+    common = {key: value for key, value in defaults.items() if key not in OWN} | group.get("options", {})
+    found = []
+    for own in group["runs"]:
+        for seed in group.get("seeds", [common.get("seed", 0)]):
+            options = common | own | {"seed": seed}
+            from_dict(options)
+            found.append(Planned(_name(options, own), options, added, checkpoints))
+    return found
+
+
+def _name(options: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What tells a run from the others of a study."""
+    parts = [options["dataset"], options["model"], options.get("training", "standard")]
+    parts += [f"{key.replace('_', '-')}-{value}" for key, value in own.items() if key != "training"]
+    return "-".join(map(str, parts + ([f"seed-{options['seed']}"] if options["seed"] else [])))
+
+
+def _merged(one: Planned, other: Planned) -> Planned:
+    """One run of two groups: all estimators, at all epochs that any group wants them at."""
+    differing = [
+        key
+        for key in {**one.options, **other.options}
+        if key != "estimator" and one.options.get(key) != other.options.get(key)
+    ]
+    if differing:
+        raise ConfigError(f"expected {one.name} to be one run, got two of different {', '.join(differing)}; mend one")
+    estimators = list(dict.fromkeys([*one.options.get("estimator", ()), *other.options.get("estimator", ())]))
+    added = {
+        text: tuple(sorted({*one.added.get(text, ()), *other.added.get(text, ())}))
+        for text in {**one.added, **other.added}
+        if text not in estimators
+    }
+    epochs = tuple(sorted({*one.checkpoints, *other.checkpoints}))
+    return Planned(one.name, {**one.options, "estimator": estimators}, added, epochs)
