@@ -331,6 +331,18 @@ def test_a_point_between_gaps_is_marked_also_on_the_envelope() -> None:
     assert curve.lines[0].get_markevery() == [1, 3]
 
 
+def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_line() -> None:
+    table = summary(("deepfool", "best"))
+    last = table["epoch"].max()
+    sparse = table[(table["estimator"] == "deepfool") | table["epoch"].isin([0, last])]
+    for rows, styles in ((table, {"-", "--"}), (sparse, {"None"})):
+        curves = bars(margin_curves(rows, errors()).axes[1])
+        assert {curve.lines[0].get_linestyle() for name, curve in curves.items() if "best" in name} == styles
+        assert {curve.lines[0].get_linestyle() for name, curve in curves.items() if "deepfool" in name} == {"-", "--"}
+    assert list(curves["best, train"].lines[0].get_xdata()) == [0, last]
+    assert curves["best, train"].lines[0].get_markevery() is None
+
+
 def test_the_number_of_images_in_each_average_is_said() -> None:
     table = summary()
     assert margin_curves(table, errors()).axes[1].get_title("left") == "n = 30 train, 30 test"

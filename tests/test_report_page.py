@@ -253,6 +253,16 @@ def test_margin_curves_hold_the_summarys_numbers(pair: ReportContent, drawn: dic
     assert seen == 2 * 2 * 3 * 2  # runs, norms, two estimators and their envelope, splits
 
 
+def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_line(one: RunContent) -> None:
+    name = one.summary["estimator"].iloc[0]
+    kept = (one.summary["estimator"] != name) | one.summary["epoch"].isin([0, one.summary["epoch"].max()])
+    fewer = dataclasses.replace(one, summary=one.summary[kept])
+    for run, modes in ((one, {"lines+markers"}), (fewer, {"markers"})):
+        panels = json.loads(by_name(pages.report(run))["margins"].data)["panels"][1:]
+        own = [entry["trace"] for panel in panels for entry in panel["traces"] if entry["where"]["estimator"] == name]
+        assert {trace["mode"] for trace in own} == modes
+
+
 def test_errors_are_in_percent(one: RunContent) -> None:
     panel = json.loads(by_name(pages.report(one))["margins"].data)["panels"][0]
     train = one.epochs[one.epochs["split"] == "train"]

@@ -48,7 +48,7 @@ def margin_curves(summary: pd.DataFrame, epochs: pd.DataFrame, *, estimators: Se
     Args:
         summary: columns epoch, split, subset, estimator, norm, count, found, avg, se, as in ``summary.csv``; the rows
             of all images are drawn, one line an estimator (or the envelope) and split. Where none is found, the line
-            has a gap.
+            has a gap; an estimator that was measured at fewer epochs than others has points only.
         epochs: columns epoch, split, error (0..1), as in ``epochs.csv``; empty where the caller trains, then there is
             no error panel.
         estimators: names that take their colours before those in the table, so that figures of other tables agree.
@@ -130,6 +130,10 @@ def _shades(names: Sequence[str], looks: Mapping[str, Look]) -> dict[str, float]
 def _draw_margins(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Look], styles: Mapping[str, LineStyle]) -> None:
     for (estimator, split), line in rows.groupby(["estimator", "split"], sort=False):
         bar = _draw_line(axes, line, looks[str(estimator)], styles[str(split)], f"{estimator}, {split}")
+        if line["epoch"].nunique() < rows["epoch"].nunique():
+            # what lies between is not known
+            bar.lines[0].set_linestyle("none")
+            bar.lines[0].set_markevery(None)
         if split != "train":
             bar.lines[0].set_markerfacecolor("white")
     _dress(axes, _counts_of_splits(rows))

@@ -128,7 +128,10 @@ def _by_estimator(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel
     # the envelope first, so that it lies beneath the estimators that it may equal
     for (estimator, split), part in sorted(rows.groupby(["estimator", "split"], sort=False), key=_not_envelope):
         name, colour = f"{estimator}, {split}", view.colour(str(estimator))
-        traces.append(_average(view, name, part, colour, view.symbol(str(estimator))))
+        trace = _average(view, name, part, colour, view.symbol(str(estimator)))
+        if part["epoch"].nunique() < rows["epoch"].nunique():
+            trace.plotly["mode"] = "markers"  # measured at some epochs only: what lies between is not known
+        traces.append(trace)
     return _averages(view, run, norm, every, traces)
 
 
