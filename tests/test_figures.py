@@ -341,6 +341,10 @@ def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_li
         assert {curve.lines[0].get_linestyle() for name, curve in curves.items() if "deepfool" in name} == {"-", "--"}
     assert list(curves["best, train"].lines[0].get_xdata()) == [0, last]
     assert curves["best, train"].lines[0].get_markevery() is None
+    for rows, style in ((table, "--"), (sparse, "None")):
+        curves = bars(correctness_curves(rows).axes[0])
+        assert curves["best, correct"].lines[0].get_linestyle() == style
+        assert curves["deepfool, incorrect"].lines[0].get_linestyle() == "--"
 
 
 def test_the_number_of_images_in_each_average_is_said() -> None:

@@ -254,12 +254,16 @@ def test_margin_curves_hold_the_summarys_numbers(pair: ReportContent, drawn: dic
 
 
 def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_line(one: RunContent) -> None:
-    name = one.summary["estimator"].iloc[0]
-    kept = (one.summary["estimator"] != name) | one.summary["epoch"].isin([0, one.summary["epoch"].max()])
+    estimator = one.summary["estimator"].iloc[0]
+    kept = (one.summary["estimator"] != estimator) | one.summary["epoch"].isin([0, one.summary["epoch"].max()])
     fewer = dataclasses.replace(one, summary=one.summary[kept])
     for run, modes in ((one, {"lines+markers"}), (fewer, {"markers"})):
-        panels = json.loads(by_name(pages.report(run))["margins"].data)["panels"][1:]
-        own = [entry["trace"] for panel in panels for entry in panel["traces"] if entry["where"]["estimator"] == name]
+        found = by_name(pages.report(run))
+        panels = [p for name in ("margins", "subsets") for p in json.loads(found[name].data)["panels"]]
+        panels = [panel for panel in panels if "norm" in panel["where"]]
+        own = [
+            entry["trace"] for panel in panels for entry in panel["traces"] if entry["where"]["estimator"] == estimator
+        ]
         assert {trace["mode"] for trace in own} == modes
 
 

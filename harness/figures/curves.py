@@ -76,7 +76,7 @@ def margin_curves(summary: pd.DataFrame, epochs: pd.DataFrame, *, estimators: Se
 def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators: Sequence[str] = ()) -> Figure:
     """Average margin with its standard error of correct and of incorrect images over epochs (Figures 4, 6, 10).
 
-    Colour says correct or incorrect, the marker and the shade which estimator.
+    Colour says correct or incorrect, the marker and the shade which estimator; points only as in `margin_curves`.
 
     Args:
         summary: as in `margin_curves`; the rows of the correct and the incorrect images of the split are drawn. Where
@@ -97,7 +97,9 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
         for (estimator, subset), line in here.groupby(["estimator", "subset"], sort=False):
             colour = faded(SUBSETS[str(subset)], shades[str(estimator)])
             look = Look(colour, looks[str(estimator)].marker, looks[str(estimator)].width)
-            _draw_line(panel, line, look, style, f"{estimator}, {subset}")
+            bar = _draw_line(panel, line, look, style, f"{estimator}, {subset}")
+            if _sparse(here, str(estimator)):
+                _points_only(bar)
         _dress(panel, _counts_of_subsets(here))
         panel.set_ylabel(margin_label(norm, f"average {{}} margin of {split} images"))
     keys = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in SUBSETS.items()]
@@ -130,10 +132,8 @@ def _shades(names: Sequence[str], looks: Mapping[str, Look]) -> dict[str, float]
 def _draw_margins(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Look], styles: Mapping[str, LineStyle]) -> None:
     for (estimator, split), line in rows.groupby(["estimator", "split"], sort=False):
         bar = _draw_line(axes, line, looks[str(estimator)], styles[str(split)], f"{estimator}, {split}")
-        if line["epoch"].nunique() < rows["epoch"].nunique():
-            # what lies between is not known
-            bar.lines[0].set_linestyle("none")
-            bar.lines[0].set_markevery(None)
+        if _sparse(rows, str(estimator)):
+            _points_only(bar)
         if split != "train":
             bar.lines[0].set_markerfacecolor("white")
     _dress(axes, _counts_of_splits(rows))
@@ -157,6 +157,17 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, look: Look, style: LineStyle, lab
         zorder=2 if look.marker else 1.9,
         label=label,
     )
+
+
+def _sparse(rows: pd.DataFrame, estimator: str) -> bool:
+    """Whether the estimator was measured at fewer epochs than others: what lies between is not known."""
+    own = rows.loc[rows["estimator"] == estimator, "epoch"]
+    return own.nunique() < rows["epoch"].nunique()
+
+
+def _points_only(bar: ErrorbarContainer) -> None:
+    bar.lines[0].set_linestyle("none")
+    bar.lines[0].set_markevery(None)
 
 
 def _marked(found: np.ndarray, regular: bool) -> list[int]:

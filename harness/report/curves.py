@@ -128,25 +128,30 @@ def _by_estimator(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel
     # the envelope first, so that it lies beneath the estimators that it may equal
     for (estimator, split), part in sorted(rows.groupby(["estimator", "split"], sort=False), key=_not_envelope):
         name, colour = f"{estimator}, {split}", view.colour(str(estimator))
-        trace = _average(view, name, part, colour, view.symbol(str(estimator)))
-        if part["epoch"].nunique() < rows["epoch"].nunique():
-            trace.plotly["mode"] = "markers"  # measured at some epochs only: what lies between is not known
-        traces.append(trace)
+        traces.append(_average(view, name, part, colour, view.symbol(str(estimator)), _mode(rows, str(estimator))))
     return _averages(view, run, norm, every, traces)
 
 
 def _by_subset(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
     rows, traces = every[every["run"] == run], []
-    for (_, split, subset), part in rows.groupby(["estimator", "split", "subset"], sort=False):
-        traces.append(_average(view, f"{subset}, {split}", part, SUBSETS[str(subset)], "circle"))
+    for (estimator, split, subset), part in rows.groupby(["estimator", "split", "subset"], sort=False):
+        mode = _mode(rows, str(estimator))
+        traces.append(_average(view, f"{subset}, {split}", part, SUBSETS[str(subset)], "circle", mode))
     panel = _averages(view, run, norm, every, traces)
     return replace(panel, ranges=ranges(every, ["estimator"], lambda rows: [0.0, _highest(rows)]))
 
 
-def _average(view: View, name: str, rows: pd.DataFrame, colour: str, symbol: str) -> Trace:
+def _mode(rows: pd.DataFrame, estimator: str) -> str:
+    """Points only for an estimator that was measured at fewer epochs than others: what lies between is not known."""
+    own = rows.loc[rows["estimator"] == estimator, "epoch"]
+    return "markers" if own.nunique() < rows["epoch"].nunique() else ""
+
+
+def _average(view: View, name: str, rows: pd.DataFrame, colour: str, symbol: str, mode: str) -> Trace:
     estimator, split = str(rows["estimator"].iloc[0]), str(rows["split"].iloc[0])
     x, y, errors = list(rows["epoch"]), list(column(rows, "avg")), list(column(rows, "se"))
     plotly = line(view, name, x, y, colour, symbol, split, "%{y:.4g} ± %{customdata[0]:.2g} (%{customdata[1]} images)")
+    plotly["mode"] = mode or plotly["mode"]
     plotly["customdata"] = list(zip(errors, rows["found"], strict=True))
     plotly["error_y"] = {"type": "data", "array": errors, "thickness": 0.9, "width": 2}
     return Trace(plotly, {"estimator": estimator, "split": split}, first_and_last(name, x, y))
