@@ -215,8 +215,8 @@ def summaries(folder: Path, standard: str, pgd: str) -> Stored:
                 "subset": subset,
                 "estimator": estimator,
                 "norm": norm,
-                "count": 8,
-                "found": 8,
+                "count": 80,
+                "found": 80,
                 "avg": CURVES[shape](epoch) * (0.5 if subset == "incorrect" else 1),
                 "se": 0.01,
             }
@@ -262,6 +262,20 @@ def test_a_number_decides_a_claim_and_the_opposite_curve_turns_it(
         assert {row.verdict for row in rows} == {verdict}
         assert value(stored, "digits-dense-standard", "fmn", "linf", "test") == pytest.approx(expected, rel=1e-4)
         assert rows[0].measured == f"L2 {number(expected)}; L∞ {number(expected)}"
+
+
+def test_too_few_incorrect_images_decide_nothing(tmp_path: Path) -> None:
+    stored = summaries(tmp_path, "falling", "rising")
+    value = numbers.change_of("incorrect")
+    assert len(read_off(value, lambda x: x < 1, "standard")(stored)) == 2
+    path = stored.folder / "runs" / "digits-dense-standard" / "summary.csv"
+    table = pd.read_csv(path)
+    table.loc[(table["subset"] == "incorrect") & (table["epoch"] == 40), "found"] = 9
+    (tmp_path / "few").mkdir()
+    few = summaries(tmp_path / "few", "falling", "rising")
+    write_tables(few.folder / "runs" / "digits-dense-standard", {"summary": table})
+    assert read_off(value, lambda x: x < 1, "standard")(few) == []
+    assert len(read_off(numbers.change_of("correct"), lambda x: x < 1, "standard")(few)) == 2
 
 
 def test_an_adversarial_run_is_held_against_the_standard_one_beside_it(tmp_path: Path) -> None:

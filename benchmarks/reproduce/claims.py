@@ -72,7 +72,8 @@ def by_test(name: str, training: str = "", dataset: str = "") -> Callable[[Store
                 # a pool is called after its first run
                 first = stored.of_training(group, training)[0]
                 own = own[own["run"].str.split(" of ").str[-1] == first]
-            for estimator, tests in own.groupby("estimator", sort=False, dropna=False):
+            by_estimator = own.groupby("estimator", sort=False, dropna=False)
+            for estimator, tests in sorted(by_estimator, key=lambda item: item[0] != "deepfool"):
                 who = "" if pd.isna(estimator) else str(estimator)
                 if who in ("", "deepfool", "cascade", "envelope"):
                     found.append(_tested_row(group, who, tests))
@@ -128,7 +129,7 @@ def read_off(
                 for estimator in estimators
                 if not estimator or all(estimator in stored.estimators(run) for run in runs)
             ]
-        return found
+        return [row for row in found if row.verdict]
 
     def _read_row(stored: Stored, group: Group, runs: Sequence[str], estimator: str) -> Row:
         shown, held = [], []
@@ -144,7 +145,7 @@ def read_off(
 
 def _verdict(held: Sequence[bool]) -> str:
     if not held:
-        return "not measured"
+        return ""
     if all(held) or not any(held):
         return "supported" if held[0] else "not supported"
     return f"mixed: {sum(held)} of {len(held)}"

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.reproduce.stored import Stored
+from harness.statistics.effects import LEAST_IMAGES
 
 # of stored tables, a run, an estimator, a norm and a split
 Number = Callable[[Stored, str, str, str, str], float]
@@ -34,10 +35,12 @@ def change(stored: Stored, run: str, estimator: str, norm: str, split: str) -> f
 
 
 def change_of(subset: str):  # type: ignore[no-untyped-def]
-    """The same of the images that are correct, or incorrect, at the epoch."""
+    """The same of the images that are correct, or incorrect, at the epoch, where they are not too few."""
 
     def value(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
         curve = stored.curve(run, estimator, norm, split, subset)
+        if _few(stored, run, estimator, norm, split, subset):
+            return math.nan
         return _ratio(curve, int(curve.index[-1]), 1)
 
     return value
@@ -97,6 +100,8 @@ def own_change(stored: Stored, run: str, estimator: str, norm: str, split: str) 
 
 def incorrect_errors(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
     """Standard error of the incorrect images at the last epoch over that of the correct ones."""
+    if _few(stored, run, estimator, norm, split, "incorrect"):
+        return math.nan
     wrong, right = (stored.curve(run, estimator, norm, split, s, "se") for s in ("incorrect", "correct"))
     return float(wrong.iloc[-1] / right.iloc[-1]) if len(wrong) and len(right) else math.nan
 
@@ -106,7 +111,8 @@ def spread_of_incorrect(stored: Stored, run: str, estimator: str, norm: str, spl
     parts = []
     for subset in ("incorrect", "correct"):
         errors, found = (stored.curve(run, estimator, norm, split, subset, of) for of in ("se", "found"))
-        parts.append(errors.iloc[-1] ** 2 * found.iloc[-1] if len(errors) and found.iloc[-1] > 1 else math.nan)
+        enough = not _few(stored, run, estimator, norm, split, subset)
+        parts.append(errors.iloc[-1] ** 2 * found.iloc[-1] if enough else math.nan)
     return float(parts[0] / parts[1])
 
 
@@ -138,7 +144,7 @@ def still_incorrect(stored: Stored, run: str, estimator: str, norm: str, split: 
 def crossed(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
     """Share of random directions that change the class within ten times the margin, at the last epoch measured."""
     own = stored.run(run, "directions")
-    if not len(own):
+    if not len(own) or estimator != "deepfool":
         return math.nan
     rows = own[(own["norm"] == norm) & (own["split"] == split) & (own["times"] == 10)].sort_values("epoch")
     return float(rows["crossed"].iloc[-1]) if len(rows) else math.nan
@@ -163,6 +169,12 @@ def beyond_forty(stored: Stored, run: str, estimator: str, norm: str, split: str
     """Average at the last epoch over that at epoch 40."""
     curve = stored.curve(run, estimator, norm, split)
     return _ratio(curve, int(curve.index[-1]), 40)
+
+
+def _few(stored: Stored, run: str, estimator: str, norm: str, split: str, subset: str) -> bool:
+    """Whether fewer images than a test would take are left at the last epoch, or were there at epoch 1."""
+    found = stored.curve(run, estimator, norm, split, subset, "found")
+    return bool(min(found.get(1, 0), found.iloc[-1] if len(found) else 0) < LEAST_IMAGES)
 
 
 def _ratio(curve: pd.Series, epoch: int, other: int) -> float:

@@ -46,7 +46,8 @@ def changed_verdicts(stored: Stored) -> pd.DataFrame:
     for group in stored.groups():
         table = stored.group(group.name, "verdicts")
         for (claim, run), rows in table.groupby(["claim", "run"], sort=False):
-            by = rows.set_index("estimator")["verdict"]
+            made = rows[rows[["supported", "not supported", "undecided"]].sum(axis=1) > 0]
+            by = made.set_index("estimator")["verdict"]
             if "deepfool" not in by or by.nunique() < 2:
                 continue
             others = "; ".join(f"{name}: {verdict}" for name, verdict in by.items() if verdict != by["deepfool"])
