@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.problems import Problem, affine_problem
 from benchmarks.reproduce import numbers
 from benchmarks.reproduce.__main__ import STUDY, main
 from benchmarks.reproduce.around import crossings, free_against_box
+from benchmarks.reproduce.around import main as surround
 from benchmarks.reproduce.claims import by_test, read_off
 from benchmarks.reproduce.collecting import confidence, flow, write_tables
 from benchmarks.reproduce.running import StepError, run_step, steps_of
@@ -25,6 +27,7 @@ from benchmarks.reproduce.stored import Stored, number, span
 from benchmarks.reproduce.study import read_study
 from harness.config import ConfigError
 from harness.probes import Probe
+from harness.track import main as track
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -179,6 +182,17 @@ def test_free_margins_are_held_against_those_in_the_box(norm: str) -> None:
     assert free_against_box(inside, norm, box)["nearer"] == 0  # type: ignore[arg-type]
 
 
+def test_a_run_without_deepfool_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    options = ["--epochs", "0", "--probe", "4", "--estimator", "linear", "--model", "dense", "--device", "cpu"]
+    assert track([*options, "--out", run]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        surround([run, "--epoch", "0"])
+    assert "expected l2 margins by deepfool at epoch 0 of run, got none" in capsys.readouterr().err
+    assert not (tmp_path / "run.around").exists()
+
+
 # what is kept
 
 
@@ -323,10 +337,7 @@ def test_numbers_are_written_with_so_many_digits() -> None:
 # the page
 
 
-@pytest.mark.skipif(not (ROOT / "docs/reproduction/claims.csv").exists(), reason="nothing has been collected")
 def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(ROOT / "docs/reproduction", tmp_path / "reproduction")
     for table in (tmp_path / "reproduction").glob("*.csv"):
         table.unlink()

@@ -21,7 +21,7 @@ from attacks.measure import derive_seed, measure
 from attacks.registry import create
 from benchmarks.problems import Problem, run_problems
 from harness.config import OneLineParser
-from harness.files import write_csv
+from harness.files import StoreError, write_csv
 from harness.models import eval_mode
 from harness.remeasure import options_of
 from harness.runs import Run, read_run
@@ -66,7 +66,7 @@ def tables(run: Run, epochs: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]
     """Both tables, over the run's own images.
 
     Raises:
-        StoreError: epochs without a checkpoint.
+        StoreError: epochs without a checkpoint, or without DeepFool's margins.
     """
     free, directions = [], []
     for problem in run_problems(run, epochs, ("train", "test"), options_of(run)["probe"]):
@@ -84,7 +84,11 @@ def _where(problem: Problem, norm: Norm) -> dict[str, object]:
 
 
 def box_margins(run: Run, problem: Problem, norm: Norm) -> np.ndarray:
-    """``(N,)`` the run's own DeepFool distances of the problem's images, infinite where there is none."""
+    """``(N,)`` the run's own DeepFool distances of the problem's images, infinite where it found none.
+
+    Raises:
+        StoreError: it was not measured with DeepFool there.
+    """
     rows = run.margins
     own = rows[
         (rows["epoch"] == problem.epoch)
@@ -92,6 +96,10 @@ def box_margins(run: Run, problem: Problem, norm: Norm) -> np.ndarray:
         & (rows["norm"] == norm)
         & (rows["estimator"] == ESTIMATOR)
     ]
+    if own.empty:
+        raise StoreError(
+            f"expected {norm} margins by {ESTIMATOR} at epoch {problem.epoch} of {run.name}, got none; measure them"
+        )
     found = own.set_index("image")["distance"].reindex(problem.probe.ids.numpy())
     return np.asarray(found.to_numpy(dtype=float))
 

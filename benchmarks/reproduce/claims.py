@@ -13,6 +13,7 @@ from benchmarks.reproduce.stored import NORMS, SPLITS, Stored, number, span
 from benchmarks.reproduce.study import Group
 
 SHOWN = {"l2": "L2", "linf": "L∞"}
+USUAL = 40  # epochs of the paper's figures
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Claim:
 
 
 def pairs(stored: Stored, dataset: str = "") -> Iterator[Group]:
-    """The collected groups of standard and adversarial runs over the usual 40 epochs, of one data set if given."""
+    """The collected groups of standard and adversarial runs over the usual epochs, of one data set if given."""
     for group in stored.groups():
         options = stored.options(group.runs[0])
         both = stored.of_training(group, "standard") and stored.of_training(group, "pgd")
-        if both and options["epochs"] <= 40 and dataset in ("", options["dataset"]):
+        if both and options["epochs"] <= USUAL and dataset in ("", options["dataset"]):
             yield group
 
 

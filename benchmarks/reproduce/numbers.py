@@ -83,10 +83,8 @@ def tau(stored: Stored, run: str, estimator: str, norm: str, split: str) -> floa
 
 def own_change(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
     """What the correct images' average lost by its stayers alone, over the average at epoch 1."""
-    for group in stored.groups():
-        if run in group.runs:
-            own = stored.group(group.name, "composition")
-            break
+    group = next(group for group in stored.groups() if run in group.runs)
+    own = stored.group(group.name, "composition")
     rows = own[
         (own["run"] == run)
         & (own["estimator"] == estimator)

@@ -159,8 +159,8 @@ def _runs(stored: Stored) -> Iterator[dict[str, str]]:
 def _claims(stored: Stored, rows: dict[str, list[Row]]) -> Iterator[str]:
     groups = [group.name for group in stored.groups()]
     yield VERDICTS
-    for number_, title in OBSERVATIONS.items():
-        own = [claim for claim in CLAIMS if claim.observation == number_]
+    for observation, title in OBSERVATIONS.items():
+        own = [claim for claim in CLAIMS if claim.observation == observation]
         yield f"### {title}"
         shown = [name for name in groups if any(row.group == name for claim in own for row in rows[claim.key])]
         lines = [{"claim": _anchor(claim), **{name: _cell(rows[claim.key], name) for name in shown}} for claim in own]

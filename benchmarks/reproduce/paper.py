@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.reproduce import numbers
-from benchmarks.reproduce.claims import Claim, by_test, read_off
+from benchmarks.reproduce.claims import USUAL, Claim, by_test, read_off
 from benchmarks.reproduce.stored import Stored
 from benchmarks.reproduce.study import Group
 
 
 def _long(stored: Stored) -> Iterator[Group]:
-    """Groups of runs over more than the usual 40 epochs."""
-    return (group for group in stored.groups() if stored.options(group.runs[0])["epochs"] > 40)
+    """Groups of runs over more than the usual epochs."""
+    return (group for group in stored.groups() if stored.options(group.runs[0])["epochs"] > USUAL)
 
 
 def _below(limit: float) -> Callable[[float], bool]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ class Stored:
 
     study: Study
     folder: Path
+    _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
     def groups(self) -> list[Group]:
         """Those that have been collected."""
@@ -30,12 +30,12 @@ class Stored:
 
     def group(self, group: str, table: str) -> pd.DataFrame:
         """A table of a group."""
-        return _read(self.folder / group / f"{table}.csv")
+        return self._table(self.folder / group / f"{table}.csv")
 
     def run(self, run: str, table: str) -> pd.DataFrame:
         """A table of a run; without rows where it was not measured."""
         path = self.folder / "runs" / run / f"{table}.csv"
-        return _read(path) if path.exists() else pd.DataFrame()
+        return self._table(path) if path.exists() else pd.DataFrame()
 
     def options(self, run: str) -> dict[str, Any]:
         """What the run was planned with."""
@@ -68,13 +68,13 @@ class Stored:
         own = self.run(run, "epochs")
         return own[own["split"] == split].set_index("epoch")["error"].sort_index()
 
-
-@cache
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, keep_default_na=True)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"expected a table at {path}, got {error}; run the study, or restore the file") from None
+    def _table(self, path: Path) -> pd.DataFrame:
+        if path not in self._read:
+            try:
+                self._read[path] = pd.read_csv(path)
+            except (OSError, ValueError) as error:
+                raise StoreError(f"expected a table at {path}, got {error}; restore it, or collect again") from None
+        return self._read[path]
 
 
 def number(value: float, digits: int = 3) -> str:

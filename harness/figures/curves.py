@@ -32,6 +32,7 @@ from harness.figures.style import (
     Look,
     estimator_looks,
     faded,
+    is_sparse,
     margin_label,
     norms_of,
     span,
@@ -98,7 +99,7 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
             colour = faded(SUBSETS[str(subset)], shades[str(estimator)])
             look = Look(colour, looks[str(estimator)].marker, looks[str(estimator)].width)
             bar = _draw_line(panel, line, look, style, f"{estimator}, {subset}")
-            if _sparse(here, str(estimator)):
+            if is_sparse(here, str(estimator)):
                 _points_only(bar)
         _dress(panel, _counts_of_subsets(here))
         panel.set_ylabel(margin_label(norm, f"average {{}} margin of {split} images"))
@@ -132,7 +133,7 @@ def _shades(names: Sequence[str], looks: Mapping[str, Look]) -> dict[str, float]
 def _draw_margins(axes: Axes, rows: pd.DataFrame, looks: Mapping[str, Look], styles: Mapping[str, LineStyle]) -> None:
     for (estimator, split), line in rows.groupby(["estimator", "split"], sort=False):
         bar = _draw_line(axes, line, looks[str(estimator)], styles[str(split)], f"{estimator}, {split}")
-        if _sparse(rows, str(estimator)):
+        if is_sparse(rows, str(estimator)):
             _points_only(bar)
         if split != "train":
             bar.lines[0].set_markerfacecolor("white")
@@ -157,12 +158,6 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, look: Look, style: LineStyle, lab
         zorder=2 if look.marker else 1.9,
         label=label,
     )
-
-
-def _sparse(rows: pd.DataFrame, estimator: str) -> bool:
-    """Whether the estimator was measured at fewer epochs than others: what lies between is not known."""
-    own = rows.loc[rows["estimator"] == estimator, "epoch"]
-    return own.nunique() < rows["epoch"].nunique()
 
 
 def _points_only(bar: ErrorbarContainer) -> None:

@@ -72,6 +72,12 @@ def margin_label(norm: str, text: str = "{} margin") -> str:
     return f"{text.format(NORM_LABELS[norm])}\n(pixel range = 1)"
 
 
+def is_sparse(rows: pd.DataFrame, estimator: str) -> bool:
+    """Whether the estimator was measured at fewer epochs than others: what lies between its points is not known."""
+    own = rows.loc[rows["estimator"] == estimator, "epoch"]
+    return bool(own.nunique() < rows["epoch"].nunique())
+
+
 def span(values: Iterable[float]) -> str:
     """Whole numbers as the range that they lie in: "412" or "412–455"."""
     numbers = [int(value) for value in values]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE
+from harness.figures.style import ENVELOPE, is_sparse
 from harness.report.graph import Graph, Key, Panel, Trace, number, text
 from harness.report.tables import Table
 from harness.report.view import DARK, SUBSETS, View, axis, column, epoch_axis, norm_name, ranges, upper
@@ -142,9 +142,8 @@ def _by_subset(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
 
 
 def _mode(rows: pd.DataFrame, estimator: str) -> str:
-    """Points only for an estimator that was measured at fewer epochs than others: what lies between is not known."""
-    own = rows.loc[rows["estimator"] == estimator, "epoch"]
-    return "markers" if own.nunique() < rows["epoch"].nunique() else ""
+    """Points only, or what `line` chooses."""
+    return "markers" if is_sparse(rows, estimator) else ""
 
 
 def _average(view: View, name: str, rows: pd.DataFrame, colour: str, symbol: str, mode: str) -> Trace:
