@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -580,6 +580,20 @@ def test_ratios_and_their_bands_are_the_tables() -> None:
             for row in rows.itertuples():
                 span = points[points[:, 0] == row.epoch][:, 1]
                 assert (span.min(), span.max()) == pytest.approx((row.low, row.high))
+
+
+def test_ratios_of_an_estimator_measured_at_some_epochs_only_are_points_with_bars() -> None:
+    table = ratios()
+    sparse = table[(table["estimator"] == "deepfool") | table["epoch"].isin([EPOCHS[0], EPOCHS[-1]])]
+    for rows, style, bands in ((table, "-", 4), (sparse, "None", 2)):
+        axes = estimator_ratios(rows).axes[0]
+        assert lines(axes)["fmn, train"].get_linestyle() == style
+        assert lines(axes)["deepfool, train"].get_linestyle() == "-"
+        assert len([one for one in axes.collections if not isinstance(one, LineCollection)]) == bands
+    (bars, _) = (one for one in axes.collections if isinstance(one, LineCollection))
+    rows = pick(sparse, estimator="fmn", split="train", norm="l2")
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx([row.low, row.high]) for row in rows.itertuples()]
 
 
 def test_class_margins_are_the_tables_and_the_last_epochs_stand_at_the_side() -> None:

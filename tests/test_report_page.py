@@ -265,6 +265,12 @@ def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_li
             entry["trace"] for panel in panels for entry in panel["traces"] if entry["where"]["estimator"] == estimator
         ]
         assert {trace["mode"] for trace in own} == modes
+    names = list(one.ratios["estimator"].unique())
+    kept = (one.ratios["estimator"] != names[0]) | (one.ratios["epoch"] == one.ratios["epoch"].max())
+    for table, modes in ((one.ratios, {"lines+markers", "lines"}), (one.ratios[kept], {"markers"})):
+        drawn = by_name(pages.report(dataclasses.replace(one, ratios=table)))["ratios"]
+        own = [entry for panel in json.loads(drawn.data)["panels"] for entry in panel["traces"]]
+        assert {entry["trace"]["mode"] for entry in own if entry["where"]["estimator"] == names[0]} == modes
 
 
 def test_errors_are_in_percent(one: RunContent) -> None:

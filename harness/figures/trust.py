@@ -16,6 +16,7 @@ from harness.figures.style import (
     MARKS,
     NORM_LABELS,
     estimator_looks,
+    is_sparse,
     norms_of,
     span,
     split_styles,
@@ -25,7 +26,8 @@ from harness.figures.style import (
 def estimator_ratios(ratios: pd.DataFrame, *, estimators: Sequence[str] = ()) -> Figure:
     """Average distance of each estimator over the envelope's, with its 95% band, over epochs.
 
-    A level line says that the estimator's bias does not change, so that its trend is the network's.
+    A level line says that the estimator's bias does not change, so that its trend is the network's. An estimator that
+    was measured at fewer epochs than others has points only.
 
     Args:
         ratios: columns epoch, split, estimator, norm, ratio, low, high, images.
@@ -44,15 +46,19 @@ def estimator_ratios(ratios: pd.DataFrame, *, estimators: Sequence[str] = ()) ->
         panel.axhline(1, color=ENVELOPE_COLOUR, linewidth=2.2, zorder=1)
         for (estimator, split), group in here.groupby(["estimator", "split"], sort=False):
             line, look = group.sort_values("epoch"), looks[str(estimator)]
-            panel.fill_between(line["epoch"], line["low"], line["high"], color=look.colour, alpha=0.15, linewidth=0)
+            sparse = is_sparse(here, str(estimator))
+            if sparse:
+                panel.vlines(line["epoch"], line["low"], line["high"], color=look.colour, linewidth=0.8)
+            else:
+                panel.fill_between(line["epoch"], line["low"], line["high"], color=look.colour, alpha=0.15, linewidth=0)
             panel.plot(
                 line["epoch"],
                 line["ratio"],
-                styles[str(split)],
+                linestyle="none" if sparse else styles[str(split)],
                 color=look.colour,
                 marker=look.marker,
                 markersize=3.5,
-                markevery=math.ceil(len(line) / MARKS),
+                markevery=1 if sparse else math.ceil(len(line) / MARKS),
                 markerfacecolor=look.colour if split == "train" else "white",
                 linewidth=look.width,
                 label=f"{estimator}, {split}",

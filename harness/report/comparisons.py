@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE
+from harness.figures.style import ENVELOPE, is_sparse
 from harness.report.curves import by_norm_and_run, first_and_last, line
 from harness.report.graph import Graph, Panel, Trace, text
 from harness.report.tables import Table
@@ -40,11 +40,14 @@ def _ratio(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
         colour, name = view.colour(str(estimator)), f"{estimator}, {split}"
         x, y = list(part["epoch"]), list(column(part, "ratio"))
         band = part[part["low"].notna() & part["high"].notna()]
-        if len(band):
+        sparse = is_sparse(rows, str(estimator))
+        if len(band) and not sparse:
             traces.append(Trace(_band(name, band, colour), where, f"with a band of 95% for {name}"))
         hover = "%{y:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}], %{customdata[2]} images"
         plotly = line(view, name, x, y, colour, view.symbol(str(estimator)), str(split), hover)
         plotly["customdata"] = list(zip(column(part, "low"), column(part, "high"), part["images"], strict=True))
+        if sparse:
+            plotly["mode"] = "markers"
         traces.append(Trace(plotly, where, first_and_last(name, x, y)))
     low = min(1.0, *(value for value in every["low"].dropna())) if every["low"].notna().any() else 1.0
     high = upper([*column(every, "high"), *column(every, "ratio")]) / 1.06
