@@ -347,6 +347,19 @@ def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> N
         assert (tmp_path / "reproduction" / table.name).read_bytes() == table.read_bytes()
 
 
+def test_a_page_without_one_of_its_tables_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "docs/reproduction", tmp_path / "reproduction")
+    (tmp_path / "reproduction/runs/fashion-mnist-cnn-pgd/summary.csv").unlink()
+    assert main(["--page", "--out", str(tmp_path / "reproduction")]) == 1
+    said = capsys.readouterr().err
+    assert "fashion-mnist-cnn-pgd/summary.csv" in said
+    assert said.startswith("reproduce: error: expected a table at ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "reproduction.md").exists()
+
+
 @pytest.mark.slow
 def test_a_short_study_goes_from_nothing_to_its_page_and_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

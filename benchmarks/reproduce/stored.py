@@ -13,6 +13,8 @@ import pandas as pd
 from benchmarks.reproduce.study import Group, Study
 from harness.files import StoreError
 
+# of checkpoints that a study names none of
+OPTIONAL = ("free", "directions")
 NORMS, SPLITS = ("l2", "linf"), ("train", "test")
 
 
@@ -33,9 +35,16 @@ class Stored:
         return self._table(self.folder / group / f"{table}.csv")
 
     def run(self, run: str, table: str) -> pd.DataFrame:
-        """A table of a run; without rows where it was not measured."""
+        """A table of a run; without rows where it is one that not every run has, or the run was not collected.
+
+        Raises:
+            StoreError: it is missing, though the run was collected.
+        """
         path = self.folder / "runs" / run / f"{table}.csv"
-        return self._table(path) if path.exists() else pd.DataFrame()
+        collected = any(run in group.runs for group in self.groups())
+        if not path.exists() and (table in OPTIONAL or not collected):
+            return pd.DataFrame()
+        return self._table(path)
 
     def options(self, run: str) -> dict[str, Any]:
         """What the run was planned with."""
