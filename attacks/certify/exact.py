@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from attacks.certify.cache import VERSION, Record, path_of, read_record, write_record
 from attacks.certify.place import Place, flat, place
-from attacks.certify.reading import evaluation_copy, read_network
+from attacks.certify.reading import read_network
 from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
+from attacks.certify.tracing import evaluation_copy
 from attacks.checks import check_images
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
 

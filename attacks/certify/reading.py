@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,26 +13,23 @@ from torch import Tensor, fx, nn
 
 from attacks.certify.network import ReluNetwork
 from attacks.certify.region import Array
+from attacks.certify.tracing import (
+    AFFINE,
+    LAYERS,
+    PRODUCTS,
+    constant_of,
+    evaluation_copy,
+    function_of,
+    is_normalize,
+    name_of,
+    one_line,
+    trace,
+)
 from attacks.estimator import InputError
 
 # entries of one block's matrix: 128 MiB of float64
 LARGEST = 2**24
 
-_LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
-)
-# by name, as functions of torch and as methods of tensors; they act on each image alone
-_AFFINE = frozenset(
-    {
-        *("add", "sub", "neg", "sum", "mean", "linear", "conv1d", "conv2d", "batch_norm", "avg_pool2d", "dropout"),
-        *("cat", "stack", "full_like", "zeros_like", "flatten", "reshape", "view", "squeeze", "unsqueeze"),
-        *("permute", "transpose", "contiguous", "clone", "size", "getattr", "getitem"),
-    }
-)
-# affine in one argument where the others are constant
-_PRODUCTS = frozenset({"mul", "matmul", "truediv", "div"})
 _SUPPORTED = "Linear, Conv2d, BatchNorm, Dropout, average pooling, Flatten, ReLU and arithmetic with constants"
 
 
@@ -56,37 +52,8 @@ def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
     return network
 
 
-def evaluation_copy(model: nn.Module) -> nn.Module:
-    """The model in float64, on the CPU and in evaluation mode, sharing nothing with the caller's.
-
-    Raises:
-        InputError: it cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model).cpu().double().eval()
-    except Exception as error:
-        raise InputError(
-            f"expected a model that can be copied, got {_line(error)}; build it of plain layers"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def _refusal(what: str) -> InputError:
     return InputError(f"expected a network of {_SUPPORTED}, got {what}; exact margins cannot be had of it")
-
-
-class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own layers and torchvision's `Normalize`, which refuses to be traced."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_normalize(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _is_normalize(module: nn.Module) -> bool:
-    return type(module).__name__ == "Normalize" and type(module).__module__.startswith("torchvision.transforms")
 
 
 @dataclass(frozen=True)
@@ -116,39 +83,35 @@ class _Reader:
             except InputError:
                 raise
             except Exception as error:
-                raise _refusal(f"{_line(error)} in {node.name} on images of shape {self.shape}") from error
+                raise _refusal(f"{one_line(error)} in {node.name} on images of shape {self.shape}") from error
         raise _refusal("no output")
 
     def _trace(self) -> fx.Graph:
         try:
-            return _Tracer().trace(self.model)
+            return trace(self.model)
         except Exception as error:
-            raise _refusal(f"a forward pass that cannot be traced ({_line(error)})") from error
+            raise _refusal(f"a forward pass that cannot be traced ({one_line(error)})") from error
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if node.op == "placeholder":
             return self._start(self.shape)
         if node.op == "get_attr":
-            value: Any = self.model
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value
+            return constant_of(self.model, node)
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             if isinstance(module, nn.ReLU):
                 return self._relu(args[0])
-            if not isinstance(module, _LAYERS) and not _is_normalize(module):
+            if not isinstance(module, LAYERS) and not is_normalize(module):
                 raise _refusal(f"the layer {node.target}: {type(module).__name__}")
             return self._apply(module, args, options)
-        name = node.target if isinstance(node.target, str) else node.target.__name__
+        name = name_of(node)
         if name in ("relu", "relu_"):
             return self._relu(args[0])
-        if name not in _AFFINE | _PRODUCTS:
+        if name not in AFFINE | PRODUCTS:
             raise _refusal(f"the operation {name}")
-        if name in _PRODUCTS and (isinstance(args[-1], _Rows) and ("div" in name or isinstance(args[0], _Rows))):
+        if name in PRODUCTS and (isinstance(args[-1], _Rows) and ("div" in name or isinstance(args[0], _Rows))):
             raise _refusal(f"the operation {name} of two results of the image")
-        function: Any = getattr(Tensor, name) if node.op == "call_method" else node.target
-        return self._apply(function, args, options)
+        return self._apply(function_of(node), args, options)
 
     def _apply(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call it on the rows themselves; what it makes of them belongs to their block."""

@@ -1,0 +1,155 @@
+"""Balls around images, one radius each, intersected with the box: what a linear function reaches on them at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.certify.kinks import Intervals
+from attacks.estimator import Domain, Norm
+from attacks.geometry import plane_crossing, row_norm
+
+# of float64 sums, the part of the sum of sizes that rounding may take
+ROUNDING = 1e-12
+TINY = float(torch.finfo(torch.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Balls:
+    """Points within ``radii`` of the images and inside the domain.
+
+    Attributes:
+        images: ``(B, C, H, W)`` float64. radii: ``(B,)`` float64, pixel units, finite.
+        limits: the box; infinite in the free domain.
+        cut: normals ``(B, n)`` and gaps ``(B,)``: only moves with ``normal . move >= gap`` count.
+    """
+
+    images: Tensor
+    radii: Tensor
+    norm: Norm
+    limits: tuple[float, float]
+    cut: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def boxed(self) -> bool:
+        """Whether they end at the pixel bounds."""
+        return math.isfinite(self.limits[1])
+
+    def pixels(self) -> Intervals:
+        """The least box around them."""
+        reach = self.radii.view(-1, 1, 1, 1)
+        low = torch.maximum(self.images - reach, self.images.clamp_max(self.limits[0]))
+        return Intervals(low, torch.minimum(self.images + reach, self.images.clamp_min(self.limits[1])))
+
+    def rooms(self) -> tuple[Tensor, Tensor]:
+        """How far each pixel may move up and down: ``(B, n)`` each."""
+        low, high = self.pixels().flat()
+        points = self.images.flatten(1)
+        return high - points, points - low
+
+    def gain(self, rows: Tensor) -> Tensor:
+        """A bound from above of ``rows . move``: ``(B, m, n)`` -> ``(B, m)``; see `gain`.
+
+        With a cut, ``max(a . d) <= max((a + s g) . d) - s gap`` for any ``s >= 0`` (weak duality): their choice is that
+        of the best move, in L2 without the box.
+        """
+        up, down = self.rooms()
+        if self.cut is None:
+            return gain(rows, up, down, self.radii, self.norm, self.boxed)
+        normals, gaps = self.cut
+        if self.norm == "linf":
+            multipliers = _turned(rows, normals, gaps, up, down)
+        else:
+            multipliers = _tilted(rows, normals, gaps, self.radii)
+        tilted = rows + multipliers[..., None] * normals[:, None]
+        sizes = gaps.abs() + normals.abs().sum(1) * self.radii
+        doubt = ROUNDING * multipliers * sizes[:, None]
+        return gain(tilted, up, down, self.radii, self.norm, self.boxed) - multipliers * gaps[:, None] + doubt
+
+    def crossing(self, rows: Tensor, gaps: Tensor) -> Tensor:
+        """The distance at which ``rows . move`` can reach ``gaps`` inside the domain, whatever the radius.
+
+        Args:
+            rows: ``(B, m, n)``. gaps: ``(B, m)``.
+
+        Returns:
+            ``(B, m)`` float64; 0 where the gap is none, inf where the box is in the way.
+        """
+        count, classes, pixels = rows.shape
+        points = self.images.flatten(1)[:, None].expand(-1, classes, -1).reshape(-1, pixels)
+        normals, missing = rows.reshape(-1, pixels), gaps.reshape(-1)
+        direction, length, short = plane_crossing(points, normals, missing, self.norm, self.limits)
+        ends = (points + length[:, None] * direction).clamp(*self.limits)
+        # in L-infinity the length is the distance; a point that rounding left outside the box stays where it is
+        distance = length if self.norm == "linf" else row_norm(ends - points.clamp(*self.limits), "l2")
+        distance = torch.where(short > 0, math.inf, distance)
+        return torch.where(missing > 0, distance, 0.0).view(count, classes)
+
+
+def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxed: bool) -> Tensor:
+    """A bound from above of ``rows . move`` over moves of a norm of at most ``radii``, each pixel within its room.
+
+    Exact in L-infinity and in free space. In the box in L2 it is a weak dual, ``min over t > 0``: for any t,
+    ``sum_i v_i d_i <= sum_i (v_i d_i - d_i^2 / 2t) + radius^2 / 2t``, largest at ``d_i = min(t v_i, room_i)``.
+
+    Args:
+        rows: ``(B, m, n)``. up, down: ``(B, n)``, at most the radius. radii: ``(B,)``.
+
+    Returns:
+        ``(B, m)``.
+    """
+    if norm == "linf":
+        above = rows.clamp_min(0.0)
+        return (above @ up[..., None] + (above - rows) @ down[..., None])[..., 0]
+    radius = radii[:, None]
+    if not boxed:
+        return radius * rows.square().sum(2).sqrt()
+    room = torch.where(rows > 0, up[:, None], down[:, None])
+    slope = torch.where(room > 0, rows.abs(), 0.0)
+    weight = slope.square()
+    total = weight.sum(2)
+    # all pixels free, then once more without those that the box stops
+    t = radius / total.sqrt().clamp_min(TINY)
+    stopped = t[..., None] * slope >= room
+    left = torch.where(stopped, 0.0, weight).sum(2)
+    rest = radius.square() - torch.where(stopped, room.square(), 0.0).sum(2)
+    t = torch.maximum(t, (rest.clamp_min(0.0) / left.clamp_min(TINY)).sqrt().clamp_max(1e12))
+    move = torch.minimum(t[..., None] * slope, room)
+    spare = (radius.square() - move.square().sum(2)).clamp_min(0.0) / (2 * t.clamp_min(TINY))
+    dual = (slope * move).sum(2) + spare
+    return torch.minimum(dual, radius * total.sqrt())
+
+
+def _tilted(rows: Tensor, normals: Tensor, gaps: Tensor, radii: Tensor) -> Tensor:
+    """L2 multipliers ``(B, m)``: the farthest point of a cap lies on its rim, unless the row's own does not."""
+    size = normals.square().sum(1).sqrt().clamp_min(TINY)
+    away = gaps / size
+    along = (rows @ normals[..., None])[..., 0] / size[:, None]
+    across = (rows.square().sum(2) - along.square()).clamp_min(0.0).sqrt()
+    rim = (radii.square() - away.square()).clamp_min(TINY).sqrt()
+    wanted = across * (away / rim)[:, None] - along
+    wanted = torch.where((away.abs() < radii)[:, None], wanted, 0.0)
+    return wanted.clamp_min(0.0) / size[:, None]
+
+
+def _turned(rows: Tensor, normals: Tensor, gaps: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """L-infinity multipliers ``(B, m)``: of the best move, the cheapest pixels are turned until the cut is met."""
+    g = normals[:, None]
+    favoured = torch.where(rows > 0, up[:, None], torch.where(rows < 0, -down[:, None], 0.0))
+    favoured = torch.where(rows == 0, torch.where(g > 0, up[:, None], -down[:, None]), favoured)
+    missing = gaps[:, None] - (favoured * g).sum(2)
+    against = rows * g < 0
+    price = torch.where(against, rows.abs() / g.abs().clamp_min(TINY), math.inf)
+    price, order = price.sort(2)
+    worth = torch.where(against, g.abs() * (up + down)[:, None], 0.0).gather(2, order).cumsum(2)
+    turned = (worth < missing[..., None]).sum(2, keepdim=True).clamp_max(rows.shape[2] - 1)
+    last = price.gather(2, turned)[..., 0]
+    return torch.where((missing > 0) & last.isfinite(), last, 0.0)
+
+
+def balls(images: Tensor, radii: Tensor, norm: Norm, domain: Domain) -> Balls:
+    """Around images in ``[0, 1]``."""
+    return Balls(images, radii, norm, (0.0, 1.0) if domain == "box" else (-math.inf, math.inf))
