@@ -88,7 +88,9 @@ class Relaxation:
                 assert kept is not None
                 slopes[index] = torch.where(better[:, None], slope.detach(), kept)
             if step < steps:
-                for slope, gradient in zip(free.values(), torch.autograd.grad(worst.sum(), free.values()), strict=True):
+                for slope, gradient in zip(
+                    free.values(), torch.autograd.grad(worst.sum(), list(free.values())), strict=True
+                ):
                     slope.grad = gradient
                 optimiser.step()
                 with torch.no_grad():
