@@ -30,6 +30,10 @@ class EstimatorError(ValueError):
     """An estimator that does not exist, cannot do what is asked, or breaks the contract."""
 
 
+class UnsoundError(RuntimeError):
+    """A point of another class nearer than a proved lower bound: what proved it is wrong, and no result is given."""
+
+
 class Status(StrEnum):
     """What became of an image. Only ``found``, ``found_after_noise`` and ``tied`` carry a distance."""
 

@@ -12,9 +12,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, Norm
+
+if TYPE_CHECKING:
+    from attacks.certify.certifiers import Certifier
 
 ENTRY_POINTS = "margin_harness.estimators"
 
@@ -59,6 +62,12 @@ ESTIMATORS: dict[str, Entry] = {
         "its own",
         "torchattacks:<ClassName>, any of its attacks",
     ),
+}
+
+CERTIFIERS: dict[str, Entry] = {
+    "crown": Entry("attacks.certify.certifiers:Crown", NORMS, DOMAINS, "", "linear relaxation"),
+    "ibp": Entry("attacks.certify.certifiers:IBP", NORMS, DOMAINS, "", "intervals and one pass of lines: fast, loose"),
+    "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds an image"),
 }
 
 # names that take the library's class as their first argument
@@ -118,17 +127,45 @@ def create(text: str) -> Estimator:
         parameters = tuple((key, _literal(value)) for key, value in sorted(_pairs(rest).items()))
         wrapped: Estimator = cls(attack=attack, parameters=parameters)
         return wrapped
-    hints = get_type_hints(cls)
-    settings = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
-    values = {key: _convert(name, key, value, settings) for key, value in _pairs(rest).items()}
-    try:
-        estimator: Estimator = cls(**values)
-    except (EstimatorError, TypeError) as error:
-        raise EstimatorError(f"estimator {name}: {error}") from None
+    estimator: Estimator = _build("estimator", name, cls, rest)
     return estimator
 
 
-def text_form(estimator: Estimator) -> str:
+def check_certifier(text: str) -> str:
+    """The name in a certifier's text form, which must exist; needs no torch.
+
+    Raises:
+        EstimatorError: unknown.
+    """
+    name = text.partition(":")[0]
+    if name not in CERTIFIERS:
+        raise EstimatorError(f"expected a certifier of {', '.join(CERTIFIERS)}, got {name!r}; choose one of them")
+    return name
+
+
+def create_certifier(text: str) -> Certifier:
+    """Build a certifier from its text form, as in ``crown:cuts=8``.
+
+    Raises:
+        EstimatorError: unknown name or parameter, or a value of the wrong type.
+    """
+    name = check_certifier(text)
+    certifier: Certifier = _build("certifier", name, _load(CERTIFIERS[name].target), text.partition(":")[2])
+    return certifier
+
+
+def _build(kind: str, name: str, cls: Any, parameters: str) -> Any:
+    """The class with the parameters of a text."""
+    hints = get_type_hints(cls)
+    settings = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
+    values = {key: _convert(name, key, value, settings) for key, value in _pairs(parameters).items()}
+    try:
+        return cls(**values)
+    except (EstimatorError, TypeError) as error:
+        raise EstimatorError(f"{kind} {name}: {error}") from None
+
+
+def text_form(estimator: Estimator | Certifier) -> str:
     """The canonical text: the name and the fields that differ from their defaults, in declared order.
 
     A wrapper's are all the library's parameters that are given, sorted.

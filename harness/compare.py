@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attacks.estimator import NORMS, EstimatorError
-from attacks.registry import check_name
+from attacks.estimator import NORMS, EstimatorError, UnsoundError
+from attacks.registry import check_certifier, check_name
 from harness.config import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for text in given.estimator:
             check_name(text)
+        for text in given.certify:
+            check_certifier(text)
+        if given.certify_probe < 1:
+            raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
         return _compare(given)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnsoundError) as error:
         return _say_error(error, FAILED, given.debug)
     except KeyboardInterrupt:
         print("compare: interrupted; the same command goes on", file=sys.stderr)
@@ -50,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--estimator", action="append", default=[], metavar="NAME", help="NAME[:key=value,...] to add, repeatable"
     )
+    parser.add_argument(
+        "--certify", action="append", default=[], metavar="NAME", help="NAME[:key=value,...] of a certifier, repeatable"
+    )
+    parser.add_argument("--certify-probe", type=int, default=100, metavar="N", help="of each split (default: 100)")
     parser.add_argument("--norm", action="append", choices=NORMS, help="l2 or linf, repeatable (default: the run's)")
     parser.add_argument(
         "--epoch", action="append", type=int, help="only this epoch, repeatable (default: all measured)"
@@ -89,10 +97,12 @@ def _compare(given: argparse.Namespace) -> int:
     out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
     check_out(out, given.run)
     runs = read_runs(given.run)
-    for run in runs if given.estimator else ():
+    for run in runs if given.estimator or given.certify else ():
         with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
-            terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator)}")
-            remeasure(run, given.estimator, given.norm, given.epoch, device, terminal)
+            terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
+            remeasure(
+                run, given.estimator, given.norm, given.epoch, device, terminal, given.certify, given.certify_probe
+            )
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from attacks.estimator import DOMAINS, NORMS, EstimatorError
-from attacks.registry import check_name
+from attacks.registry import check_certifier, check_name
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 TRAININGS = ("standard", "pgd", "gaussian")
@@ -100,6 +100,11 @@ class RunConfig:
     cold_every: int = option(
         5, "with --warm-start, measure the cold forms every N epochs (0, 1 and the last always)", least=1, fixed=False
     )
+    certify: tuple[str, ...] = option(
+        (), "certifier of lower bounds: crown, ibp or exact, NAME[:key=value,...], repeatable", fixed=False, many=True
+    )
+    certify_every: int = option(5, "certify every N epochs (0 and the last always)", least=1, fixed=False)
+    certify_probe: int = option(100, "images of each split that are certified", least=1, later=True)
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
     device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
@@ -117,9 +122,10 @@ class RunConfig:
             raise ConfigError(
                 f"expected --model {', '.join(BUILT_IN_MODELS)} or pkg.module:factory, got {self.model!r}; choose one"
             )
-        for text in self.estimator:
+        for check, texts in ((check_name, self.estimator), (check_certifier, self.certify)):
             try:
-                check_name(text)
+                for text in texts:
+                    check(text)
             except EstimatorError as error:
                 raise ConfigError(str(error)) from None
 
@@ -254,6 +260,8 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
     if value is None and f.default is None:
         return
     if meta["many"]:
+        if value == () == f.default:
+            return
         if not isinstance(value, tuple) or not value or not all(isinstance(item, str) for item in value):
             raise ConfigError(f"expected {flag} as one or more names, got {value!r}; give a list of words")
         if len(set(value)) < len(value):
@@ -293,5 +301,5 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return " and ".join(value)
+        return " and ".join(value) or "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Norm
-from attacks.registry import create, text_form
+from attacks.registry import create, create_certifier, text_form
 from harness.data import CLASSES
 from harness.files import StoreError, load_checkpoint, load_tensors
 from harness.models import Shape, build
@@ -28,8 +28,10 @@ def remeasure(
     epochs: Sequence[int] | None,
     device: torch.device,
     terminal: Terminal,
+    certifiers: Sequence[str] = (),
+    certify_probe: int = 100,
 ) -> None:
-    """Add margins by more estimators to a run; units that are there already are not measured again.
+    """Add margins by more estimators and lower bounds to a run; units that are there already are not done again.
 
     Margins are those that tracking with the estimator would have given: seeds derive from the run's own, and an
     estimator that starts warm goes through all epochs in order.
@@ -38,6 +40,7 @@ def remeasure(
         estimators: text forms.
         norms: default those of the run.
         epochs: default all that the run measured.
+        certifiers: text forms; of every one of the epochs. certify_probe: images of each split.
 
     Raises:
         StoreError: a run that does not say its model, an epoch that it did not measure, a damaged file, or single
@@ -51,11 +54,13 @@ def remeasure(
     _check_warm(chosen, wanted, _epochs(run, None))
     asked = cast("Sequence[Norm]", norms or config["norm"])
     domain = cast(Domain, config["domain"])
-    _, skipped = plan_units(chosen, asked, domain)
+    skipped = plan_units(chosen, asked, domain)[1] if chosen else []
     probes = probes_of(run)
     model = model_of(run, next(iter(probes.values())).images).to(device)
     load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
-    run.folder.start({**run.manifest, "estimators": describe(chosen)}, resume=True)
+    proving = {text_form(one): one for one in map(create_certifier, certifiers)}
+    added = {"estimators": describe(chosen), "certifiers": describe(proving)}
+    run.folder.start({**run.manifest, **added}, resume=True)
     tracker = MarginTracker(
         run.folder,
         probes,
@@ -65,6 +70,9 @@ def remeasure(
         noise_retries=config["noise_retries"],
         batch_size=config["measure_batch"],
         seed=config["seed"],
+        certifiers=list(proving.values()),
+        certify_every=1,
+        certify_probe=certify_probe,
         listener=terminal,
     )
     for line in skipped:

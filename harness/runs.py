@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from harness.files import StoreError, concatenate, read_part
-from harness.store import MARGIN_COLUMNS, RunFolder
+from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
 # what a whole training set at forty epochs is kept in: 15 bytes a row
@@ -36,6 +36,7 @@ class Run:
         margins: rows in `harness.store.MARGIN_COLUMNS`; empty where nothing was measured.
         epochs: epoch, split, loss, error, seconds; empty where the caller trained.
         predictions: epoch, split, image, label, prediction, confidence of the whole sets; may be empty.
+        bounds: rows in `harness.store.BOUND_COLUMNS`; empty where nothing was certified.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Run:
     margins: pd.DataFrame
     epochs: pd.DataFrame
     predictions: pd.DataFrame
+    bounds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(BOUND_COLUMNS)))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         margins=margins,
         epochs=_read_epochs(folder.epochs_csv),
         predictions=concatenate(predictions, PREDICTION_TYPES).astype(PREDICTION_TYPES),
+        bounds=concatenate((_read_rows(part, BOUND_COLUMNS) for part in folder.bound_parts()), BOUND_COLUMNS),
     )
 
 

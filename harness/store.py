@@ -27,12 +27,16 @@ MARGIN_COLUMNS = (
     *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
     *("noise_retries", "forwards", "backwards", "seconds"),
 )
+BOUND_COLUMNS = (
+    *("epoch", "split", "image", "label", "prediction", "correct", "certifier", "norm", "domain"),
+    *("lower", "upper", "solved", "seconds"),
+)
 WITNESSES_KEPT = 8  # smallest and as many largest, of epochs before the latest
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One part's work: an estimator (canonical text) in one norm."""
+    """One part's work: an estimator or certifier (canonical text) in one norm."""
 
     estimator: str
     norm: str
@@ -74,6 +78,16 @@ class RunFolder:
     def witnesses(self, epoch: int, unit: Unit) -> Path:
         return self.path / "witnesses" / f"epoch-{epoch:03d}" / f"{unit.filename}.safetensors"
 
+    def bounds(self, epoch: int, unit: Unit) -> Path:
+        return self.path / "bounds" / f"epoch-{epoch:03d}" / f"{unit.filename}.parquet"
+
+    def unsound(self, epoch: int, unit: Unit) -> Path:
+        return self.path / "unsound" / f"epoch-{epoch:03d}.{unit.filename}.safetensors"
+
+    @property
+    def brackets_csv(self) -> Path:
+        return self.path / "brackets.csv"
+
     @property
     def epochs_csv(self) -> Path:
         return self.path / "epochs.csv"
@@ -99,6 +113,16 @@ class RunFolder:
     def measured_epochs(self, unit: Unit) -> list[int]:
         """Epochs that the unit has margins of, in order."""
         found = (self.path / "margins").glob(f"epoch-*/{unit.filename}.parquet")
+        return sorted(_epoch_of(path.parent) for path in found)
+
+    def bound_parts(self) -> list[Path]:
+        """Finished parts of certifiers, by epoch and unit."""
+        parts = (self.path / "bounds").glob("epoch-*/[!.]*.parquet")
+        return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
+
+    def bounded_epochs(self, unit: Unit) -> list[int]:
+        """Epochs that the unit has lower bounds of, in order."""
+        found = (self.path / "bounds").glob(f"epoch-*/{unit.filename}.parquet")
         return sorted(_epoch_of(path.parent) for path in found)
 
     def prediction_parts(self) -> list[Path]:
@@ -155,10 +179,12 @@ class RunFolder:
                 f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
             )
         _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
-        # estimators that are not asked for again keep their parts, and so their entries
-        entries = (*before.get("estimators", ()), *manifest.get("estimators", ()))
-        estimators = list({entry["estimator"]: entry for entry in entries}.values())
-        kept = {"created": before.get("created"), "estimators": estimators}
+        _check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
+        kept = {"created": before.get("created")}
+        for kind in ("estimators", "certifiers"):
+            # those that are not asked for again keep their parts, and so their entries
+            entries = (*before.get(kind, ()), *manifest.get(kind, ()))
+            kept[kind] = list({entry["estimator"]: entry for entry in entries}.values())
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -62,6 +62,9 @@ class Terminal(Listener):
         self._clock = time.monotonic()
         self._task(f"measuring {unit}", images, "images")
 
+    def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
+        self._task(f"certifying {unit}", images, "images")
+
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """Said at the end, once."""
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.estimator import EstimatorError
+from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
 from harness.config import ConfigError, OneLineParser, RunConfig, add_options, as_dict, digest, from_namespace
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _track(config, given.out, given.resume, left_out)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnsoundError) as error:
         return _say_error(error, FAILED, given.debug)
     except KeyboardInterrupt:
         print("track: interrupted; the same command with --resume and its --out goes on", file=sys.stderr)
@@ -138,6 +138,9 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
             seed=config.seed,
             warm_start=config.warm_start,
             cold_every=config.cold_every,
+            certifiers=config.certify,
+            certify_every=config.certify_every,
+            certify_probe=config.certify_probe,
             listener=terminal,
         )
         run = TrackedRun(config, dataset, model, device, tracker)
@@ -211,6 +214,7 @@ def _notes(model: nn.Module) -> list[str]:
 def _manifest(
     config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
 ) -> dict[str, Any]:
+    from attacks.registry import create_certifier, text_form
     from harness.store import environment
     from harness.units import describe
 
@@ -222,6 +226,7 @@ def _manifest(
         "seeds": {"seed": config.seed, "probe_seed": config.probe_seed},
         "data": dataset.checksums,
         "estimators": describe(estimators),
+        "certifiers": describe({text_form(one): one for one in map(create_certifier, config.certify)}),
         "device": str(device),
         **environment(threads),
     }

@@ -12,10 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.certify.certifiers import Certifier
 from attacks.checks import check_batches
 from attacks.estimator import NORMS, Domain, Estimator, InputError, Margins, Norm, Status
 from attacks.measure import derive_seed, measure
 from attacks.registry import create, text_form
+from harness.certifying import Certifying
 from harness.config import digest
 from harness.devices import device_of
 from harness.files import (
@@ -50,6 +52,9 @@ class Listener:
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""
 
+    def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
+        """A certifier begins that this many images are bounded for."""
+
 
 class MarginTracker:
     """Tracks margins of probe images while the caller trains; see README for the three-line use.
@@ -67,6 +72,8 @@ class MarginTracker:
         warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
             latest epoch measured before, and measure its cold form beside it at some epochs.
         cold_every: these epochs: every so many, 0, 1 and the last always.
+        certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
+        certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
 
     Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
     before; an epoch earlier than one that it has measured is refused.
@@ -95,6 +102,9 @@ class MarginTracker:
         seed: int = 0,
         warm_start: bool = False,
         cold_every: int = 5,
+        certifiers: Sequence[str | Certifier] = (),
+        certify_every: int = 5,
+        certify_probe: int = 100,
         listener: Listener | None = None,
     ) -> None:
         self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
@@ -107,7 +117,9 @@ class MarginTracker:
         self.cold, said = set[str](), list[str]()
         if warm_start:
             self.estimators, self.cold, said = warm_starts(self.estimators)
-        self.units, self.skipped = plan_units(self.estimators, norms, domain)
+        self.units, self.skipped = (
+            plan_units(self.estimators, norms, domain) if self.estimators or not certifiers else ([], [])
+        )
         self.skipped = said + self.skipped
         self.cold_every = cold_every
         self.domain, self.bounds, self.seed = domain, bounds, int(seed)
@@ -123,6 +135,16 @@ class MarginTracker:
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
             self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
         self._keep_probes()
+        self.certifying = Certifying(
+            self.folder,
+            self.probes,
+            certifiers,
+            norms,
+            domain=domain,
+            bounds=bounds,
+            every=certify_every,
+            probe=certify_probe,
+        )
 
     def update(self, epoch: int, model: nn.Module, *, last: bool = False) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
@@ -140,6 +162,7 @@ class MarginTracker:
         Raises:
             InputError: a model that cannot be measured.
             StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm.
+            UnsoundError: a lower bound above the distance of a witness: a bug, of which the case is kept.
         """
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
@@ -153,6 +176,9 @@ class MarginTracker:
             self._measure_unit(epoch, unit, model, weights, *begin.get(unit, (None, {})))
         for unit in asked:
             thin_witnesses(self.folder, unit)
+        for unit in self.certifying.missing(epoch, last):
+            self.listener.certifying_started(epoch, unit, self.certifying.images)
+            self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
         return summary[summary["epoch"] == epoch].reset_index(drop=True)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attacks.certify.certifiers import Certifier
 from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.registry import check_needs, text_form
 from harness.config import ConfigError
@@ -80,7 +81,7 @@ def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimato
     return found, cold, lines
 
 
-def describe(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
+def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier]) -> list[dict[str, Any]]:
     """Manifest entries: canonical text, name and all parameters."""
     return [
         {"estimator": text, "name": estimator.name, "parameters": dataclasses.asdict(estimator)}  # type: ignore[call-overload]

@@ -160,13 +160,15 @@ def relax(
             least, most = before[block].flat()
             low, high = torch.maximum(low, least), torch.minimum(high, most)
         shape = network.blocks[block].shape
-        local = network.local(block) if inner == "crown" else None
+        # the first block's lines are the function itself
+        by_lines = inner == "crown" or block == 0
+        local = network.local(block) if by_lines else None
         if local is not None and around.cut is not None:
             pass  # short rows do not see the cut, and without it the bounds are those of before
         elif local is not None:
             short = relaxation.most_local(block, local)
             low, high = torch.maximum(low, short[0]), torch.minimum(high, short[1])
-        elif inner == "crown":
+        elif by_lines and network.tightened(block):
             loose = network.kinks[block].unstable(Intervals(low, high).shaped(shape))
             low, high = _tightened(relaxation, block, low, high, loose)
         # no point is left where they contradict one another

@@ -28,6 +28,9 @@ from attacks.certify.tracing import (
 )
 from attacks.estimator import InputError
 
+# entries of the functionals of all units of a block: 2 GiB; those of larger ones are left to intervals
+AFFORDED = 2**28
+
 _SUPPORTED = (
     "Linear, Conv2d, BatchNorm, Dropout, average and max pooling, Flatten, ReLU, LeakyReLU and arithmetic with "
     "constants and between branches"
@@ -135,6 +138,10 @@ class PiecewiseNetwork:
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""
         return max(math.prod(self.shape), *(math.prod(one.shape) for one in self.blocks[: block + 1]))
+
+    def tightened(self, block: int) -> bool:
+        """Whether carrying back a functional of each of its units can be afforded."""
+        return 2 * math.prod(self.blocks[block].shape) * self.widest(block) <= AFFORDED
 
     def local(self, block: int) -> Local | None:
         """See `localise`; found when first asked for."""

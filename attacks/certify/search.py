@@ -13,15 +13,12 @@ from attacks.certify.approach import approach
 from attacks.certify.network import ReluNetwork
 from attacks.certify.region import Array, Region
 from attacks.certify.tree import OutOfBudget, Tree
+from attacks.estimator import UnsoundError
 
 # relative: how far rounding may put the length of a move below what is proved of it
 TOLERANCE = 1e-9
 # a tree whose root proves less than this part of the radius is grown at smaller radii first
 PROMISING = 0.5
-
-
-class UnsoundError(RuntimeError):
-    """A point of another class nearer than the proved lower bound: the solver is wrong, and no result is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Distances are in units where the pixel range is 1. Images without a distance (``
 is said. Where there is nothing to draw, the figure says in one sentence what is missing.
 """
 
+from harness.figures.brackets import bracket_bands
 from harness.figures.calibration import calibration_curves, confidence_margins
 from harness.figures.canvas import save
 from harness.figures.classes import boundary_classes, class_margins
@@ -23,6 +24,7 @@ __all__ = [
     "PALETTE",
     "SPLIT_STYLES",
     "boundary_classes",
+    "bracket_bands",
     "calibration_curves",
     "class_margins",
     "confidence_margins",

@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 import pandas as pd
 
 from harness.files import concatenate
+from harness.report.brackets import bracket_sentences
 from harness.report.content import ReportContent, RunContent
 from harness.report.examples import image_cards
 from harness.report.sentences import headlines, trust_sentences
 from harness.report.warm import warm_sentences
 from harness.runs import Run
+from harness.statistics.brackets import BRACKET_COLUMNS, bracket_table, bracketed, proved
 from harness.statistics.evidence import Evidence
-from harness.statistics.pairing import Measured
+from harness.statistics.pairing import Measured, couples, find_pairs, seed_groups
 from harness.statistics.panels import Panel
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
@@ -35,6 +37,9 @@ def assemble(evidence: Evidence) -> ReportContent:
     biases = [bias_trend(run.ratios).assign(run=run.name) for run in runs]
     bias = concatenate(biases, BIAS_COLUMNS)[list(BIAS_COLUMNS)]
     saved = [warm_savings(run.warm, run.margins).assign(run=run.name) for run in runs]
+    bands = [run.brackets.assign(run=run.name) for run in runs]
+    band = concatenate(bands, ["run", *BRACKET_COLUMNS])
+    proofs = _proofs(evidence)
     columns = ["run", *SAVING_COLUMNS]
     savings = concatenate(saved, columns)[columns]
     return ReportContent(
@@ -51,6 +56,8 @@ def assemble(evidence: Evidence) -> ReportContent:
         biases=bias,
         warm=warm_sentences(savings, pairs),
         savings=savings,
+        bracketed=bracket_sentences(band, proofs),
+        proofs=proofs,
     )
 
 
@@ -76,7 +83,20 @@ def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
         correctness=one.correctness,
         images=image_cards(one.run),
         warm=warm_ratios(one.run.margins, warm_pairs(one.run.manifest.get("estimators", ()))),
+        brackets=bracket_table(bracketed(one.run.bounds, one.run.margins)),
     )
+
+
+def _proofs(evidence: Evidence) -> pd.DataFrame:
+    """The observations by brackets; runs are compared with those of the same seed."""
+    named = {one.run.name: one for one in evidence.measured if len(one.run.bounds)}
+    rows = {name: (one.run.training, bracketed(one.run.bounds, one.run.margins)) for name, one in named.items()}
+    pairs = [
+        (one.run.name, other.run.name)
+        for standard, adversarial in find_pairs(seed_groups(named.values()))
+        for one, other in couples(standard, adversarial)
+    ]
+    return proved(rows, pairs)
 
 
 def cold_samples(run: Run) -> dict[str, list[int]]:

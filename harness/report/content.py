@@ -46,6 +46,7 @@ class RunContent:
             image, one column an epoch. Empty where there are no predictions.
         warnings: plain sentences.
         warm: see `harness.statistics.warm.warm_ratios`.
+        brackets: see `harness.statistics.brackets.bracket_table`; empty where nothing was certified.
     """
 
     name: str
@@ -66,6 +67,7 @@ class RunContent:
     correctness: dict[str, pd.DataFrame]
     images: list[ImageCard]
     warm: pd.DataFrame = field(default_factory=pd.DataFrame)
+    brackets: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class ReportContent:
         biases: see `harness.statistics.trust.bias_trend`, with the run first.
         warm: what warm starts saved and did, in sentences; none where there are none.
         savings: see `harness.statistics.warm.warm_savings`, with the run first.
+        bracketed: what lower bounds say, in sentences; none where there are none.
+        proofs: see `harness.statistics.brackets.proved`.
     """
 
     title: str
@@ -105,3 +109,5 @@ class ReportContent:
     biases: pd.DataFrame = field(default_factory=pd.DataFrame)
     warm: list[str] = field(default_factory=list)
     savings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    bracketed: list[str] = field(default_factory=list)
+    proofs: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.report.brackets import brackets
 from harness.report.calibrations import calibration, confidence, reliability
 from harness.report.comparisons import changes, ratios
 from harness.report.content import ReportContent
@@ -14,7 +15,7 @@ from harness.report.maps import boundary, classes
 from harness.report.view import View
 
 BUILDERS = (
-    *(margins, subsets, distributions, flow, ratios, classes, confidence),
+    *(margins, subsets, distributions, flow, ratios, brackets, classes, confidence),
     *(reliability, calibration, boundary, changes, paths, composition),
 )
 
@@ -22,4 +23,6 @@ BUILDERS = (
 def graphs(content: ReportContent) -> list[Graph]:
     """The figures; one that cannot be shown says why."""
     view = View(content)
-    return [build(view) for build in BUILDERS]
+    # without lower bounds there is nothing to miss
+    certified = len(view.table("brackets")) > 0
+    return [build(view) for build in BUILDERS if certified or build is not brackets]

@@ -10,6 +10,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.report.brackets import bracket_tables
 from harness.report.content import ReportContent
 from harness.report.graph import Graph
 from harness.report.interactive import graphs
@@ -35,7 +36,7 @@ def render(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     view, drawn, parts, trust = View(content), graphs(content), observations(content), trust_tables(content)
-    listed, warm = tables(drawn), warm_tables(content)
+    listed, warm, bands = tables(drawn), warm_tables(content), bracket_tables(content)
     scripts = [library(), own("report.js")]
     return environment.get_template("report.html.jinja").render(
         content=content,
@@ -45,8 +46,9 @@ def render(content: ReportContent) -> str:
         observations=parts,
         trust=trust,
         warm=warm,
+        bands=bands,
         tables=listed,
-        packed=[*(table for part in parts for table in part.tables), *trust, *warm, *listed],
+        packed=[*(table for part in parts for table in part.tables), *trust, *warm, *bands, *listed],
         groups={run.name: groups(run.name, run.images) for run in content.runs},
         facts=[(run, facts(run)) for run in content.runs],
         differences=differences(content.runs),

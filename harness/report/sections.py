@@ -24,6 +24,7 @@ FACTS = {
     "command": "Command",
     "seeds": "Seeds",
     "estimators": "Estimators",
+    "certifiers": "Certifiers",
     "data": "Checksums of the data (SHA-256)",
     "versions": "Versions",
     "machine": "Machine",
@@ -92,7 +93,7 @@ def _pairs(name: str, value: Any) -> list[tuple[str, str]]:
         return [(str(key), worded(inner)) for key, inner in value.items()]
     if name == "command":
         return [("python", " ".join(str(word) for word in value))]
-    if name == "estimators":
+    if name in ("estimators", "certifiers"):
         return [(str(entry.get("estimator", "")), worded(entry.get("parameters", entry))) for entry in value]
     return [(name, worded(value))]
 

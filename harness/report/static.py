@@ -37,6 +37,8 @@ def _figures(run: RunContent) -> Iterator[tuple[str, Figure]]:
         yield f"flow-{quote(name, safe='')}", figures.image_flow(correctness)
     order = [str(name) for name in run.summary["estimator"].unique()]
     yield "ratios", figures.estimator_ratios(run.ratios, estimators=order)
+    if len(run.brackets):
+        yield "brackets", figures.bracket_bands(run.brackets, split=split)
     yield "classes", figures.class_margins(run.classes, estimator=estimator, split=split)
     yield "confidence", figures.confidence_margins(run.margins, estimator=estimator, split=split)
     yield "calibration", figures.calibration_curves(run.reliability, run.calibration, split=split)

@@ -1,0 +1,242 @@
+"""The certifiers by name: lower bounds of margins for the images of a model, each with its domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks.certify.lower import Effort, certified_radii
+from attacks.certify.piecewise import PiecewiseNetwork
+from attacks.checks import check_images
+from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
+from attacks.geometry import farthest_in_box
+
+# entries of the functionals of one batch, beyond which larger ones are no faster
+BATCH = 2**22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificates:
+    """Lower bounds, one entry an image, on the CPU.
+
+    Attributes:
+        lower: ``(N,)`` float64 in pixel units: no point of the domain that is nearer has another class than ``label``.
+        solved: ``(N,)`` bool: the margin is known to 1e-5 of itself.
+        label: ``(N,)`` int64, the class in float64.
+    """
+
+    lower: Tensor
+    solved: Tensor
+    label: Tensor
+
+
+class Certifier(Protocol):
+    """Proves that no point near an image has another class."""
+
+    @property
+    def name(self) -> str:
+        """The registry's name."""
+
+    @property
+    def norms(self) -> frozenset[Norm]:
+        """Norms that it can bound the distance in."""
+
+    @property
+    def domains(self) -> frozenset[Domain]:
+        """``box``: only points inside the pixel bounds count; ``free``: all do."""
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        norm: Norm,
+        *,
+        domain: Domain,
+        upper: Tensor,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        start: Tensor | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Certificates:
+        """Bound the margins of images from below.
+
+        Args:
+            model: pixels in ``bounds`` -> logits; left untouched.
+            images: ``(N, C, H, W)`` float in ``bounds``.
+            upper: ``(N,)`` distances of witnesses in the same domain, inf without one: no larger radius is tried.
+            start: ``(N,)`` radii to try first, such as those of the epoch before; NaN for none.
+            on_progress: told of images that are done.
+
+        Raises:
+            InputError: a layer that cannot be bounded, by name, or images outside ``bounds``.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crown(Settings):
+    """Linear relaxation; see `attacks.certify.crown` and `attacks.certify.lower` for the fields."""
+
+    evaluations: int = setting(4, 1)
+    first: float = setting(0.5, 0.0)
+    rounds: int = setting(2, 0)
+    cuts: int = setting(2, 0)
+    alpha: int = setting(0, 0)
+
+    name: ClassVar[str] = "crown"
+    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
+    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        norm: Norm,
+        *,
+        domain: Domain,
+        upper: Tensor,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        start: Tensor | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Certificates:
+        """See `Certifier`."""
+        effort = Effort("crown", self.evaluations, self.first, self.rounds, self.cuts, alpha=self.alpha)
+        return _certify(effort, model, images, norm, domain, upper, bounds, start, on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBP(Settings):
+    """Intervals in the network, lines of its last pass only: fast and loose (Zhang et al. 2020, CROWN-IBP)."""
+
+    evaluations: int = setting(8, 1)
+    first: float = setting(0.3, 0.0)
+
+    name: ClassVar[str] = "ibp"
+    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
+    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        norm: Norm,
+        *,
+        domain: Domain,
+        upper: Tensor,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        start: Tensor | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Certificates:
+        """See `Certifier`."""
+        effort = Effort("ibp", self.evaluations, self.first, 0, 0)
+        return _certify(effort, model, images, norm, domain, upper, bounds, start, on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(Settings):
+    """Branch and bound from the bounds of `Crown`, under a budget an image; see `attacks.certify.exact`."""
+
+    seconds: float = setting(1.0, 0.0)
+    nodes: int = setting(100_000, 1)
+
+    name: ClassVar[str] = "exact"
+    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
+    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        norm: Norm,
+        *,
+        domain: Domain,
+        upper: Tensor,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        start: Tensor | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Certificates:
+        """See `Certifier`; the lower bound is the better one of the two."""
+        from attacks.certify.exact import exact_margins
+
+        first = Crown(rounds=6, cuts=4).certify(
+            model, images, norm, domain=domain, upper=upper, bounds=bounds, start=start
+        )
+        lower, solved = first.lower.clone(), first.solved.clone()
+        for row in range(len(images)):
+            if not solved[row]:
+                one = images[row : row + 1]
+                found = exact_margins(
+                    model, one, norm, domain=domain, bounds=bounds, gap=1e-5, nodes=self.nodes, seconds=self.seconds
+                )
+                lower[row] = torch.maximum(lower[row], found.lower[0])
+                solved[row] = found.solved[0]
+            if on_progress is not None:
+                on_progress(1)
+        return Certificates(lower=lower, solved=solved, label=first.label)
+
+
+class _FromUnit(nn.Module):
+    """The model of pixels in ``[0, 1]``."""
+
+    def __init__(self, model: nn.Module, low: float, high: float) -> None:
+        super().__init__()
+        self.model, self.low, self.scale = model, low, high - low
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixels * self.scale + self.low)
+        return logits
+
+
+def _certify(
+    effort: Effort,
+    model: nn.Module,
+    images: Tensor,
+    norm: Norm,
+    domain: Domain,
+    upper: Tensor,
+    bounds: tuple[float, float],
+    start: Tensor | None,
+    on_progress: Callable[[int], None] | None,
+) -> Certificates:
+    check_images(images, bounds)
+    if upper.shape != images.shape[:1] or upper.isnan().any() or (upper < 0).any():
+        raise InputError(
+            f"expected one upper bound an image, at least 0, got {tuple(upper.shape)} with NaN or less than 0 in it; "
+            "give the distances of witnesses, inf where there is none"
+        )
+    low, high = bounds
+    device = images.device
+    scaled = model if bounds == (0.0, 1.0) else _FromUnit(model, low, high)
+    network = PiecewiseNetwork(scaled, tuple(images.shape[1:]), device)
+    pixels = (images.detach().double() - low) / (high - low)
+    limit = torch.minimum(upper.to(device).double() / (high - low), farthest_in_box(pixels, norm))
+    begin = None if start is None else start.to(device).double() / (high - low)
+    lowers, labels = [], []
+    for rows in torch.arange(len(images), device=device).split(_batch(network)):  # type: ignore[no-untyped-call]
+        label = network.logits(pixels[rows]).argmax(1)
+        first = limit[rows] * effort.first
+        if begin is not None:
+            first = torch.where(begin[rows].isnan(), first, begin[rows])
+        lowers.append(certified_radii(network, pixels[rows], label, norm, domain, limit[rows], effort, first))
+        labels.append(label)
+        if on_progress is not None:
+            on_progress(len(rows))
+    lower = (torch.cat(lowers) * (high - low)).cpu()
+    reached = upper.cpu().double()
+    return Certificates(lower=lower, solved=lower >= reached * (1 - 1e-5), label=torch.cat(labels).cpu())
+
+
+def _batch(network: PiecewiseNetwork) -> int:
+    """How many images at once."""
+    last = len(network.blocks) - 1
+    entries = [math.prod(network.blocks[last].shape) * network.widest(last)]
+    for index, block in enumerate(network.blocks[:last]):
+        local = network.local(index)
+        if local is not None:
+            entries.append(2 * local.units.numel() * max(seen.shape[1] for seen in local.seen))
+        elif network.tightened(index):
+            entries.append(2 * math.prod(block.shape) * network.widest(index))
+    return max(1, BATCH // max(entries))
