@@ -60,14 +60,19 @@ class Balls:
         if self.cut is None:
             return gain(rows, up, down, self.radii, self.norm, self.boxed)
         normals, gaps = self.cut
-        if self.norm == "linf":
-            multipliers = _turned(rows, normals, gaps, up, down)
-        else:
-            multipliers = _tilted(rows, normals, gaps, self.radii)
+        multipliers = (
+            _turned(rows, normals, gaps, up, down)
+            if self.norm == "linf"
+            else _tilted(rows, normals, gaps, self.radii, normals.square().sum(1).sqrt())
+        )
         tilted = rows + multipliers[..., None] * normals[:, None]
         sizes = gaps.abs() + normals.abs().sum(1) * self.radii
         doubt = ROUNDING * multipliers * sizes[:, None]
-        return gain(tilted, up, down, self.radii, self.norm, self.boxed) - multipliers * gaps[:, None] + doubt
+        cut = gain(tilted, up, down, self.radii, self.norm, self.boxed) - multipliers * gaps[:, None] + doubt
+        if self.norm == "linf":
+            return cut
+        # the multipliers are the best ones of a ball: where the box is in the way, none may be better
+        return torch.minimum(cut, gain(rows, up, down, self.radii, self.norm, self.boxed))
 
     def crossing(self, rows: Tensor, gaps: Tensor) -> Tensor:
         """The distance at which ``rows . move`` can reach ``gaps`` inside the domain, whatever the radius.
@@ -123,9 +128,13 @@ def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxe
     return torch.minimum(dual, radius * total.sqrt())
 
 
-def _tilted(rows: Tensor, normals: Tensor, gaps: Tensor, radii: Tensor) -> Tensor:
-    """L2 multipliers ``(B, m)``: the farthest point of a cap lies on its rim, unless the row's own does not."""
-    size = normals.square().sum(1).sqrt().clamp_min(TINY)
+def _tilted(rows: Tensor, normals: Tensor, gaps: Tensor, radii: Tensor, size: Tensor) -> Tensor:
+    """L2 multipliers ``(B, m)``: the farthest point of a cap lies on its rim, unless the row's own does not.
+
+    Args:
+        size: ``(B,)`` of the whole normals.
+    """
+    size = size.clamp_min(TINY)
     away = gaps / size
     along = (rows @ normals[..., None])[..., 0] / size[:, None]
     across = (rows.square().sum(2) - along.square()).clamp_min(0.0).sqrt()
@@ -148,6 +157,46 @@ def _turned(rows: Tensor, normals: Tensor, gaps: Tensor, up: Tensor, down: Tenso
     turned = (worth < missing[..., None]).sum(2, keepdim=True).clamp_max(rows.shape[2] - 1)
     last = price.gather(2, turned)[..., 0]
     return torch.where((missing > 0) & last.isfinite(), last, 0.0)
+
+
+def gain_of_short_rows(around: Balls, rows: Tensor, places: Tensor, real: Tensor) -> Tensor:
+    """`Balls.gain` of rows ``(B, G, m, p)`` that are 0 but at ``places`` ``(G, p)``, where these are ``real``.
+
+    With a cut, what its normal gains elsewhere is one number an image and group; in L2 the box counts there, and at
+    the places, by pixels that cannot move only.
+
+    Returns:
+        ``(B, G, m)``.
+    """
+    shape = rows.shape[:3]
+    rooms = around.rooms()
+    up, down = (room[:, places].flatten(0, 1) for room in rooms)
+    radii = around.radii.repeat_interleave(len(places))
+    short = rows.flatten(0, 1)
+    plain = gain(short, up, down, radii, around.norm, around.boxed)
+    if around.cut is None:
+        return plain.view(shape)
+    whole, gaps = around.cut
+    room = torch.where(whole > 0, rooms[0], rooms[1])
+    per_pixel = whole.abs() * room if around.norm == "linf" else torch.where(room > 0, whole, 0.0).square()
+    elsewhere = per_pixel.sum(1)[:, None] - (per_pixel[:, places] * real).sum(2)
+    elsewhere = (elsewhere + ROUNDING * per_pixel.sum(1)[:, None]).clamp_min(0.0).flatten()
+    normals = (whole[:, places] * real).flatten(0, 1)
+    gap = gaps.repeat_interleave(len(places))
+    sizes = gaps.abs() + whole.abs().sum(1) * around.radii
+    if around.norm == "linf":
+        multipliers = _turned(short, normals, gap - elsewhere, up, down)
+        tilted = short + multipliers[..., None] * normals[:, None]
+        cut = gain(tilted, up, down, radii, "linf", around.boxed) + multipliers * (elsewhere - gap)[:, None]
+    else:
+        size = whole.square().sum(1).sqrt().repeat_interleave(len(places))
+        multipliers = _tilted(short, normals, gap, radii, size)
+        tilted = short + multipliers[..., None] * normals[:, None]
+        free = torch.where(tilted > 0, up[:, None], down[:, None]) > 0
+        squares = torch.where(free, tilted.square(), 0.0).sum(2) + multipliers.square() * elsewhere[:, None]
+        cut = radii[:, None] * squares.sqrt() - multipliers * gap[:, None]
+    doubt = ROUNDING * multipliers * sizes.repeat_interleave(len(places))[:, None]
+    return torch.minimum(plain, cut + doubt).view(shape)
 
 
 def balls(images: Tensor, radii: Tensor, norm: Norm, domain: Domain) -> Balls:

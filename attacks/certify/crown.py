@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.certify.ball import ROUNDING, Balls, gain
+from attacks.certify.ball import ROUNDING, Balls, gain_of_short_rows
 from attacks.certify.kinks import Chords, Intervals
 from attacks.certify.local import Local
 from attacks.certify.piecewise import PiecewiseNetwork
 
 # entries of one array of functionals: 256 MiB
 LARGEST = 2**25
+# entries of the functionals of all units of a block beyond which its bounds are not tightened again for a cut
+LARGEST_CUT = 2**20
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,7 @@ class Relaxation:
             rows = pulled @ local.weights[stage - 1]
         pixels = local.seen[0]
         points = self.around.images.flatten(1)[:, pixels]
-        up, down = (room[:, pixels].flatten(0, 1) for room in self.around.rooms())
-        radii = self.around.radii.repeat_interleave(len(pixels))
-        reach = gain(rows.flatten(0, 1), up, down, radii, self.around.norm, self.around.boxed).view_as(offsets)
+        reach = gain_of_short_rows(self.around, rows, pixels, local.real)
         values = offsets + (rows @ points[..., None])[..., 0]
         sizes = sizes + (rows.abs() @ points.abs()[..., None])[..., 0] + reach.abs()
         above, below = (values + reach + ROUNDING * sizes).chunk(2, 2)
@@ -163,8 +163,8 @@ def relax(
         # the first block's lines are the function itself
         by_lines = inner == "crown" or block == 0
         local = network.local(block) if by_lines else None
-        if local is not None and around.cut is not None:
-            pass  # short rows do not see the cut, and without it the bounds are those of before
+        if around.cut is not None and before and 2 * low.shape[1] * network.widest(block) > LARGEST_CUT:
+            pass  # what a cut does to so many units is little, and dear
         elif local is not None:
             short = relaxation.most_local(block, local)
             low, high = torch.maximum(low, short[0]), torch.minimum(high, short[1])

@@ -32,12 +32,14 @@ class Local:
         seen: per stage from the image up to the block, ``(G, p)`` indices of its entries, padded by 0.
         weights: per block up to this one ``(G, p_after, p_before)``, 0 where padded; the last ``(G, U, p)``.
         constants: per block ``(G, p_after)``.
+        real: ``(G, p)`` which of the first of ``seen``, the pixels, are no padding.
     """
 
     units: Tensor
     seen: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
+    real: Tensor
 
 
 def localise(blocks: Sequence[Block]) -> Local | None:
@@ -66,7 +68,8 @@ def localise(blocks: Sequence[Block]) -> Local | None:
         room = torch.arange(picked.shape[2], device=picked.device) < counts[index][:, None]
         weights.append(picked * room[:, None])
         constants.append(blocks[index].constant[after])
-    return Local(units, seen, tuple(weights), tuple(constants))
+    real = torch.arange(seen[0].shape[1], device=units.device) < counts[0][:, None]
+    return Local(units, seen, tuple(weights), tuple(constants), real)
 
 
 def _matrix(block: Block) -> Tensor:

@@ -28,8 +28,9 @@ from attacks.certify.tracing import (
 )
 from attacks.estimator import InputError
 
-# entries of the functionals of all units of a block: 2 GiB; those of larger ones are left to intervals
-AFFORDED = 2**28
+# entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
+# larger blocks are left to intervals
+AFFORDED = 2**24
 
 _SUPPORTED = (
     "Linear, Conv2d, BatchNorm, Dropout, average and max pooling, Flatten, ReLU, LeakyReLU and arithmetic with "
@@ -141,7 +142,8 @@ class PiecewiseNetwork:
 
     def tightened(self, block: int) -> bool:
         """Whether carrying back a functional of each of its units can be afforded."""
-        return 2 * math.prod(self.blocks[block].shape) * self.widest(block) <= AFFORDED
+        passed = math.prod(self.shape) + sum(math.prod(one.shape) for one in self.blocks[:block])
+        return 2 * math.prod(self.blocks[block].shape) * passed <= AFFORDED
 
     def local(self, block: int) -> Local | None:
         """See `localise`; found when first asked for."""

@@ -48,8 +48,8 @@ def bracket_bands(table: pd.DataFrame, *, split: str = "test", names: Sequence[s
         panel.set_ylabel(margin_label(norm, f"average {{}} margin of {split} images"))
         note(panel, f"n = {span(here['images'])} images")
     last = axes[len(norms)]
-    for (certifier, norm), line in rows.groupby(["certifier", "norm"], sort=False):
-        drawn, look = line.sort_values("epoch"), styles[str(norm)]
+    for (certifier, kind), line in rows.groupby(["certifier", "norm"], sort=False):
+        drawn, look = line.sort_values("epoch"), styles[str(kind)]
         colour = colours[str(certifier)]
         last.plot(drawn["epoch"], drawn["tightness"], look, color=colour, marker="o", markersize=3)
     dress(last)
