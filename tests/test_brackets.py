@@ -172,7 +172,9 @@ def test_sentences_and_figure() -> None:
     assert "certainly moved closer for 2 and farther for 0 of 2" in text
     assert "Observation 1 (a, L₂, crown, epoch 1 → 9): that standard training moves the boundary closer holds" in text
     assert len(bracket_bands(table).axes) == 2
-    assert "no lower bounds" in words(bracket_bands(table.iloc[:0]))
+    assert "no lower bounds" in " ".join(text.get_text() for text in bracket_bands(table.iloc[:0]).texts).replace(
+        "\n", " "
+    )
 
 
 # --- the commands ---
