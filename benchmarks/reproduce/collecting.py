@@ -44,6 +44,7 @@ def collect(group: Group, runs: Path, out: Path) -> None:
         "descriptions": _of_distance(content.descriptions),
         "verdicts": content.verdicts,
         "biases": content.biases,
+        "proved": content.proofs,
         "composition": pd.concat([_composition(run) for run in content.runs], ignore_index=True),
     }
     write_tables(out / group.name, tables)
@@ -74,6 +75,8 @@ def _run_tables(run: Run, content: RunContent) -> dict[str, pd.DataFrame]:
         "confidence": confidence(run.predictions),
         "flow": pd.concat([flow(split, table) for split, table in content.correctness.items()], ignore_index=True),
     }
+    if len(content.brackets):
+        found["brackets"] = content.brackets
     extra = around(run.folder.path)
     return found | {path.stem: pd.read_csv(path) for path in sorted(extra.glob("*.csv"))}
 

@@ -120,6 +120,20 @@ def _tables(stored: Stored) -> Iterator[tuple[str, tuple[str, pd.DataFrame]]]:
             questions.directions(stored),
         ),
     )
+    yield (
+        "lower-bounds",
+        (
+            "Certified lower bounds: average bound to average distance of the same test images (mean of their ratios)",
+            questions.brackets(stored),
+        ),
+    )
+    yield (
+        "certain",
+        (
+            "Which observations hold wherever the margins of the certified test images are between their bounds",
+            questions.certain(stored),
+        ),
+    )
 
 
 def _opening(stored: Stored) -> Iterator[str]:

@@ -150,3 +150,44 @@ def trainings(stored: Stored, group: str) -> pd.DataFrame:
 def _at_last(stored: Stored, run: str, norm: str, estimator: str) -> str:
     curve: Sequence[float] = list(stored.curve(run, estimator, norm, "test"))
     return number(curve[-1]) if curve else "–"
+
+
+def brackets(stored: Stored) -> pd.DataFrame:
+    """Average certified lower bounds and distances of the same test images at the certified epochs."""
+    rows = []
+    for run in stored.study.runs:
+        table = stored.run(run, "brackets")
+        for (certifier, norm), part in (
+            table[table["split"] == "test"].groupby(["certifier", "norm"], sort=False) if len(table) else ()
+        ):
+            row = {"run": run, "certifier": certifier, "norm": SHOWN[str(norm)]}
+            for _, at in part.sort_values("epoch").iterrows():
+                row[f"epoch {at['epoch']}"] = (
+                    f"{number(at['lower'])} to {number(at['upper'])} ({number(at['tightness'], 2)})"
+                )
+            last = part.sort_values("epoch").iloc[-1]
+            row["images"] = f"{last['images']:.0f}"
+            row["certainly closer, farther"] = f"{last['closer']:.0f}, {last['farther']:.0f}"
+            rows.append(row)
+    return pd.DataFrame(rows).fillna("–") if rows else pd.DataFrame()
+
+
+def certain(stored: Stored) -> pd.DataFrame:
+    """The observations that hold, or do not, wherever the margins of the certified test images are in their brackets."""
+    found = []
+    for group in stored.groups():
+        table = stored.group(group.name, "proved") if stored.has(group.name, "proved") else pd.DataFrame()
+        for _, row in table[table["split"] == "test"].iterrows() if len(table) else ():
+            found.append(
+                {
+                    "observation": row["observation"],
+                    "claim": row["claim"],
+                    "run": row["run"],
+                    "norm": SHOWN[str(row["norm"])],
+                    "epochs": row["epochs"],
+                    "by distances": number(row["by_upper"]),
+                    "by lower bounds": number(row["by_lower"]),
+                    "for certain": row["certain"],
+                }
+            )
+    return pd.DataFrame(found)

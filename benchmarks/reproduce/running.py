@@ -58,6 +58,9 @@ def steps_of(planned: Planned, folder: Path, data_root: str) -> Iterator[list[st
     for text, epochs in planned.added.items():
         at = [word for epoch in epochs for word in ("--epoch", str(epoch))]
         yield ["-m", "harness.compare", run, "--estimator", text, "--threads", "1", *at]
+    for text, epochs in planned.certified.items():
+        at = [word for epoch in epochs for word in ("--epoch", str(epoch))]
+        yield ["-m", "harness.compare", run, "--certify", text, "--threads", "1", *at]
     if planned.checkpoints:
         yield ["-m", "benchmarks.reproduce.around", run, "--epoch", *map(str, planned.checkpoints)]
 

@@ -14,7 +14,7 @@ from benchmarks.reproduce.study import Group, Study
 from harness.files import StoreError
 
 # of checkpoints that a study names none of
-OPTIONAL = ("free", "directions")
+OPTIONAL = ("free", "directions", "brackets")
 NORMS, SPLITS = ("l2", "linf"), ("train", "test")
 
 
@@ -33,6 +33,10 @@ class Stored:
     def group(self, group: str, table: str) -> pd.DataFrame:
         """A table of a group."""
         return self._table(self.folder / group / f"{table}.csv")
+
+    def has(self, group: str, table: str) -> bool:
+        """Whether the group has a table that not every group has."""
+        return (self.folder / group / f"{table}.csv").exists()
 
     def run(self, run: str, table: str) -> pd.DataFrame:
         """A table of a run; without rows where it is one that not every run has, or the run was not collected.

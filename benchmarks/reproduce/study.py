@@ -11,7 +11,7 @@ from typing import Any
 from harness.config import ConfigError, from_dict
 
 OWN = ("checkpoints",)
-GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "checkpoints"}
+GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "certified", "checkpoints"}
 Epochs = tuple[int, ...]
 
 
@@ -23,12 +23,14 @@ class Planned:
         options: those of `harness.track` that are given, by their names in `RunConfig`.
         added: estimator -> epochs whose checkpoints it measures afterwards.
         checkpoints: epochs at which free margins and random directions are measured.
+        certified: certifier -> epochs whose checkpoints it bounds the margins of afterwards.
     """
 
     name: str
     options: Mapping[str, Any]
     added: Mapping[str, Epochs]
     checkpoints: Epochs
+    certified: Mapping[str, Epochs]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,14 @@ def read_study(path: Path) -> Study:
 def _runs_of(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Planned]:
     checkpoints = tuple(group.get("checkpoints", defaults.get("checkpoints", ())))
     added = {text: tuple(epochs) for text, epochs in group.get("added", {}).items()}
+    certified = {text: tuple(epochs) for text, epochs in group.get("certified", {}).items()}
     common = {key: value for key, value in defaults.items() if key not in OWN} | group.get("options", {})
     found = []
     for own in group["runs"]:
         for seed in group.get("seeds", [common.get("seed", 0)]):
             options = common | own | {"seed": seed}
             from_dict(options)
-            found.append(Planned(_name(options, own), options, added, checkpoints))
+            found.append(Planned(_name(options, own), options, added, checkpoints, certified))
     return found
 
 
@@ -113,10 +116,12 @@ def _merged(one: Planned, other: Planned) -> Planned:
     if differing:
         raise ConfigError(f"expected {one.name} to be one run, got two of different {', '.join(differing)}; mend one")
     estimators = list(dict.fromkeys([*one.options.get("estimator", ()), *other.options.get("estimator", ())]))
-    added = {
-        text: tuple(sorted({*one.added.get(text, ()), *other.added.get(text, ())}))
-        for text in {**one.added, **other.added}
-        if text not in estimators
-    }
+    added = {text: at for text, at in _together(one.added, other.added).items() if text not in estimators}
+    certified = _together(one.certified, other.certified)
     epochs = tuple(sorted({*one.checkpoints, *other.checkpoints}))
-    return Planned(one.name, {**one.options, "estimator": estimators}, added, epochs)
+    return Planned(one.name, {**one.options, "estimator": estimators}, added, epochs, certified)
+
+
+def _together(one: Mapping[str, Epochs], other: Mapping[str, Epochs]) -> dict[str, Epochs]:
+    """All texts, each at the epochs of both."""
+    return {text: tuple(sorted({*one.get(text, ()), *other.get(text, ())})) for text in {**one, **other}}
