@@ -173,7 +173,7 @@ def brackets(stored: Stored) -> pd.DataFrame:
 
 
 def certain(stored: Stored) -> pd.DataFrame:
-    """The observations that hold, or do not, wherever the margins of the certified test images are in their brackets."""
+    """The observations, and whether they hold wherever the certified margins are in their brackets."""
     found = []
     for group in stored.groups():
         table = stored.group(group.name, "proved") if stored.has(group.name, "proved") else pd.DataFrame()
