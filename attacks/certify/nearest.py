@@ -161,10 +161,10 @@ class _Problem:
             curvature = curvature / self._price(softness)[:, None, None]
         curvature = curvature * (moving[:, :, None] & moving[:, None, :])
         diagonal = curvature.diagonal(dim1=1, dim2=2)
-        # of a row of norm 1 with all pixels free; where nothing is, any step up is one
-        usual = 1.0 if answer.lead is None else (1 / (self.rows.shape[2] * self._price(softness)))[:, None]
-        most = diagonal.amax(1, keepdim=True)
-        diagonal += torch.where(moving & (most > 1e-6 * usual), ridge[:, None] * most, usual)
+        # a row of norm 1 has this with all pixels free; where none is, the value is linear and steps grow with the damping's fall
+        usual = torch.ones_like(ridge[:, None]) if answer.lead is None else (1 / (self.rows.shape[2] * self._price(softness)))[:, None]
+        most = diagonal.amax(1, keepdim=True).clamp_min(usual)
+        diagonal += torch.where(moving, ridge[:, None] * most, most)
         step: Tensor = torch.linalg.solve(curvature, (missing * moving)[..., None])[..., 0]
         return torch.where(moving, step, 0.0)
 
