@@ -10,8 +10,9 @@ from torch import Tensor
 from attacks.certify.cells import Cells, cells_at
 from attacks.certify.nearest import nearest_moves
 from attacks.certify.piecewise import PiecewiseNetwork
+from attacks.certify.starts import towards_classes
 from attacks.estimator import Norm
-from attacks.geometry import row_norm
+from attacks.geometry import dual_norm, row_norm
 
 # regions that an image is followed through, and solutions of a region, with more faces each time
 HOPS = 40
@@ -24,6 +25,9 @@ TRIES = 3
 GAIN = 1e-6
 # of the mean size of the units' inputs: how far beyond a face a point still counts as inside
 BEYOND = 1e-8
+# other classes to walk to, and how far, in distances of the point known, their points are worth following
+CLASSES = 3
+NEAR = 1.15
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,59 @@ class _Stand:
     length: Tensor
     numbers: Tensor
     weights: Tensor
+
+
+def nearest_boundary(
+    network: PiecewiseNetwork, images: Tensor, points: Tensor, labels: Tensor, norm: Norm, limits: tuple[float, float]
+) -> Tensor:
+    """Points of the boundary near images, from points of other classes and from walks to some other classes.
+
+    Args:
+        images, points: ``(B, C, H, W)`` float64, inside the limits. labels: ``(B,)``, the images' classes.
+        limits: where points may lie; infinite in the free domain.
+
+    Returns:
+        ``(B, C, H, W)``; no farther than ``points``, and where they are nearer up to rounding on the boundary.
+    """
+    best = Hopper(network, images, labels, norm, limits).run(points)
+    length = row_norm(best - images, norm)
+    owners, classes = _other_classes(network, images, best, labels, norm, limits, length)
+    starts, reach = towards_classes(network, images[owners], labels[owners], classes, norm, limits)
+    near = reach < NEAR * length[owners]
+    owners = owners[near]
+    if not len(owners):
+        return best
+    ends = Hopper(network, images[owners], labels[owners], norm, limits).run(starts[near])
+    reach = row_norm(ends - images[owners], norm)
+    least = length.scatter_reduce(0, owners, reach, "amin")
+    winner = (reach < length[owners]) & (reach == least[owners])
+    best[owners[winner]] = ends[winner]
+    return best
+
+
+def _other_classes(
+    network: PiecewiseNetwork,
+    images: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    limits: tuple[float, float],
+    length: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Images ``(P,)`` and classes ``(P,)`` to walk to: those nearest by the image's linearisation."""
+    cells = cells_at(network, images, labels)
+    leads = cells.values(images)[:, cells.units :]
+    met = cells_at(network, points, labels).values(points)[:, cells.units :]
+    taken = met.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    count, classes = leads.shape
+    owner = torch.arange(count, device=images.device).repeat_interleave(classes)
+    number = torch.arange(classes, device=images.device).repeat(count)
+    normals = cells.rows(owner, cells.units + number).view(-1, *images.shape[1:])
+    linear = -leads.flatten() / dual_norm(normals, norm).clamp_min(1e-300)
+    linear = linear.view(count, classes).scatter(1, torch.stack([labels, taken], 1), torch.inf)
+    nearest = linear.topk(min(CLASSES, classes), dim=1, largest=False)
+    row, rank = torch.nonzero(nearest.values.isfinite()).unbind(1)
+    return row, nearest.indices[row, rank]
 
 
 class Hopper:
