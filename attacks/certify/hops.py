@@ -25,9 +25,9 @@ TRIES = 3
 GAIN = 1e-6
 # of the mean size of the units' inputs: how far beyond a face a point still counts as inside
 BEYOND = 1e-8
-# other classes to walk to, and how far, in distances of the point known, their points are worth following
-CLASSES = 3
-NEAR = 1.15
+# classes to walk to, and how far, in distances of the point known, their points are worth following
+CLASSES = 4
+NEAR = 1.2
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Stand:
 def nearest_boundary(
     network: PiecewiseNetwork, images: Tensor, points: Tensor, labels: Tensor, norm: Norm, limits: tuple[float, float]
 ) -> Tensor:
-    """Points of the boundary near images, from points of other classes and from walks to some other classes.
+    """Points of the boundary near images, from points of other classes and from walks to the classes nearby.
 
     Args:
         images, points: ``(B, C, H, W)`` float64, inside the limits. labels: ``(B,)``, the images' classes.
@@ -112,7 +112,7 @@ def nearest_boundary(
     """
     best = Hopper(network, images, labels, norm, limits).run(points)
     length = row_norm(best - images, norm)
-    owners, classes = _other_classes(network, images, best, labels, norm, limits, length)
+    owners, classes = _other_classes(network, images, labels, norm)
     starts, reach = towards_classes(network, images[owners], labels[owners], classes, norm, limits)
     near = reach < NEAR * length[owners]
     owners = owners[near]
@@ -126,26 +126,16 @@ def nearest_boundary(
     return best
 
 
-def _other_classes(
-    network: PiecewiseNetwork,
-    images: Tensor,
-    points: Tensor,
-    labels: Tensor,
-    norm: Norm,
-    limits: tuple[float, float],
-    length: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _other_classes(network: PiecewiseNetwork, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Images ``(P,)`` and classes ``(P,)`` to walk to: those nearest by the image's linearisation."""
     cells = cells_at(network, images, labels)
     leads = cells.values(images)[:, cells.units :]
-    met = cells_at(network, points, labels).values(points)[:, cells.units :]
-    taken = met.scatter(1, labels[:, None], -torch.inf).argmax(1)
     count, classes = leads.shape
     owner = torch.arange(count, device=images.device).repeat_interleave(classes)
     number = torch.arange(classes, device=images.device).repeat(count)
     normals = cells.rows(owner, cells.units + number).view(-1, *images.shape[1:])
     linear = -leads.flatten() / dual_norm(normals, norm).clamp_min(1e-300)
-    linear = linear.view(count, classes).scatter(1, torch.stack([labels, taken], 1), torch.inf)
+    linear = linear.view(count, classes).scatter(1, labels[:, None], torch.inf)
     nearest = linear.topk(min(CLASSES, classes), dim=1, largest=False)
     row, rank = torch.nonzero(nearest.values.isfinite()).unbind(1)
     return row, nearest.indices[row, rank]
