@@ -14,13 +14,15 @@ from attacks.geometry import dual_norm
 TINY = float(torch.finfo(torch.float64).tiny)
 # of the length: how far a constraint may be missed
 ACCURACY = 1e-9
+# on the way to the last softness
+ROUGHLY = 1e-2
 # added to the diagonal, relative to its largest entry: at first, and the least and the most
 RIDGE = 1e-3, 1e-11, 1e3
-ITERATIONS = 60
+ITERATIONS = 100
 HALVINGS = 3
 # What a move's square is made to cost beside its largest entry, from round to round; a part of the length at most. A
 # small enough one changes nothing (Mangasarian & Meyer 1979, Nonlinear perturbation of linear programs).
-SOFTNESS = (0.3, 0.03, 0.003, 0.0003)
+SOFTNESS = (0.1, 0.03, 0.01, 0.003)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ class _Problem:
 
     def solve(self, weights: Tensor, softness: float) -> tuple[Tensor, Tensor]:
         """Weights, and whether they are the best ones."""
+        accuracy = ROUGHLY if softness > SOFTNESS[-1] else ACCURACY
         weights, solved = weights.clone(), torch.zeros_like(self.known, dtype=torch.bool)
         live = torch.arange(len(weights), device=weights.device)
         own, here = self, weights.clone()
@@ -101,7 +104,7 @@ class _Problem:
         for _ in range(ITERATIONS):
             missing = own.gaps - torch.einsum("bmn,bn->bm", own.rows, answer.moves)
             error = torch.where(here > 0, missing.abs(), missing.clamp_min(0.0)).amax(1)
-            done = error <= ACCURACY * own.known
+            done = error <= accuracy * own.known
             hopeless = answer.value >= own._enough(softness)
             weights[live], solved[live] = here, done & ~hopeless
             going = torch.nonzero(~done & ~hopeless).flatten()
