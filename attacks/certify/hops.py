@@ -110,23 +110,36 @@ def nearest_boundary(
     Returns:
         ``(B, C, H, W)``; no farther than ``points``, and where they are nearer up to rounding on the boundary.
     """
-    best = Hopper(network, images, labels, norm, limits).run(points)
-    length = row_norm(best - images, norm)
-    owners, classes = _other_classes(network, images, labels, norm)
+    owners, classes = _nearest_classes(network, images, labels, norm)
     starts, reach = towards_classes(network, images[owners], labels[owners], classes, norm, limits)
-    near = reach < NEAR * length[owners]
-    owners = owners[near]
-    if not len(owners):
-        return best
-    ends = Hopper(network, images[owners], labels[owners], norm, limits).run(starts[near])
-    reach = row_norm(ends - images[owners], norm)
-    least = length.scatter_reduce(0, owners, reach, "amin")
-    winner = (reach < length[owners]) & (reach == least[owners])
-    best[owners[winner]] = ends[winner]
+    # the nearest start first, since what it leads to shows most of the others to be too far
+    owners = torch.cat([torch.arange(len(images), device=images.device), owners])
+    starts, reach = torch.cat([points, starts]), torch.cat([row_norm(points - images, norm), reach])
+    best, length = points.clone(), reach[: len(images)].clone()
+    first = _least(reach, owners, len(images))
+    for chosen in (first, ~first):
+        going = chosen & (reach < NEAR * length[owners])
+        rows = owners[going]
+        if not len(rows):
+            break
+        ends = Hopper(network, images[rows], labels[rows], norm, limits).run(starts[going])
+        distance = row_norm(ends - images[rows], norm)
+        winner = _least(distance, rows, len(images)) & (distance < length[rows])
+        best[rows[winner]], length[rows[winner]] = ends[winner], distance[winner]
     return best
 
 
-def _other_classes(network: PiecewiseNetwork, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+def _least(values: Tensor, owners: Tensor, count: int) -> Tensor:
+    """The first of each owner's least values: ``(P,)`` bool."""
+    least = torch.full((count,), torch.inf, dtype=values.dtype, device=values.device)
+    least = least.scatter_reduce(0, owners, values, "amin")
+    place = torch.arange(len(values), device=values.device)
+    there = torch.where(values == least[owners], place, len(values))
+    first = torch.full((count,), len(values), device=values.device).scatter_reduce(0, owners, there, "amin")
+    return place == first[owners]
+
+
+def _nearest_classes(network: PiecewiseNetwork, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Images ``(P,)`` and classes ``(P,)`` to walk to: those nearest by the image's linearisation."""
     cells = cells_at(network, images, labels)
     leads = cells.values(images)[:, cells.units :]
@@ -197,7 +210,7 @@ class Hopper:
         outcomes = stand.cells.pull(weights)[1]
         own = weights[:, : stand.cells.units]
         promise = torch.where(own > 0, own + stand.cells.bend * outcomes, 0.0)
-        good = promise > 1e-6 * own.amax(1, keepdim=True)
+        good = promise > 1e-6 * weights.amax(1, keepdim=True)
         rank = torch.where(good, promise, 0.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return good & ((tries == 0)[:, None] | (rank == (tries - 1)[:, None]))
 

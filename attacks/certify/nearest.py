@@ -17,12 +17,14 @@ ACCURACY = 1e-9
 # on the way to the last softness
 ROUGHLY = 1e-2
 # added to the diagonal, relative to its largest entry: at first, and the least and the most
-RIDGE = 1e-3, 1e-11, 1e3
+RIDGE = 1e-5, 1e-11, 1e3
 ITERATIONS = 100
 HALVINGS = 3
-# What a move's square is made to cost beside its largest entry, from round to round; a part of the length at most. A
-# small enough one changes nothing (Mangasarian & Meyer 1979, Nonlinear perturbation of linear programs).
-SOFTNESS = (0.1, 0.03, 0.01, 0.003)
+# What a move's square is made to cost beside its largest entry: a part of the length at most. So small a one changes
+# the length by some 1e-5 of itself at most in practice; a smaller one would by nothing (Mangasarian & Meyer 1979,
+# Nonlinear perturbation of linear programs), but takes more steps. A larger one first, where it is not met at once.
+SOFTNESS = 0.01
+SOFTER = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +59,19 @@ def nearest_moves(
     size = torch.stack([dual_norm(one, norm) for one in rows.unbind(1)], 1)
     size = torch.where(size > 0, size, 1.0)
     problem = _Problem(rows / size[..., None], gaps / size, low, high, known, norm)
-    weights = start * size
-    if norm == "l2":
-        weights, solved = problem.solve(weights, 0.0)
-    else:
-        solved = torch.ones_like(known, dtype=torch.bool)
+    weights, solved = start * size, torch.zeros_like(known, dtype=torch.bool)
+    if norm == "linf":
         weights = problem.raised(weights)
-        for softness in SOFTNESS:
-            weights, solved = problem.solve(weights, softness)
-    last = 0.0 if norm == "l2" else SOFTNESS[-1]
-    return Nearest(moves=problem.respond(weights, last).moves, weights=weights / size, solved=solved)
+    pending = torch.arange(len(known), device=known.device)
+    for softness in (0.0,) if norm == "l2" else (SOFTNESS, SOFTER, SOFTNESS):
+        weights[pending], settled, hopeless = problem.select(pending).solve(weights[pending], softness)
+        if softness != SOFTER:
+            solved[pending] = settled
+            pending = pending[~settled & ~hopeless]
+        if not len(pending):
+            break
+    moves = problem.respond(weights, 0.0 if norm == "l2" else SOFTNESS).moves
+    return Nearest(moves=moves, weights=weights / size, solved=solved)
 
 
 @dataclass(frozen=True)
@@ -94,19 +99,20 @@ class _Problem:
         parts = (one[chosen] for one in (self.rows, self.gaps, self.low, self.high, self.known))
         return _Problem(*parts, self.norm)
 
-    def solve(self, weights: Tensor, softness: float) -> tuple[Tensor, Tensor]:
-        """Weights, and whether they are the best ones."""
-        accuracy = ROUGHLY if softness > SOFTNESS[-1] else ACCURACY
+    def solve(self, weights: Tensor, softness: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, whether they are the best ones, and whether no move can be short enough."""
+        accuracy = ROUGHLY if softness == SOFTER else ACCURACY
         weights, solved = weights.clone(), torch.zeros_like(self.known, dtype=torch.bool)
+        given_up = solved.clone()
         live = torch.arange(len(weights), device=weights.device)
         own, here = self, weights.clone()
         answer, ridge = own.respond(here, softness), torch.full_like(self.known, RIDGE[0])
         for _ in range(ITERATIONS):
-            missing = own.gaps - torch.einsum("bmn,bn->bm", own.rows, answer.moves)
+            missing = own.gaps - (own.rows @ answer.moves[..., None])[..., 0]
             error = torch.where(here > 0, missing.abs(), missing.clamp_min(0.0)).amax(1)
             done = error <= accuracy * own.known
             hopeless = answer.value >= own._enough(softness)
-            weights[live], solved[live] = here, done & ~hopeless
+            weights[live], solved[live], given_up[live] = here, done & ~hopeless, hopeless
             going = torch.nonzero(~done & ~hopeless).flatten()
             if not len(going):
                 break
@@ -117,18 +123,18 @@ class _Problem:
             here, answer, share = own._advance(here, step, missing, answer, softness)
             # Levenberg's damping, for systems that few free pixels or parallel constraints make singular
             ridge = torch.where(share == 1, ridge / 10, ridge / share.square()).clamp(*RIDGE[1:])
-        return weights, solved
+        return weights, solved, given_up
 
     def raised(self, weights: Tensor) -> Tensor:
         """L-infinity weights that pull hard enough to move anything: that of the farthest constraint where all are 0."""
         farthest = torch.zeros_like(weights).scatter(1, self.gaps.argmax(1, keepdim=True), 1.0)
         weights = torch.where((weights > 0).any(1, keepdim=True), weights, farthest)
-        pull = torch.einsum("bmn,bm->bn", self.rows, weights).abs().sum(1, keepdim=True)
+        pull = (weights[:, None] @ self.rows)[:, 0].abs().sum(1, keepdim=True)
         return weights * ((1 + 1e-3) / pull.clamp_min(TINY)).clamp(1.0, 1e3)
 
     def respond(self, weights: Tensor, softness: float) -> _Response:
         """What is best for weights ``(B, m)``."""
-        pull = torch.einsum("bmn,bm->bn", self.rows, weights)
+        pull = (weights[:, None] @ self.rows)[:, 0]
         gain = (weights * self.gaps).sum(1)
         if self.norm == "l2":
             moves = pull.clamp(self.low, self.high)
@@ -155,10 +161,12 @@ class _Problem:
     def _step(self, weights: Tensor, missing: Tensor, answer: _Response, softness: float, ridge: Tensor) -> Tensor:
         """Newton's, of the weights that may move."""
         moving = (weights > 0) | (missing > 0)
-        bent = self.rows * answer.free[:, None]
-        curvature = bent @ self.rows.mT
+        order = answer.free.to(torch.uint8).argsort(dim=1, descending=True)[:, : int(answer.free.sum(1).max())]
+        bent = self.rows.gather(2, order[:, None].expand(-1, self.rows.shape[1], -1))
+        bent = bent * answer.free.gather(1, order)[:, None]
+        curvature = bent @ bent.mT
         if answer.lead is not None:
-            along = torch.einsum("bmn,bn->bm", self.rows, answer.lead)
+            along = (self.rows @ answer.lead[..., None])[..., 0]
             count = answer.lead.abs().sum(1).clamp_min(1.0)
             curvature = curvature + along[:, :, None] * along[:, None, :] / count[:, None, None]
             curvature = curvature / self._price(softness)[:, None, None]
