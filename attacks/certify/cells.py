@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,105 +18,113 @@ CHUNK = 2**22
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What was spent on each of some images: ``(N,)`` float64 each."""
+
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def none(cls, images: Tensor) -> Passes:
+        """On these images."""
+        zeros = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        return cls(zeros, zeros.clone())
+
+
+@dataclass(frozen=True)
 class Cells:
     """B regions of a network with U units and K classes.
 
-    A *functional* is numbered: below U, the input of that unit times its sign in the region, not negative there (its
-    zero set is a face); from U on, the lead of class number less U over the image's ``labels``.
+    A *functional* has a number: below U, it is the input of that unit times its sign in the region, not negative there
+    (where it is 0 is a face); from U on, the lead of class number - U over the image's label.
 
     Attributes:
         signs: ``(B, U)`` float64, 1 where the unit is on and -1 where it is off.
         labels: ``(B,)`` int64.
+        owners: ``(B,)`` int64, the images of ``passes`` that they are of.
     """
 
     network: PiecewiseNetwork
     signs: Tensor
     labels: Tensor
+    owners: Tensor
+    passes: Passes
 
     @property
     def units(self) -> int:
         """U."""
         return self.signs.shape[1]
 
-    @property
-    def pixels(self) -> int:
-        """Of an image."""
-        return math.prod(self.network.shape)
+    @cached_property
+    def slopes(self) -> list[Tensor]:
+        """Of every kink's units in the region: ``(B, n_k)``."""
+        parts = zip(self.signs.split(_sizes(self.network), 1), self.network.kinks, strict=True)
+        return [torch.where(part > 0, 1.0, kink.least_slope) for part, kink in parts]
 
     @property
-    def bend(self) -> Tensor:
+    def bends(self) -> Tensor:
         """What every unit's slope changes by across its face: ``(U,)``."""
-        parts = zip(self.network.kinks, _sizes(self.network), strict=True)
-        bends = [self.signs.new_full((size,), 1 - kink.least_slope) for kink, size in parts]
-        return torch.cat([*bends, self.signs.new_zeros(0)])
+        parts = zip(_sizes(self.network), self.network.kinks, strict=True)
+        return torch.cat(
+            [self.signs.new_full((size,), 1 - kink.least_slope) for size, kink in parts] + [self.signs.new_zeros(0)]
+        )
 
     def select(self, rows: Tensor) -> Cells:
         """Some of them."""
-        return replace(self, signs=self.signs[rows], labels=self.labels[rows])
+        return replace(self, signs=self.signs[rows], labels=self.labels[rows], owners=self.owners[rows])
 
     def flipped(self, flips: Tensor) -> Cells:
         """Neighbours, on the other side of the faces ``(B, U)`` bool."""
         return replace(self, signs=torch.where(flips, -self.signs, self.signs))
 
     def values(self, points: Tensor) -> Tensor:
-        """All functionals at points ``(B, C, H, W)``, as if the region had no end: ``(B, U + K)`` float64."""
+        """All functionals at points ``(B, C, H, W)``, as if the regions had no end: ``(B, U + K)`` float64."""
         inputs: list[Tensor] = []
-        slopes = self.slopes()
 
         def at_kink(kink: int, values: Tensor) -> Tensor:
             inputs.append(values.flatten(1))
-            return values * slopes[kink].view_as(values)
+            return values * self.slopes[kink].view_as(values)
 
         logits = self.network.run(points, at_kink)
+        self.passes.forwards.index_add_(0, self.owners, torch.ones_like(logits[:, 0]))
         leads = logits - logits.gather(1, self.labels[:, None])
         return torch.cat([torch.cat([*inputs, logits[:, :0]], 1) * self.signs, leads], 1)
 
-    def slopes(self) -> list[Tensor]:
-        """Of every kink's units in the region: ``(B, n_k)``."""
-        parts = self.signs.split(_sizes(self.network), 1)
-        return [torch.where(part > 0, 1.0, kink.least_slope) for part, kink in zip(parts, self.network.kinks, strict=True)]
-
-    def rows(self, owners: Tensor, numbers: Tensor) -> Tensor:
-        """Gradients ``(P, n)`` of the functionals ``numbers`` ``(P,)`` of the regions ``owners`` ``(P,)``."""
-        found = torch.zeros(len(owners), self.pixels, dtype=self.signs.dtype, device=owners.device)
-        ends = torch.tensor(_sizes(self.network), device=owners.device).cumsum(0)
+    def rows(self, regions: Tensor, numbers: Tensor) -> Tensor:
+        """Gradients ``(P, n)`` of the functionals ``numbers`` ``(P,)`` in ``regions`` ``(P,)``."""
+        found = self.signs.new_zeros(len(regions), math.prod(self.network.shape))
+        ends = torch.tensor(_sizes(self.network), device=regions.device).cumsum(0)
         blocks = torch.bucketize(numbers, ends, right=True)
-        slopes = self.slopes()
         size = max(1, CHUNK // self.network.widest(len(ends)))
         for block in blocks.unique().tolist():
             for part in torch.nonzero(blocks == block).flatten().split(size):
-                pending = {block: self._functionals(block, owners[part], numbers[part])}
-                found[part] = self._pull(pending, [one[owners[part]] for one in slopes[:block]])[0]
+                pending = {block: self._functionals(block, regions[part], numbers[part])}
+                found[part] = self._pull(pending, [one[regions[part]] for one in self.slopes[:block]])[0]
+        self.passes.backwards.index_add_(0, self.owners[regions], torch.ones_like(found[:, 0]))
         return found
 
-    def pull(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of each region's weighted sum ``(B, U + K)`` of functionals.
-
-        Returns:
-            By the pixels ``(B, n)``; by the units' outcomes ``(B, U)``.
-        """
-        sizes = _sizes(self.network)
-        *parts, leads = (weights * torch.cat([self.signs, torch.ones_like(weights[:, self.units :])], 1)).split(
-            [*sizes, weights.shape[1] - self.units], 1
-        )
+    def pull(self, weights: Tensor) -> Tensor:
+        """Gradients ``(B, U)``, by the units' outcomes, of each region's weighted sum ``(B, U + K)`` of functionals."""
+        signed, leads = weights[:, : self.units] * self.signs, weights[:, self.units :]
         label = torch.zeros_like(leads).scatter(1, self.labels[:, None], leads.sum(1, keepdim=True))
-        pixels, outcomes = self._pull(dict(enumerate([*parts, leads - label])), self.slopes())
-        return pixels, torch.cat([*outcomes, leads[:, :0]], 1)
+        pending = dict(enumerate([*signed.split(_sizes(self.network), 1), leads - label]))
+        self.passes.backwards.index_add_(0, self.owners, torch.ones_like(leads[:, 0]))
+        return torch.cat([*self._pull(pending, self.slopes)[1], leads[:, :0]], 1)
 
-    def _functionals(self, block: int, owners: Tensor, numbers: Tensor) -> Tensor:
+    def _functionals(self, block: int, regions: Tensor, numbers: Tensor) -> Tensor:
         """As functionals ``(P, n_b)`` of the block's result."""
-        size = math.prod(self.network.blocks[block].shape)
-        place = torch.arange(size, device=owners.device)
+        place = torch.arange(math.prod(self.network.blocks[block].shape), device=regions.device)
         hit = (place == numbers[:, None] - sum(_sizes(self.network)[:block])).to(self.signs)
         if block == len(self.network.kinks):
-            return hit - (place == self.labels[owners][:, None]).to(self.signs)
-        return hit * self.signs[owners, numbers][:, None]
+            return hit - (place == self.labels[regions][:, None]).to(self.signs)
+        return hit * self.signs[regions, numbers][:, None]
 
     def _pull(self, pending: dict[int, Tensor], slopes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """From functionals of some blocks' results to the pixels' and the kinks' outcomes'."""
+        """From functionals of some blocks' results to those of the pixels and of the kinks' outcomes."""
         outcomes = [torch.zeros_like(one) for one in slopes]
-        pixels = next(iter(pending.values())).new_zeros(len(pending[max(pending)]), self.pixels)
-        for block in reversed(range(max(pending) + 1)):
+        last = max(pending)
+        pixels = pending[last].new_zeros(len(pending[last]), math.prod(self.network.shape))
+        for block in reversed(range(last + 1)):
             if block not in pending:
                 continue
             for stage, part in self.network.blocks[block].transposed(pending[block]).items():
@@ -123,14 +132,13 @@ class Cells:
                     pixels = pixels + part
                 else:
                     outcomes[stage - 1] = outcomes[stage - 1] + part
-                    before = pending.get(stage - 1)
                     bent = part * slopes[stage - 1]
-                    pending[stage - 1] = bent if before is None else before + bent
+                    pending[stage - 1] = pending[stage - 1] + bent if stage - 1 in pending else bent
         return pixels, outcomes
 
 
-def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor) -> Cells:
-    """The regions that points ``(B, C, H, W)`` lie in.
+def check_units(network: PiecewiseNetwork) -> int:
+    """The number of units.
 
     Raises:
         InputError: the network has other kinks than ReLU and LeakyReLU.
@@ -138,8 +146,13 @@ def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor) -> Cells
     for kink in network.kinks:
         if not isinstance(kink, Leaky):
             raise InputError(
-                f"expected ReLU and LeakyReLU between affine layers, got {type(kink).__name__}; leave refine=polish out"
+                f"expected ReLU and LeakyReLU between affine layers, got {type(kink).__name__}; its regions are not known"
             )
+    return sum(_sizes(network))
+
+
+def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor, owners: Tensor, passes: Passes) -> Cells:
+    """The regions that points ``(B, C, H, W)`` lie in; see `Cells`."""
     signs: list[Tensor] = []
 
     def at_kink(kink: int, values: Tensor) -> Tensor:
@@ -147,7 +160,8 @@ def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor) -> Cells
         return torch.maximum(values, network.kinks[kink].least_slope * values)
 
     logits = network.run(points, at_kink)
-    return Cells(network, torch.cat([*signs, logits[:, :0]], 1), labels)
+    passes.forwards.index_add_(0, owners, torch.ones_like(logits[:, 0]))
+    return Cells(network, torch.cat([*signs, logits[:, :0]], 1), labels, owners, passes)
 
 
 def _sizes(network: PiecewiseNetwork) -> list[int]:

@@ -19,12 +19,12 @@ ROUGHLY = 1e-2
 # added to the diagonal, relative to its largest entry: at first, and the least and the most
 RIDGE = 1e-5, 1e-11, 1e3
 ITERATIONS = 100
-HALVINGS = 3
-# What a move's square is made to cost beside its largest entry: a part of the length at most. So small a one changes
-# the length by some 1e-5 of itself at most in practice; a smaller one would by nothing (Mangasarian & Meyer 1979,
-# Nonlinear perturbation of linear programs), but takes more steps. A larger one first, where it is not met at once.
-SOFTNESS = 0.01
-SOFTER = 0.03
+HALVINGS = 6
+# What a move's square is made to cost beside its largest entry, as a part of the length at most, from round to round. A
+# small one changes nothing (Mangasarian & Meyer 1979, Nonlinear perturbation of linear programs), but takes more steps:
+# the first of these lengthens moves by some 1e-5 of themselves in practice.
+FAST = (0.01, 0.03, 0.01)
+SHARP = (0.003, 0.001, 0.0003)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,15 @@ class Nearest:
 
 
 def nearest_moves(
-    rows: Tensor, gaps: Tensor, low: Tensor, high: Tensor, norm: Norm, *, start: Tensor, known: Tensor
+    rows: Tensor,
+    gaps: Tensor,
+    low: Tensor,
+    high: Tensor,
+    norm: Norm,
+    *,
+    start: Tensor,
+    known: Tensor,
+    softness: tuple[float, ...] = FAST,
 ) -> Nearest:
     """The shortest moves d with ``rows @ d >= gaps`` and ``low <= d <= high``.
 
@@ -55,6 +63,7 @@ def nearest_moves(
         low, high: ``(B, n)``, at most and at least 0; infinite where there is no box.
         start: ``(B, m)`` weights to start from.
         known: ``(B,)`` lengths; a problem is given up where it has no shorter move.
+        softness: of L-infinity, in turn; those after the first that is the last too are for what it leaves unsolved.
     """
     size = torch.stack([dual_norm(one, norm) for one in rows.unbind(1)], 1)
     size = torch.where(size > 0, size, 1.0)
@@ -63,14 +72,17 @@ def nearest_moves(
     if norm == "linf":
         weights = problem.raised(weights)
     pending = torch.arange(len(known), device=known.device)
-    for softness in (0.0,) if norm == "l2" else (SOFTNESS, SOFTER, SOFTNESS):
-        weights[pending], settled, hopeless = problem.select(pending).solve(weights[pending], softness)
-        if softness != SOFTER:
+    rounds = (0.0,) if norm == "l2" else softness
+    for each in rounds:
+        last = each == rounds[-1]
+        found, settled, hopeless = problem.select(pending).solve(weights[pending], each, ACCURACY if last else ROUGHLY)
+        weights[pending] = found
+        if last:
             solved[pending] = settled
             pending = pending[~settled & ~hopeless]
         if not len(pending):
             break
-    moves = problem.respond(weights, 0.0 if norm == "l2" else SOFTNESS).moves
+    moves = problem.respond(weights, rounds[-1]).moves
     return Nearest(moves=moves, weights=weights / size, solved=solved)
 
 
@@ -99,9 +111,8 @@ class _Problem:
         parts = (one[chosen] for one in (self.rows, self.gaps, self.low, self.high, self.known))
         return _Problem(*parts, self.norm)
 
-    def solve(self, weights: Tensor, softness: float) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(self, weights: Tensor, softness: float, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, whether they are the best ones, and whether no move can be short enough."""
-        accuracy = ROUGHLY if softness == SOFTER else ACCURACY
         weights, solved = weights.clone(), torch.zeros_like(self.known, dtype=torch.bool)
         given_up = solved.clone()
         live = torch.arange(len(weights), device=weights.device)
@@ -122,7 +133,7 @@ class _Problem:
             step = own._step(here, missing, answer, softness, ridge)
             here, answer, share = own._advance(here, step, missing, answer, softness)
             # Levenberg's damping, for systems that few free pixels or parallel constraints make singular
-            ridge = torch.where(share == 1, ridge / 10, ridge / share.square()).clamp(*RIDGE[1:])
+            ridge = torch.where(share == 1, ridge / 10, ridge / share).clamp(*RIDGE[1:])
         return weights, solved, given_up
 
     def raised(self, weights: Tensor) -> Tensor:

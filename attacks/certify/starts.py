@@ -1,13 +1,11 @@
-"""Points of other classes around images, each reached by walking towards one class."""
+"""Points of other classes around images, each reached by a walk towards one class."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attacks.certify.cells import cells_at
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.estimator import Norm
+from attacks.certify.stand import Task
 from attacks.geometry import plane_crossing, row_norm
 
 STEPS = 8
@@ -15,34 +13,31 @@ STEPS = 8
 OVERSHOOT = 0.02
 
 
-def towards_classes(
-    network: PiecewiseNetwork, images: Tensor, labels: Tensor, classes: Tensor, norm: Norm, limits: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Each step goes from the image to the nearest point of the boundary as linearised where the last one ended.
+def towards_classes(task: Task, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Every step goes from the image to the nearest point of the boundary as linearised where the last step ended.
 
-    DeepFool's linearisation (Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599) of one class; departs from
-    it in that steps set out from the image, so that they end where the way to the image is along the gradient.
+    DeepFool's linearisation (Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599), of one class; departs
+    from it in that all steps set out from the image, so that they come to rest where the way back is along the gradient.
 
     Args:
-        images: ``(P, C, H, W)`` float64. labels: ``(P,)``, theirs. classes: ``(P,)``, others.
+        classes: ``(B,)`` int64, other than the labels.
 
     Returns:
-        The nearest point of another class that was met, ``(P, C, H, W)``; its distance ``(P,)``, inf where none was.
+        The nearest point of any other class that was met, ``(B, C, H, W)``; its distance ``(B,)``, inf where none was.
     """
+    images, every = task.images, torch.arange(len(classes), device=classes.device)
     points, best = images, images.clone()
-    least = torch.full(labels.shape, torch.inf, dtype=images.dtype, device=images.device)
-    owners = torch.arange(len(images), device=images.device)
+    least = images.new_full((len(images),), torch.inf)
     for step in range(STEPS + 1):
-        cells = cells_at(network, points, labels)
+        cells = task.cells(points)
         leads = cells.values(points)[:, cells.units :]
-        length = row_norm(points - images, norm)
+        length = row_norm(points - images, task.norm)
         nearer = (leads.amax(1) > 0) & (length < least)
         best[nearer], least[nearer] = points[nearer], length[nearer]
         if step == STEPS:
             break
-        normal = cells.rows(owners, cells.units + classes).view_as(images)
-        gained = (normal * (points - images)).flatten(1).sum(1)
-        gap = gained - leads.gather(1, classes[:, None])[:, 0]
-        direction, far, _ = plane_crossing(images, normal, gap, norm, limits)
-        points = (images + ((1 + OVERSHOOT) * far).view(-1, 1, 1, 1) * direction).clamp(*limits)
+        normal = cells.rows(every, cells.units + classes).view_as(images)
+        gap = (normal * (points - images)).flatten(1).sum(1) - leads.gather(1, classes[:, None])[:, 0]
+        direction, far, _ = plane_crossing(images, normal, gap, task.norm, task.limits)
+        points = (images + ((1 + OVERSHOOT) * far).view(-1, 1, 1, 1) * direction).clamp(*task.limits)
     return best, least
