@@ -17,9 +17,12 @@ HOPS = 40
 TRIES = 3
 # part of the distance that counts as nearer
 GAIN = 1e-5
-# classes to walk to, and how far, in distances of the point known, their points are worth following
-CLASSES = 4
-NEAR = 1.2
+# classes to walk to; of what is met there, how many points are followed, and how far away in distances of the best known
+CLASSES = 9
+STARTS = 4
+NEAR = 1.6
+# in distances of the best known, too: what the first region of a start must lead to
+PROMISING = 1.05
 # the first region's own points: a witness may be the nearest already
 SLACK = 1e-3
 
@@ -36,33 +39,34 @@ def nearest_boundary(task: Task, points: Tensor) -> Tensor:
     count = len(points)
     owners, classes = _nearest_classes(task)
     starts, reach = towards_classes(task.select(owners), classes)
-    # the nearest start first, since what it leads to shows most of the others to be too far
     owners = torch.cat([torch.arange(count, device=points.device), owners])
     starts, reach = torch.cat([points, starts]), torch.cat([row_norm(points - task.images, task.norm), reach])
     best, length = points.clone(), reach[:count].clone()
-    first = _least(reach, owners, count)
-    for chosen in (first, ~first):
+    # the nearest start first, since what it leads to shows most of the others to be too far
+    rank = _ranks(reach, owners)
+    for chosen in (rank == 0, (rank > 0) & (rank < STARTS)):
         going = chosen & (reach < NEAR * length[owners])
         rows = owners[going]
         if not len(rows):
             break
-        ends = hop(task.select(rows), starts[going])
+        ends = hop(task.select(rows), starts[going], PROMISING * length[rows])
         distance = row_norm(ends - task.images[rows], task.norm)
-        winner = _least(distance, rows, count) & (distance < length[rows])
+        winner = (_ranks(distance, rows) == 0) & (distance < length[rows])
         best[rows[winner]], length[rows[winner]] = ends[winner], distance[winner]
     return best
 
 
-def hop(task: Task, points: Tensor) -> Tensor:
+def hop(task: Task, points: Tensor, most: Tensor) -> Tensor:
     """Local minima: every region's nearest point, then those of its neighbours across the faces that hold it there.
 
     Crossing keeps the point itself, so that no hop leads farther away.
 
     Args:
         points: ``(B, C, H, W)`` of other classes.
+        most: ``(B,)`` what the distance must be below in the first region already.
 
     Returns:
-        ``(B, C, H, W)``, no farther than the points.
+        ``(B, C, H, W)``, no farther than the points; these themselves where the first region disappoints.
     """
     stand = Stand.at(task, points)
     best, length = stand.moves.clone(), stand.length.clone()
@@ -72,7 +76,7 @@ def hop(task: Task, points: Tensor) -> Tensor:
         nearer = ended.length < length[ended.rows]
         best[ended.rows[nearer]], length[ended.rows[nearer]] = ended.moves[nearer], ended.length[nearer]
 
-    stand, found = replace(stand, length=length * (1 + SLACK)).nearest()
+    stand, found = replace(stand, length=torch.minimum(length * (1 + SLACK), most)).nearest()
     stand = stand.select(found)
     tries = torch.zeros_like(stand.rows)
     for _ in range(HOPS):
@@ -118,10 +122,10 @@ def _nearest_classes(task: Task) -> tuple[Tensor, Tensor]:
     return row, nearest.indices[row, rank]
 
 
-def _least(values: Tensor, owners: Tensor, count: int) -> Tensor:
-    """The first of each owner's least values: ``(P,)`` bool."""
-    least = values.new_full((count,), torch.inf).scatter_reduce(0, owners, values, "amin")
-    place = torch.arange(len(values), device=values.device)
-    there = torch.where(values == least[owners], place, len(values))
-    first = place.new_full((count,), len(values)).scatter_reduce(0, owners, there, "amin")
-    return place == first[owners]
+def _ranks(values: Tensor, owners: Tensor) -> Tensor:
+    """The place of each value ``(P,)`` among its owner's, from the least."""
+    order = values.argsort(stable=True)
+    order = order[owners[order].argsort(stable=True)]
+    first = torch.bincount(owners).cumsum(0) - torch.bincount(owners)
+    place = torch.arange(len(values), device=values.device) - first[owners[order]]
+    return torch.empty_like(place).scatter(0, order, place)

@@ -10,7 +10,7 @@ from attacks.geometry import plane_crossing, row_norm
 
 STEPS = 8
 # how far beyond a linearised boundary a step goes, as a part of its length
-OVERSHOOT = 0.02
+OVERSHOOT = 0.1
 
 
 def towards_classes(task: Task, classes: Tensor) -> tuple[Tensor, Tensor]:
