@@ -15,7 +15,7 @@ from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError,
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier, seed_generators
 from attacks.measure import derive_seed
-from attacks.polish import Polished, read
+from attacks.polish import Polished, read, warmth
 from attacks.registry import create, text_form
 
 # a plus before a name separates members; the one in 1e+16 does not
@@ -123,7 +123,7 @@ class Best(Settings):
 
 def _polished(member: Estimator) -> Estimator:
     """Polishing, where the member does not and is not warm."""
-    return member if isinstance(member, Polished) or getattr(member, "warm", 0) else Polished(inner=member)
+    return member if isinstance(member, Polished) or warmth(member) else Polished(inner=member)
 
 
 def _readable(model: Classifier, images: Tensor) -> bool:

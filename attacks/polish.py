@@ -28,8 +28,9 @@ CONSTRAINTS = 64
 class Polished:
     """Runs ``inner``, then polishes its witnesses: ``deepfool:refine=polish``.
 
-    Where units keep their signs, a ReLU network is affine, and the nearest point at which another class leads is that of
-    a convex problem; across the faces that hold the point there, it is looked for again (see `attacks.certify.hops`).
+    Where units keep their signs, a ReLU network is affine, and the nearest point at which another class leads solves a
+    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.hops`), and so it
+    is from walks to the classes nearby.
     Rows without a witness, and those whose polished point the model does not confirm, stay as the inner estimator left
     them. Only networks of affine layers, ReLU and LeakyReLU can be read; their passes in float64 count as passes.
     """
@@ -39,10 +40,10 @@ class Polished:
     def __post_init__(self) -> None:
         if isinstance(self.inner, Polished):
             raise EstimatorError(f"expected refine=polish once, got it twice on {self.name}; leave one out")
-        if getattr(self.inner, "warm", 0):
+        if warm := warmth(self.inner):
             raise EstimatorError(
-                f"expected refine=polish of an estimator without warm starts, got {self.name} with warm="
-                f"{getattr(self.inner, 'warm', 0)}; leave one of the two out"
+                f"expected refine=polish of an estimator without warm starts, got {self.name} with warm={warm}; "
+                "leave one of the two out"
             )
 
     @property
@@ -96,11 +97,16 @@ class Polished:
         model.settle()
         result = found.clone()
         size = max(1, ENTRIES // (CONSTRAINTS * images[0].numel()))
-        for rows in torch.nonzero(_changed(model, found, labels)).flatten().split(size):
+        for rows in torch.split(torch.nonzero(_changed(model, found, labels)).flatten(), size):
             with model.rows(rows), torch.no_grad():
                 witness = found[rows].clamp(*model.bounds)
                 result[rows] = _polish(network, model, images[rows], labels[rows], witness, norm)
         return result
+
+
+def warmth(estimator: object) -> int:
+    """The setting ``warm``, 0 where there is none."""
+    return int(getattr(estimator, "warm", 0))
 
 
 def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
@@ -126,7 +132,9 @@ def _polish(
     ends = on_segment(images, witness, boundary_fraction(outside, images, witness))
     limits = model.pixel_bounds if model.domain == "box" else (-math.inf, math.inf)
     pixels = model.to_pixels(images).double().clamp(*limits)
-    task = Task(network, pixels, labels, norm, limits, torch.arange(len(images), device=images.device), Passes.none(images))
+    task = Task(
+        network, pixels, labels, norm, limits, torch.arange(len(images), device=images.device), Passes.none(images)
+    )
     points = nearest_boundary(task, model.to_pixels(ends).double())
     model.charge(task.passes.forwards, task.passes.backwards)
     return _confirmed(model, images, labels, witness, model.from_pixels(points), norm)

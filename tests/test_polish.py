@@ -204,7 +204,10 @@ def test_rows_without_a_witness_stay() -> None:
         ("fmn:steps=200,refine=segment", "fmn:steps=200"),
         ("foolbox:L2PGD:refine=polish", "foolbox:L2PGD:refine=polish"),
         ("foolbox:L2PGD:steps=5,refine=polish", "foolbox:L2PGD:steps=5,refine=polish"),
-        ("best:of=fmn:refine=polish/steps=9+apgd,refine=polish", "best:of=fmn:steps=9/refine=polish+apgd,refine=polish"),
+        (
+            "best:of=fmn:refine=polish/steps=9+apgd,refine=polish",
+            "best:of=fmn:steps=9/refine=polish+apgd,refine=polish",
+        ),
     ],
 )
 def test_the_text_form_is_canonical(text: str, canonical: str) -> None:
@@ -217,7 +220,10 @@ def test_the_text_form_is_canonical(text: str, canonical: str) -> None:
     [
         ("fmn:refine=smooth", "expected refine=segment or refine=polish, got 'smooth'; choose one of them"),
         ("fmn:refine=", "expected refine=segment or refine=polish, got ''"),
-        ("fmn:warm=100,refine=polish", "expected refine=polish of an estimator without warm starts, got fmn with warm=100"),
+        (
+            "fmn:warm=100,refine=polish",
+            "expected refine=polish of an estimator without warm starts, got fmn with warm=100",
+        ),
         ("fmn:refine=polish,refine=polish", "write each once"),
     ],
 )

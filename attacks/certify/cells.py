@@ -58,7 +58,7 @@ class Cells:
     @cached_property
     def slopes(self) -> list[Tensor]:
         """Of every kink's units in the region: ``(B, n_k)``."""
-        parts = zip(self.signs.split(_sizes(self.network), 1), self.network.kinks, strict=True)
+        parts = zip(torch.split(self.signs, _sizes(self.network), 1), self.network.kinks, strict=True)
         return [torch.where(part > 0, 1.0, kink.least_slope) for part, kink in parts]
 
     @property
@@ -96,8 +96,8 @@ class Cells:
         ends = torch.tensor(_sizes(self.network), device=regions.device).cumsum(0)
         blocks = torch.bucketize(numbers, ends, right=True)
         size = max(1, CHUNK // self.network.widest(len(ends)))
-        for block in blocks.unique().tolist():
-            for part in torch.nonzero(blocks == block).flatten().split(size):
+        for block in sorted(set(blocks.tolist())):
+            for part in torch.split(torch.nonzero(blocks == block).flatten(), size):
                 pending = {block: self._functionals(block, regions[part], numbers[part])}
                 found[part] = self._pull(pending, [one[regions[part]] for one in self.slopes[:block]])[0]
         self.passes.backwards.index_add_(0, self.owners[regions], torch.ones_like(found[:, 0]))
@@ -107,7 +107,7 @@ class Cells:
         """Gradients ``(B, U)``, by the units' outcomes, of each region's weighted sum ``(B, U + K)`` of functionals."""
         signed, leads = weights[:, : self.units] * self.signs, weights[:, self.units :]
         label = torch.zeros_like(leads).scatter(1, self.labels[:, None], leads.sum(1, keepdim=True))
-        pending = dict(enumerate([*signed.split(_sizes(self.network), 1), leads - label]))
+        pending = dict(enumerate([*torch.split(signed, _sizes(self.network), 1), leads - label]))
         self.passes.backwards.index_add_(0, self.owners, torch.ones_like(leads[:, 0]))
         return torch.cat([*self._pull(pending, self.slopes)[1], leads[:, :0]], 1)
 
@@ -146,7 +146,7 @@ def check_units(network: PiecewiseNetwork) -> int:
     for kink in network.kinks:
         if not isinstance(kink, Leaky):
             raise InputError(
-                f"expected ReLU and LeakyReLU between affine layers, got {type(kink).__name__}; its regions are not known"
+                f"expected ReLU and LeakyReLU between affine layers, got {type(kink).__name__}; leave refine=polish out"
             )
     return sum(_sizes(network))
 

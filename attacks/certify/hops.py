@@ -17,12 +17,11 @@ HOPS = 40
 TRIES = 3
 # part of the distance that counts as nearer
 GAIN = 1e-5
-# classes to walk to; of what is met there, how many points are followed, and how far away in distances of the best known
+# classes to walk to, and how far, in distances of the best point known, what is met there is worth following
 CLASSES = 9
-STARTS = 4
 NEAR = 1.6
 # in distances of the best known, too: what the first region of a start must lead to
-PROMISING = 1.05
+PROMISING = 1.03
 # the first region's own points: a witness may be the nearest already
 SLACK = 1e-3
 
@@ -44,7 +43,7 @@ def nearest_boundary(task: Task, points: Tensor) -> Tensor:
     best, length = points.clone(), reach[:count].clone()
     # the nearest start first, since what it leads to shows most of the others to be too far
     rank = _ranks(reach, owners)
-    for chosen in (rank == 0, (rank > 0) & (rank < STARTS)):
+    for chosen in (rank == 0, rank > 0):
         going = chosen & (reach < NEAR * length[owners])
         rows = owners[going]
         if not len(rows):

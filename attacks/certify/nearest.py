@@ -108,8 +108,8 @@ class _Problem:
 
     def select(self, chosen: Tensor) -> _Problem:
         """Some of them."""
-        parts = (one[chosen] for one in (self.rows, self.gaps, self.low, self.high, self.known))
-        return _Problem(*parts, self.norm)
+        rows, gaps, known = self.rows[chosen], self.gaps[chosen], self.known[chosen]
+        return _Problem(rows, gaps, self.low[chosen], self.high[chosen], known, self.norm)
 
     def solve(self, weights: Tensor, softness: float, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, whether they are the best ones, and whether no move can be short enough."""
@@ -137,7 +137,7 @@ class _Problem:
         return weights, solved, given_up
 
     def raised(self, weights: Tensor) -> Tensor:
-        """L-infinity weights that pull hard enough to move anything: that of the farthest constraint where all are 0."""
+        """L-infinity weights that pull hard enough to move anything; where all are 0, that of the farthest constraint."""
         farthest = torch.zeros_like(weights).scatter(1, self.gaps.argmax(1, keepdim=True), 1.0)
         weights = torch.where((weights > 0).any(1, keepdim=True), weights, farthest)
         pull = (weights[:, None] @ self.rows)[:, 0].abs().sum(1, keepdim=True)
@@ -183,8 +183,12 @@ class _Problem:
             curvature = curvature / self._price(softness)[:, None, None]
         curvature = curvature * (moving[:, :, None] & moving[:, None, :])
         diagonal = curvature.diagonal(dim1=1, dim2=2)
-        # a row of norm 1 has this with all pixels free; where none is, the value is linear and steps grow with the damping's fall
-        usual = torch.ones_like(ridge[:, None]) if answer.lead is None else (1 / (self.rows.shape[2] * self._price(softness)))[:, None]
+        # a row of norm 1 has this with all pixels free; where none is, the value is linear and steps grow as damping falls
+        usual = (
+            torch.ones_like(ridge[:, None])
+            if answer.lead is None
+            else (1 / (self.rows.shape[2] * self._price(softness)))[:, None]
+        )
         most = diagonal.amax(1, keepdim=True).clamp_min(usual)
         diagonal += torch.where(moving, ridge[:, None] * most, most)
         step: Tensor = torch.linalg.solve(curvature, (missing * moving)[..., None])[..., 0]

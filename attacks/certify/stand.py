@@ -1,4 +1,4 @@
-"""Points of activation regions that are the nearest of them to their images, and the constraints that hold them there."""
+"""The nearest points of activation regions to their images, and the constraints that hold them there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attacks.geometry import row_norm
 
 # solutions of one region's problem, with more faces each time, and how many more
 ROUNDS = 40
-ADDED = 8
+ADDED = 16
 # of the mean size of the units' inputs: how far beyond a face a point still counts as inside
 BEYOND = 1e-8
 
@@ -219,12 +219,14 @@ class Stand:
         units = self.cells.units
         leads = here[:, units:].scatter(1, self.task.labels[:, None], -torch.inf)
         led = torch.where(self.numbers >= units, self.weights, 0.0).sum(1, keepdim=True)
-        numbers = torch.cat([units + leads.argmax(1, keepdim=True), self.numbers.masked_fill(self.numbers >= units, -1)], 1)
+        numbers = torch.cat(
+            [units + leads.argmax(1, keepdim=True), self.numbers.masked_fill(self.numbers >= units, -1)], 1
+        )
         return Tight.of(self.cells, numbers, torch.cat([led, self.weights], 1), at_images)
 
 
 def _beyond(there: Tensor, here: Tensor, least: Tensor, known: Tensor) -> Tensor:
-    """How much of the way from here to there lies beyond each face ``(B, U)``; 0 for those of which none does, or known."""
+    """How much of the way from here to there lies beyond each face ``(B, U)``; 0 for the known ones."""
     part = -there / (here.clamp_min(0.0) - there).clamp_min(torch.finfo(there.dtype).tiny)
     part = functional.pad(torch.where(there < -least, part, 0.0), (0, 1))
     units = there.shape[1]

@@ -10,14 +10,14 @@ from attacks.geometry import plane_crossing, row_norm
 
 STEPS = 8
 # how far beyond a linearised boundary a step goes, as a part of its length
-OVERSHOOT = 0.1
+OVERSHOOT = 0.2
 
 
 def towards_classes(task: Task, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Every step goes from the image to the nearest point of the boundary as linearised where the last step ended.
 
     DeepFool's linearisation (Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599), of one class; departs
-    from it in that all steps set out from the image, so that they come to rest where the way back is along the gradient.
+    from it in that all steps set out from the image, and rest where the way back is along the gradient.
 
     Args:
         classes: ``(B,)`` int64, other than the labels.
