@@ -29,8 +29,8 @@ class Polished:
     """Runs ``inner``, then polishes its witnesses: ``deepfool:refine=polish``.
 
     Where units keep their signs, a ReLU network is affine, and the nearest point at which another class leads solves a
-    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.hops`), and so it
-    is from walks to the classes nearby.
+    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.hops`), and so
+    it is from walks to the classes nearby.
     Rows without a witness, and those whose polished point the model does not confirm, stay as the inner estimator left
     them. Only networks of affine layers, ReLU and LeakyReLU can be read; their passes in float64 count as passes.
     """

@@ -137,7 +137,7 @@ class _Problem:
         return weights, solved, given_up
 
     def raised(self, weights: Tensor) -> Tensor:
-        """L-infinity weights that pull hard enough to move anything; where all are 0, that of the farthest constraint."""
+        """L-infinity weights that pull hard enough to move anything; the farthest constraint's where all are 0."""
         farthest = torch.zeros_like(weights).scatter(1, self.gaps.argmax(1, keepdim=True), 1.0)
         weights = torch.where((weights > 0).any(1, keepdim=True), weights, farthest)
         pull = (weights[:, None] @ self.rows)[:, 0].abs().sum(1, keepdim=True)
@@ -183,7 +183,7 @@ class _Problem:
             curvature = curvature / self._price(softness)[:, None, None]
         curvature = curvature * (moving[:, :, None] & moving[:, None, :])
         diagonal = curvature.diagonal(dim1=1, dim2=2)
-        # a row of norm 1 has this with all pixels free; where none is, the value is linear and steps grow as damping falls
+        # of a row of norm 1 with all pixels free; where none is, the value is linear and steps grow as damping falls
         usual = (
             torch.ones_like(ridge[:, None])
             if answer.lead is None
