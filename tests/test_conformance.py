@@ -56,6 +56,7 @@ class Row:
 
 TABLE: dict[str, Row] = {
     "deepfool": Row({"l2": 1.0005, "linf": 1.0005}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
+    "deepfool:refine=polish": Row({"l2": 1.0002, "linf": 1.0002}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
     "deepfool:engine=foolbox": Row({"l2": 1.0005, "linf": 1.0005}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
     # these three follow the runner-up logit, whose boundary need not be the nearest
     "fmn": Row({"l2": 1.25, "linf": 1.2}, {"l2": (1.0005, 1.1), "linf": (1.0002, 1.1)}),
