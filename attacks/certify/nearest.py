@@ -22,9 +22,9 @@ ITERATIONS = 100
 HALVINGS = 6
 # What a move's square is made to cost beside its largest entry, as a part of the length at most, from round to round. A
 # small one changes nothing (Mangasarian & Meyer 1979, Nonlinear perturbation of linear programs), but takes more steps:
-# the first of these lengthens moves by some 1e-5 of themselves in practice.
-FAST = (0.01, 0.03, 0.01)
-SHARP = (0.003, 0.001, 0.0003)
+# the first of these lengthens moves by some 1e-4 of themselves in practice.
+FAST = (0.03, 0.1, 0.03)
+SHARP = (0.01, 0.003, 0.001, 0.0003)
 
 
 @dataclass(frozen=True, kw_only=True)
