@@ -187,6 +187,14 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         torch.testing.assert_close(alone.distance[0], whole.distance[row], rtol=2e-4, atol=0)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_searches_that_promise_nothing_end_where_they_began(norm: Norm) -> None:
+    far = measured((12, 12), "deepfool", norm)
+    here = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
+    points = far.witness.double()
+    assert torch.equal(hops.hop(here, points, torch.zeros(COUNT).double()), points)
+
+
 def test_rows_without_a_witness_stay() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), "l2", noise_retries=0)

@@ -79,6 +79,8 @@ def hop(task: Task, points: Tensor, most: Tensor) -> Tensor:
     stand = stand.select(found)
     tries = torch.zeros_like(stand.rows)
     for _ in range(HOPS):
+        if not len(stand.rows):
+            break
         flips = _ways(stand, tries)
         going = flips.any(1) & (tries < TRIES)
         end(stand.select(~going))

@@ -191,8 +191,9 @@ class _Problem:
         )
         most = diagonal.amax(1, keepdim=True).clamp_min(usual)
         diagonal += torch.where(moving, ridge[:, None] * most, most)
-        step: Tensor = torch.linalg.solve(curvature, (missing * moving)[..., None])[..., 0]
-        return torch.where(moving, step, 0.0)
+        # damping grows where a step that rounding made none leads nowhere
+        step: Tensor = torch.linalg.solve_ex(curvature, (missing * moving)[..., None])[0][..., 0]
+        return torch.where(moving & step.isfinite(), step, 0.0)
 
     def _advance(
         self, weights: Tensor, step: Tensor, missing: Tensor, answer: _Response, softness: float
