@@ -14,11 +14,12 @@ from attacks.certify.hops import nearest_boundary
 from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.certify.stand import Task
 from attacks.estimator import Domain, Estimator, EstimatorError, Norm
-from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
+from attacks.geometry import boundary_fraction, least_step, on_segment, per_row, row_norm
 from attacks.isolation import Classifier
 
-# parts of the distance beyond the boundary at which the classifier, in its own precision, is asked
-STEPS_OVER = (1e-6, 1e-5, 1e-4, 1e-3)
+# Parts of the distance beyond the boundary at which the classifier, in its own precision, is asked, with what rounding
+# might swallow added. Nearer, another batch puts some points back (as for the judge's own step), and the row is lost.
+STEPS_OVER = (5e-5, 1e-4, 1e-3)
 # entries of the constraints of a group of images that are polished at a time, at most, and so many constraints each
 ENTRIES = 2**23
 CONSTRAINTS = 64
@@ -146,9 +147,11 @@ def _confirmed(
     """The points, a little farther from the image, where they are of another class and nearer than the witness."""
     result, pending = witness.clone(), torch.arange(len(images), device=images.device)
     longest = row_norm(witness - images, norm)
+    length = row_norm(points - images, norm).clamp_min(torch.finfo(torch.float64).tiny)
     for farther in STEPS_OVER:
         here = images[pending]
-        trial = (here + (1 + farther) * (points[pending] - here)).to(images).clamp(*model.bounds)
+        reach = per_row(1 + farther + least_step(images, norm) / length[pending], points)
+        trial = (here + reach * (points[pending] - here)).to(images).clamp(*model.bounds)
         with model.rows(pending):
             better = _changed(model, trial, labels[pending]) & (row_norm(trial - here, norm) < longest[pending])
         result[pending[better]] = trial[better]

@@ -188,6 +188,15 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_images_near_the_boundary_are_not_lost_to_rounding(norm: Norm) -> None:
+    """In another batch, a point that lies only just beyond the boundary may be put back."""
+    truth = oracles.near()
+    margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), norm, noise_retries=0)
+    plain = measure(truth.model, truth.images, create("deepfool"), norm, noise_retries=0)
+    assert margins.status == plain.status
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_searches_that_promise_nothing_end_where_they_began(norm: Norm) -> None:
     far = measured((12, 12), "deepfool", norm)
     here = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
