@@ -98,7 +98,8 @@ class Polished:
         model.settle()
         result = found.clone()
         size = max(1, ENTRIES // (CONSTRAINTS * images[0].numel()))
-        for rows in torch.split(torch.nonzero(_changed(model, found, labels)).flatten(), size):
+        witnesses = torch.nonzero(_changed(model, found, labels)).flatten()
+        for rows in torch.split(witnesses, size) if len(witnesses) else ():
             with model.rows(rows), torch.no_grad():
                 witness = found[rows].clamp(*model.bounds)
                 result[rows] = _polish(network, model, images[rows], labels[rows], witness, norm)
