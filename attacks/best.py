@@ -10,14 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attacks.certify.cells import check_units
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm, Settings, setting
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier, seed_generators
 from attacks.measure import derive_seed
+from attacks.polish import Polished, read, warmth
 from attacks.registry import create, text_form
 
 # a plus before a name separates members; the one in 1e+16 does not
 BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
+# of a network that is polished unasked: the 28x28 networks have some thousand, a ResNet has half a million
+UNITS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +35,15 @@ class Best(Settings):
     member raises, its batch is halved until the raising rows stand alone; a row fails only if all its members raised.
     The returned witness is as the winner left it, and the winner's text is the row's message in `Margins`.
     Comparing costs each member a look and up to 14 bisections an image.
+
+    With ``polish`` every member's witnesses are polished first (see `attacks.polish`), and the winner's text says so,
+    where the model is a network that can be read and has at most ``UNITS`` units; other models go without.
     """
 
     name: ClassVar[str] = "best"
 
     of: str = setting("cascade+deepfool+apgd")
+    polish: bool = setting(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +99,10 @@ class Best(Settings):
         least = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
         answered = torch.zeros_like(labels, dtype=torch.bool)
         errors: list[Exception] = []
-        for text, member in self._able(norm, model.domain).items():
+        members = self._able(norm, model.domain)
+        if self.polish and _readable(model, images):
+            members = {text_form(m): m for m in map(_polished, members.values())}
+        for text, member in members.items():
             call = _Call(member, model, images, labels, norm, seeds, start)
             candidates = call.run(torch.arange(len(images), device=images.device))
             errors += call.errors
@@ -108,6 +119,19 @@ class Best(Settings):
 
     def _able(self, norm: Norm, domain: Domain) -> dict[str, Estimator]:
         return {t: m for t, m in self.members.items() if norm in m.norms and domain in m.domains}
+
+
+def _polished(member: Estimator) -> Estimator:
+    """Polishing, where the member does not and is not warm."""
+    return member if isinstance(member, Polished) or warmth(member) else Polished(inner=member)
+
+
+def _readable(model: Classifier, images: Tensor) -> bool:
+    """Whether polishing can read the model, and in good time."""
+    try:
+        return check_units(read(model, images)) <= UNITS
+    except InputError:
+        return False
 
 
 class _Call:

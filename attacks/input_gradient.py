@@ -25,6 +25,13 @@ def quicken(model: nn.Module) -> None:
             module.__class__ = FoldedConv2d
 
 
+def unquicken(model: nn.Module) -> None:
+    """The inverse of `quicken`, for who reads the layers or asks for second derivatives."""
+    for module in model.modules():
+        if type(module) is FoldedConv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
 def _fits(module: nn.Conv2d) -> bool:
     return (
         module.in_channels <= FEW_CHANNELS

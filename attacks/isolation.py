@@ -124,6 +124,11 @@ class Classifier(nn.Module):
         for row, text in zip(self.active.tolist(), texts, strict=True):
             self.notes[row] = text
 
+    def charge(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Count passes that each active row ``(A,)`` had elsewhere, as through a copy of the network."""
+        self.forwards.index_add_(0, self.active, forwards)
+        self.backwards.index_add_(0, self.active, backwards)
+
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
         """Attribute the passes inside to these rows ``(A,)`` of the rows that are active now."""

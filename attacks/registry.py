@@ -1,4 +1,4 @@
-"""Names of estimators, and their text form ``name:field=value,field=value``.
+"""Names of estimators, and their text form ``name:field=value,field=value``, with ``refine=polish`` last.
 
 Holds ``module:Class`` strings and one line of facts each, so that ``--list-estimators`` needs no torch.
 Outsiders add theirs through the entry-point group ``margin_harness.estimators``.
@@ -69,6 +69,9 @@ CERTIFIERS: dict[str, Entry] = {
     "ibp": Entry("attacks.certify.certifiers:IBP", NORMS, DOMAINS, "", "intervals and one pass of lines: fast, loose"),
     "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds an image"),
 }
+# what any estimator's witnesses may be refined by: the judge's bisection alone, or `Polished` before it
+REFINEMENTS = ("segment", "polish")
+POLISHED = "attacks.polish:Polished"
 
 # names that take the library's class as their first argument
 WRAPPERS = ("foolbox", "torchattacks")
@@ -114,21 +117,32 @@ def check_needs(name: str) -> None:
 def create(text: str) -> Estimator:
     """Build an estimator from its text form, as in ``fmn:steps=200`` or ``foolbox:L2BasicIterativeAttack``.
 
+    The parameter ``refine``, which all have, is ``segment`` or ``polish``; see `attacks.polish.Polished`.
+
     Raises:
         EstimatorError: unknown name or parameter, or a value of the wrong type; says what there is.
     """
     name = check_name(text)
     rest = text.partition(":")[2]
-    cls = _load(known()[name].target)
+    cls, attack = _load(known()[name].target), ""
     if name in WRAPPERS:
         attack, _, rest = rest.partition(":")
         if not attack:
             raise EstimatorError(f"expected {name}:<ClassName>, got {text!r}; name one of the library's attacks")
-        parameters = tuple((key, _literal(value)) for key, value in sorted(_pairs(rest).items()))
-        wrapped: Estimator = cls(attack=attack, parameters=parameters)
-        return wrapped
-    estimator: Estimator = _build("estimator", name, cls, rest)
-    return estimator
+    pairs = _pairs(rest)
+    refine = pairs.pop("refine", REFINEMENTS[0])
+    if refine not in REFINEMENTS:
+        raise EstimatorError(f"expected refine={' or refine='.join(REFINEMENTS)}, got {refine!r}; choose one of them")
+    estimator: Estimator = _wrapper(cls, attack, pairs) if attack else _build("estimator", name, cls, pairs)
+    if refine == "segment":
+        return estimator
+    polished: Estimator = _load(POLISHED)(inner=estimator)
+    return polished
+
+
+def _wrapper(cls: Any, attack: str, pairs: dict[str, str]) -> Estimator:
+    wrapped: Estimator = cls(attack=attack, parameters=tuple((k, _literal(v)) for k, v in sorted(pairs.items())))
+    return wrapped
 
 
 def check_certifier(text: str) -> str:
@@ -150,15 +164,16 @@ def create_certifier(text: str) -> Certifier:
         EstimatorError: unknown name or parameter, or a value of the wrong type.
     """
     name = check_certifier(text)
-    certifier: Certifier = _build("certifier", name, _load(CERTIFIERS[name].target), text.partition(":")[2])
+    cls = _load(CERTIFIERS[name].target)
+    certifier: Certifier = _build("certifier", name, cls, _pairs(text.partition(":")[2]))
     return certifier
 
 
-def _build(kind: str, name: str, cls: Any, parameters: str) -> Any:
+def _build(kind: str, name: str, cls: Any, pairs: dict[str, str]) -> Any:
     """The class with the parameters of a text."""
     hints = get_type_hints(cls)
     settings = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
-    values = {key: _convert(name, key, value, settings) for key, value in _pairs(parameters).items()}
+    values = {key: _convert(name, key, value, settings) for key, value in pairs.items()}
     try:
         return cls(**values)
     except (EstimatorError, TypeError) as error:
@@ -170,9 +185,19 @@ def text_form(estimator: Estimator | Certifier) -> str:
 
     A wrapper's are all the library's parameters that are given, sorted.
     """
+    inner = getattr(estimator, "inner", None)
+    if inner is not None and isinstance(estimator, _load(POLISHED)):
+        name, parameters = _parts(inner)
+        return name + _joined(parameters | {"refine": "polish"})
+    name, parameters = _parts(estimator)
+    return name + _joined(parameters)
+
+
+def _parts(estimator: Estimator | Certifier) -> tuple[str, dict[str, Any]]:
+    """The name, with the library's class, and the parameters that are written."""
     if estimator.name in WRAPPERS:
         attack, parameters = getattr(estimator, "attack"), getattr(estimator, "parameters")  # noqa: B009
-        return f"{estimator.name}:{attack}" + _joined(dict(sorted(parameters)))
+        return f"{estimator.name}:{attack}", dict(sorted(parameters))
     if not dataclasses.is_dataclass(estimator):
         raise EstimatorError(
             f"expected an estimator that is a dataclass of its hyperparameters, got {type(estimator).__name__}; "
@@ -183,7 +208,7 @@ def text_form(estimator: Estimator | Certifier) -> str:
         value = getattr(estimator, field.name)
         if value != field.default:
             changed[field.name] = value
-    return estimator.name + _joined(changed)
+    return estimator.name, changed
 
 
 def _joined(parameters: dict[str, Any]) -> str:

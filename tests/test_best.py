@@ -66,7 +66,7 @@ def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
     texts = ["deepfool", "pgd:rounds=3,restarts=2", "fmn:steps=15,gamma=0.2", "torchattacks:PGDL2:steps=5"]
     able = [text for text in texts if norm in create(text).norms]
     members = {text: alone(text, norm) for text in able}
-    best = alone("best:of=" + "+".join(text.replace(",", "/") for text in texts), norm)
+    best = alone("best:of=" + "+".join(text.replace(",", "/") for text in texts) + ",polish=false", norm)
     table = torch.stack([m.distance for m in members.values()])
     least = table.amin(0)
     torch.testing.assert_close(best.distance, least, rtol=1e-4, atol=0)
@@ -80,7 +80,7 @@ def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
 
 
 def test_passes_are_the_members_and_little_more() -> None:
-    best = alone("best:of=deepfool+fmn:steps=15", "l2")
+    best = alone("best:of=deepfool+fmn:steps=15,polish=false", "l2")
     spent = sum(
         float((m.forwards + m.backwards).mean()) for m in (alone("deepfool", "l2"), alone("fmn:steps=15", "l2"))
     )
@@ -93,11 +93,11 @@ def test_a_member_that_raises_loses_neither_the_others_nor_its_other_rows() -> N
     truth = oracles.affine(2)
     dark = truth.images.flatten(1)[:, 0] < 0.5
     assert 8 < dark.sum() < 56
-    margins = measure(truth.model, truth.images, Best(of="brittle+deepfool"), "l2")
+    margins = measure(truth.model, truth.images, Best(of="brittle+deepfool", polish=False), "l2")
     assert set(margins.status) == {Status.FOUND}
     assert (margins.distance / truth.exact["l2"]).max() <= 1.001
     assert set(margins.message) == {"deepfool"}
-    only = measure(truth.model, truth.images, Best(of="brittle+deepfool:steps=1/overshoot=0.0"), "l2")
+    only = measure(truth.model, truth.images, Best(of="brittle+deepfool:steps=1/overshoot=0.0", polish=False), "l2")
     assert {m for m, d in zip(only.message, dark.tolist(), strict=True) if d} <= {"deepfool:steps=1,overshoot=0.0"}
 
 
@@ -141,6 +141,7 @@ def test_candidates_that_are_no_witnesses_are_infinitely_far() -> None:
     [
         ("best", "best"),
         ("best:of=deepfool + fmn", "best:of=deepfool+fmn"),
+        ("best:polish=false,of=deepfool:refine=polish+fmn", "best:of=deepfool:refine=polish+fmn,polish=false"),
         ("best:of=fmn:gamma=0.2/steps=200+apgd", "best:of=fmn:steps=200/gamma=0.2+apgd"),
         ("best:of=fmn:gamma=1e+16+fab", "best:of=fmn:gamma=1e+16+fab"),
         ("best:of=foolbox:L2PGD:steps=5/epsilon=0.5+fmn:steps=60", "best:of=foolbox:L2PGD:epsilon=0.5/steps=5+fmn"),

@@ -16,7 +16,7 @@ from attacks.registry import ESTIMATORS, WRAPPERS, check_name, create, known, te
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"(estimator \w+: )?expected .+, got .+; .+")
 # another value of each field that is no number
-OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "engine": "foolbox"}
+OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "engine": "foolbox", "polish": False}
 NAMED = sorted(set(ESTIMATORS) - set(WRAPPERS))
 
 
@@ -55,7 +55,7 @@ def test_defaults_vanish_from_the_text_and_every_field_survives_it(name: str) ->
     spelled_out = ",".join(f"{field.name}={getattr(plain, field.name)}" for field in reversed(fields))
     assert create(f"{name}:{spelled_out}") == plain
     assert text_form(create(f"{name}:{spelled_out}")) == name
-    others = {field.name: OTHERS.get(field.name) or getattr(plain, field.name) + 1 for field in fields}
+    others = {f.name: OTHERS[f.name] if f.name in OTHERS else getattr(plain, f.name) + 1 for f in fields}
     changed = dataclasses.replace(plain, **others)  # type: ignore[type-var]
     assert create(text_form(changed)) == changed
     keys = [pair.partition("=")[0] for pair in text_form(changed).partition(":")[2].split(",")]

@@ -136,6 +136,33 @@ class PiecewiseNetwork:
             logits: Tensor = self.model(images)
         return logits
 
+    def run(self, images: Tensor, at_kink: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """A forward pass in which ``at_kink(kink, inputs (B, ...))`` takes every kink's place.
+
+        Args:
+            images: ``(B, C, H, W)`` float64.
+
+        Returns:
+            Logits ``(B, K)``.
+        """
+        results: dict[fx.Node, Any] = {}
+        kinks = 0
+        for node in self._graph.nodes:
+            args, options = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
+            if node.op == "placeholder":
+                results[node] = images
+            elif node.op == "get_attr":
+                results[node] = constant_of(self.model, node)
+            elif node.op == "output":
+                logits: Tensor = args[0]
+                return logits
+            elif self._kink(node) is not None:
+                results[node] = at_kink(kinks, args[0])
+                kinks += 1
+            else:
+                results[node] = self._callable(node)(*args, **options)
+        raise AssertionError("a traced graph ends with its output")
+
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""
         return max(math.prod(self.shape), *(math.prod(one.shape) for one in self.blocks[: block + 1]))

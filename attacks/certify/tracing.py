@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from attacks.estimator import InputError
+from attacks.input_gradient import unquicken
 
 LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d),
@@ -45,11 +46,13 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         InputError: it cannot be copied.
     """
     try:
-        return copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+        own = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     except Exception as error:
         raise InputError(
             f"expected a model that can be copied, got {one_line(error)}; build it of plain layers"
         ) from error
+    unquicken(own)
+    return own
 
 
 def trace(model: nn.Module) -> fx.Graph:
