@@ -30,8 +30,8 @@ ONE_LINE = re.compile(r"expected .+, got .+; .+")
 # DESIGN.md, section 4, the two that cut a data set down, the noise of gaussian training, and the epochs of cold samples
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --training --pgd-epsilon --pgd-steps
     --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator
-    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --seed --deterministic
-    --device --threads --measure-batch"""
+    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --certify --certify-every
+    --certify-probe --seed --deterministic --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -59,6 +59,7 @@ FIXED: dict[str, Any] = {
     "seed": 1,
     "deterministic": True,
     "measure_batch": 7,
+    "certify_probe": 3,
 }
 # ... or not
 FREE: dict[str, Any] = {
@@ -69,6 +70,8 @@ FREE: dict[str, Any] = {
     "norm": ("l2",),
     "every": 2,
     "cold_every": 2,
+    "certify": ("crown",),
+    "certify_every": 2,
     "device": "cpu",
     "threads": 2,
 }
@@ -133,6 +136,9 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "every": 1,
         "warm_start": False,
         "cold_every": 5,
+        "certify": [],
+        "certify_every": 5,
+        "certify_probe": 100,
         "seed": 0,
         "deterministic": False,
         "device": "auto",
@@ -311,7 +317,7 @@ def test_another_value_is_another_run(name: str) -> None:
 
 
 def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_any() -> None:
-    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start", "noise_sigma"}
+    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start", "noise_sigma", "certify_probe"}
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -379,6 +385,9 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--every": "1",
         "--warm-start": "no",
         "--cold-every": "5",
+        "--certify": "none",
+        "--certify-every": "5",
+        "--certify-probe": "100",
         "--seed": "0",
         "--deterministic": "no",
         "--device": "auto",

@@ -24,6 +24,7 @@ ORDER = [
         "training",
         "probes",
         "witnesses",
+        "certifying",
         "tracker",
         "figures",
         "report",
