@@ -31,7 +31,8 @@ from harness.runs import read_runs
 from harness.statistics.brackets import TIGHT
 from harness.store import environment, now
 
-CLIMBING = 20  # steps of the points that are driven towards another class
+# of the points, those that are driven towards another class, and their steps
+DRIVEN, CLIMBING = 0.1, 20
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,17 @@ def _row(
 def contradictions(problem: Problem, norm: Norm, found: Certificates, points: int) -> tuple[int, int]:
     """Points of the certified balls, and how many of them have another class, by the model in float64.
 
-    Half of them are random, most of these on the ball's edge; the others are driven from random starts towards one
-    other class each, by signed or normalised gradients of its lead, and the nearest of their path counts too.
+    Most of them are random, half of these on the ball's edge; a part of `DRIVEN` is driven from random starts towards
+    one other class each, by signed or normalised gradients of its lead.
     """
     model = evaluation_copy(problem.model)
     draw = torch.Generator().manual_seed(0)
     limits = (0.0, 1.0) if problem.domain == "box" else (-torch.inf, torch.inf)
     wrong = tried = 0
     for image, label, radius in zip(problem.images.double(), found.label.tolist(), found.lower.tolist(), strict=True):
-        random = _random_points(image, radius, norm, points - points // 2, draw).clamp(*limits)
-        started = _random_points(image, radius, norm, points // 2, draw).clamp(*limits)
+        driven_ones = round(DRIVEN * points)
+        random = _random_points(image, radius, norm, points - driven_ones, draw).clamp(*limits)
+        started = _random_points(image, radius, norm, driven_ones, draw).clamp(*limits)
         driven = _driven(model, image, label, radius, norm, started, limits)
         for batch in (random, driven):
             with torch.no_grad():
