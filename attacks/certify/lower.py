@@ -14,6 +14,8 @@ from attacks.certify.kinks import Intervals
 from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.estimator import Domain, Norm
 
+# how often a fifth of the radius is tried where nothing held
+SMALLER = 6
 # how much farther a cut must have got for another one
 WORTH = 1.003
 # by which factor a radius must still grow to be tried
@@ -78,6 +80,13 @@ def certified_radii(
         high.radii = torch.where(holds, torch.minimum(high.radii, step.reach), high.radii)
         low.radii = torch.maximum(low.radii, certified)
         radii = _between(low, high)
+    for _ in range(SMALLER):
+        none = torch.nonzero((certified == 0) & (clean < 0)).flatten()
+        if not len(none):
+            break
+        radii = high.radii[none] = high.radii[none] / 5
+        step = reached(network, balls(images[none], radii, norm, domain), leads[none], effort)
+        certified[none] = torch.minimum(step.reach, radii)
     growth = torch.full_like(upper, effort.growth)
     for _ in range(effort.rounds):
         on = torch.nonzero((certified < upper * (1 - SHRINK)) & (growth > LEAST_GROWTH)).flatten()
