@@ -76,9 +76,36 @@ class Certifier(Protocol):
         """
 
 
+class Relaxing(Settings):
+    """A certifier by linear relaxation; see `attacks.certify.crown` and `attacks.certify.lower`."""
+
+    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
+    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+
+    @property
+    def effort(self) -> Effort:
+        """How radii are searched for."""
+        raise NotImplementedError
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        norm: Norm,
+        *,
+        domain: Domain,
+        upper: Tensor,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        start: Tensor | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Certificates:
+        """See `Certifier`."""
+        return _certify(self.effort, model, images, norm, domain, upper, bounds, start, on_progress)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Crown(Settings):
-    """Linear relaxation; see `attacks.certify.crown` and `attacks.certify.lower` for the fields."""
+class Crown(Relaxing):
+    """Linear relaxation throughout; the fields are those of `Effort`."""
 
     evaluations: int = setting(4, 1)
     first: float = setting(0.5, 0.0)
@@ -87,52 +114,26 @@ class Crown(Settings):
     alpha: int = setting(0, 0)
 
     name: ClassVar[str] = "crown"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
 
-    def certify(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        norm: Norm,
-        *,
-        domain: Domain,
-        upper: Tensor,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        start: Tensor | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Certificates:
-        """See `Certifier`."""
-        effort = Effort("crown", self.evaluations, self.first, self.rounds, self.cuts, alpha=self.alpha)
-        return _certify(effort, model, images, norm, domain, upper, bounds, start, on_progress)
+    @property
+    def effort(self) -> Effort:
+        """See `Relaxing`."""
+        return Effort("crown", self.evaluations, self.first, self.rounds, self.cuts, alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IBP(Settings):
+class IBP(Relaxing):
     """Intervals in the network, lines of its last pass only: fast and loose (Zhang et al. 2020, CROWN-IBP)."""
 
     evaluations: int = setting(8, 1)
     first: float = setting(0.3, 0.0)
 
     name: ClassVar[str] = "ibp"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
 
-    def certify(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        norm: Norm,
-        *,
-        domain: Domain,
-        upper: Tensor,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        start: Tensor | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Certificates:
-        """See `Certifier`."""
-        effort = Effort("ibp", self.evaluations, self.first, 0, 0)
-        return _certify(effort, model, images, norm, domain, upper, bounds, start, on_progress)
+    @property
+    def effort(self) -> Effort:
+        """See `Relaxing`."""
+        return Effort("ibp", self.evaluations, self.first, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,15 @@ class Effort:
     Attributes:
         inner: see `relax`. evaluations: relaxations an image at most. first: the first radius, as part of ``upper``.
         rounds: relaxations at a larger radius afterwards, each with up to ``cuts`` more for every class that is open.
+        growth: by which factor the radius is larger in the first of them, and half as much where it did not hold.
         alpha: gradient steps on the slopes of every last pass.
     """
 
     inner: str = "crown"
     evaluations: int = 4
     first: float = 0.5
-    rounds: int = 6
-    cuts: int = 4
+    rounds: int = 2
+    cuts: int = 2
     growth: float = 1.3
     alpha: int = 0
 

@@ -85,7 +85,7 @@ def brackets(view: View) -> Graph:
     )
     if graph.reason:
         return graph
-    keys = [Key(name, _colour(rows, name), area=True) for name in _names(rows)]
+    keys = [Key(name, _colour(rows, name), area=True) for name in _names(rows)] + view.keys([])
     return replace(graph, panels=by_norm_and_run(view, rows, _band), columns=view.columns, keys=keys)
 
 
