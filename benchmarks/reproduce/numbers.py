@@ -115,8 +115,9 @@ def spread_of_incorrect(stored: Stored, run: str, estimator: str, norm: str, spl
 
 
 def peak_epoch(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
-    """The epoch of the highest average."""
-    return float(stored.curve(run, estimator, norm, split).idxmax())
+    """The epoch of the highest average from epoch 1 on."""
+    curve = stored.curve(run, estimator, norm, split)
+    return float(curve[curve.index >= 1].idxmax())
 
 
 def confidence_of_incorrect(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
