@@ -14,9 +14,9 @@ from attacks.certify.certifiers import Certificates, Certifier
 from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError
 from attacks.registry import create_certifier, text_form
 from harness.devices import device_of
-from harness.files import read_part, save_checkpoint, save_tensors, write_part
+from harness.files import concatenate, read_part, save_checkpoint, save_tensors, write_part
 from harness.probes import Probe
-from harness.store import BOUND_COLUMNS, RunFolder, Unit
+from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder, Unit
 
 # witnesses are classified in float32, bounds hold for the network in float64: what that may come to, of the distance
 # and in pixel units
@@ -96,7 +96,9 @@ class Certifying:
             bounds=self.bounds,
             start=None if before is None else self._start(before, split, unit, upper),
         )
-        prediction = measured["prediction"].to_numpy()
+        said = measured["prediction"].to_numpy()
+        # no estimator has measured this norm: there is nothing to disagree with
+        prediction = np.where(said < 0, found.label.numpy(), said)
         # where float32 and float64 disagree, the image is on the boundary as far as either can tell
         lower = np.where(found.label.numpy() == prediction, found.lower.numpy(), 0.0)
         self._alarm(epoch, split, unit, model, found, lower, upper.numpy())
@@ -120,7 +122,8 @@ class Certifying:
     def _measured(self, epoch: int, split: str, norm: str) -> pd.DataFrame:
         """The smallest distance and the prediction of each probe image, in order; inf and -1 where there is none."""
         tables = [read_part(path)[0] for path in self.folder.margin_parts(epoch)]
-        rows = pd.concat([table[(table["split"] == split) & (table["norm"] == norm)] for table in tables])
+        rows = concatenate(tables, MARGIN_COLUMNS)
+        rows = rows[(rows["split"] == split) & (rows["norm"] == norm)]
         least = rows.groupby("image").agg(distance=("distance", "min"), prediction=("prediction", "first"))
         wanted = least.reindex(self.probes[split].ids.numpy())
         return wanted.fillna({"distance": np.inf, "prediction": -1}).astype({"prediction": int})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.certify import ball
 from attacks.certify.certifiers import Certificates
 from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, UnsoundError
 from harness import MarginTracker, compare, track
@@ -89,6 +90,30 @@ def test_a_bound_above_a_distance_stops_the_run_and_keeps_the_case(
     assert folder.unsound(0, unit).exists()
     assert not folder.bounds(0, unit).exists()
     assert folder.margins(0, Unit("deepfool", "l2")).exists()
+
+
+def test_a_relaxation_that_is_wrong_rings_the_alarm(
+    tmp_path: Path,
+    trained_digits: tuple[nn.Module, Tensor, Tensor],
+    probes: dict[str, tuple[Tensor, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = ball.gain
+    monkeypatch.setattr(ball, "gain", lambda rows, *rest: -honest(-rows, *rest))
+    tracker = MarginTracker(tmp_path / "run", probes, ["cascade"], ["l2"], certifiers=["crown"])
+    with pytest.raises(UnsoundError):
+        tracker.update(0, trained_digits[0])
+
+
+def test_without_a_distance_there_is_a_bound_all_the_same(
+    tmp_path: Path, trained_digits: tuple[nn.Module, Tensor, Tensor], probes: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    tracker = MarginTracker(tmp_path / "run", probes, ["ddn"], certifiers=["crown"])
+    tracker.update(0, trained_digits[0])
+    rows = read_run(tmp_path / "run").bounds
+    alone = rows[rows["norm"] == "linf"]
+    assert np.isinf(alone["upper"]).all()
+    assert (alone["lower"] > 0).all()
 
 
 def test_a_certifier_must_have_the_norm(tmp_path: Path, probes: dict[str, tuple[Tensor, Tensor]]) -> None:

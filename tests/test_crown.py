@@ -328,6 +328,26 @@ def test_layers_that_cannot_be_bounded_are_named(model: nn.Module, words: str) -
     assert "\n" not in str(error.value)
 
 
+class Mixing(nn.Module):
+    """Takes the mean over the images of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return (flat - flat.mean(0))[:, :4]
+
+
+class Weighted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return torch.add(flat[:, :4], flat[:, 4:8], alpha=3.0)
+
+
+@pytest.mark.parametrize(("model", "words"), [(Mixing(), "computes every image by itself"), (Weighted(), "alpha")])
+def test_what_would_be_misread_is_refused(model: nn.Module, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Crown().certify(model, images(), "l2", domain="box", upper=torch.ones(4).double())
+
+
 def test_certifiers_have_texts() -> None:
     assert text_form(create_certifier("crown:cuts=8")) == "crown:cuts=8"
     assert text_form(create_certifier("exact:seconds=2")) == "exact:seconds=2.0"

@@ -16,6 +16,8 @@ from attacks.checks import check_images
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
 from attacks.geometry import farthest_in_box
 
+# how much farther than the witness radii are tried, as a part of its distance
+BEYOND = 0.01
 # entries of the functionals of one batch, beyond which larger ones are no faster
 BATCH = 2**22
 
@@ -212,8 +214,10 @@ def _certify(
     device = images.device
     scaled = model if bounds == (0.0, 1.0) else _FromUnit(model, low, high)
     network = PiecewiseNetwork(scaled, tuple(images.shape[1:]), device)
+    _check_reading(network)
     pixels = (images.detach().double() - low) / (high - low)
-    limit = torch.minimum(upper.to(device).double() / (high - low), farthest_in_box(pixels, norm))
+    # beyond the witness, where no sound bound gets: one that does must be seen to, not cut off there
+    limit = torch.minimum(upper.to(device).double() / (high - low) * (1 + BEYOND), farthest_in_box(pixels, norm))
     begin = None if start is None else start.to(device).double() / (high - low)
     lowers, labels = [], []
     for rows in torch.arange(len(images), device=device).split(_batch(network)):  # type: ignore[no-untyped-call]
@@ -228,6 +232,19 @@ def _certify(
     lower = (torch.cat(lowers) * (high - low)).cpu()
     reached = upper.cpu().double()
     return Certificates(lower=lower, solved=lower >= reached * (1 - 1e-5), label=torch.cat(labels).cpu())
+
+
+def _check_reading(network: PiecewiseNetwork) -> None:
+    """Refuse a model that says something else of an image alone, as the network was read, than in a batch."""
+    draw = torch.Generator().manual_seed(0)
+    points = torch.rand(2, *network.shape, generator=draw, dtype=torch.float64).to(network.device)
+    together = network.logits(points)
+    alone = torch.cat([network.logits(point) for point in torch.split(points, 1)])
+    if not torch.allclose(alone, together, rtol=1e-6, atol=1e-6 * float(together.abs().max())):
+        raise InputError(
+            "expected a network that computes every image by itself and the same every time, got other logits in a batch "
+            "than alone; leave out what mixes images or draws at random"
+        )
 
 
 def _batch(network: PiecewiseNetwork) -> int:

@@ -242,6 +242,8 @@ class PiecewiseNetwork:
         if name not in AFFINE | PRODUCTS:
             raise _refusal(f"the operation {name}")
         moving = [isinstance(one, fx.Node) and bool(stages[one]) for one in node.args]
+        if "alpha" in node.kwargs:
+            raise _refusal(f"the operation {name} with alpha")
         if name in PRODUCTS and (sum(moving) > 1 or ("div" in name and moving[-1])):
             raise _refusal(f"the operation {name} of two results of the image")
 
