@@ -242,8 +242,8 @@ def _check_reading(network: PiecewiseNetwork) -> None:
     alone = torch.cat([network.logits(point) for point in torch.split(points, 1)])
     if not torch.allclose(alone, together, rtol=1e-6, atol=1e-6 * float(together.abs().max())):
         raise InputError(
-            "expected a network that computes every image by itself and the same every time, got other logits in a batch "
-            "than alone; leave out what mixes images or draws at random"
+            "expected a network that computes every image by itself and the same every time, got other logits in a "
+            "batch than alone; leave out what mixes images or draws at random"
         )
 
 
