@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.isolation import Bounds, Classifier
+
+PROBABILITIES = (
+    "the model's outputs are probabilities, not logits: their gradients vanish where it is sure, and DeepFool and "
+    "other gradient methods go too far or find nothing; leave its softmax out"
+)
+
+
+class ProbabilityWarning(UserWarning):
+    """The model ends in a softmax."""
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether all rows ``(B, K)`` are at least 0 and sum to 1: logits of a model that ends in a softmax."""
+    return bool((outputs >= 0).all() and ((outputs.double().sum(1) - 1).abs() < 1e-2).all())
 
 
 def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
@@ -90,5 +106,7 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
             f"expected finite logits, got NaN or inf for {bad} of {len(images)} images; "
             "check the weights (did training diverge?)"
         )
+    if are_probabilities(logits):
+        warnings.warn(PROBABILITIES, ProbabilityWarning, stacklevel=2)
     view.classes = logits.shape[1]
     return logits

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
 from harness.config import ConfigError, OneLineParser
+from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_certifier(text)
         if given.certify_probe < 1:
             raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
-        return _compare(given)
+        with terminated_is_interrupted():
+            return _compare(given)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
     except (ValueError, OSError, UnsoundError) as error:

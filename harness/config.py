@@ -100,6 +100,9 @@ class RunConfig:
     cold_every: int = option(
         5, "with --warm-start, measure the cold forms every N epochs (0, 1 and the last always)", least=1, fixed=False
     )
+    keep_checkpoints: int = option(
+        1, "keep the checkpoints of every N epochs, or 0 of none (0, 1 and the last two always)", least=0, fixed=False
+    )
     certify: tuple[str, ...] = option(
         (), "certifier of lower bounds: crown, ibp or exact, NAME[:key=value,...], repeatable", fixed=False, many=True
     )

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+# facts of a file: our checksum of what is in it, and what pyarrow and pandas write of their own
+CHECKSUM = "sha256"
+FORMAT = ("pandas", "ARROW:schema")
 
 
 class StoreError(ValueError):
@@ -26,16 +34,25 @@ class StoreError(ValueError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it: all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it: all of it or nothing.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"expected to write {path}, got {_reason(error)}; make room or give permission, then go on as before"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     # directories cannot be opened for syncing everywhere
     with contextlib.suppress(OSError):
         descriptor = os.open(path.parent, os.O_RDONLY)
@@ -50,10 +67,18 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left behind; only for the one process that writes to the folder."""
+    for temporary in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
 def write_part(path: Path, table: pd.DataFrame, **facts: str) -> None:
-    """Write one Parquet part with ``facts`` in its metadata and a checksum of every page."""
+    """Write one Parquet part with ``facts`` in its metadata, a checksum of every page and one of all of it."""
     content = pa.Table.from_pandas(table, preserve_index=False)
-    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **facts})
+    said = {**facts, CHECKSUM: _part_checksum(table, facts)}
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **said})
     write_atomically(
         path, lambda temporary: pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
     )
@@ -62,26 +87,50 @@ def write_part(path: Path, table: pd.DataFrame, **facts: str) -> None:
 def read_part(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """A Parquet part and the facts in its metadata.
 
+    Pages have checksums of their own; the footer, which says what the pages mean, is covered by that of all values.
+
     Raises:
         StoreError: the file is damaged.
     """
     try:
         content = pq.read_table(path, page_checksum_verification=True)
-        facts = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
-        return content.to_pandas(), facts
+        said = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        table = content.to_pandas()
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
         raise StoreError(f"expected a Parquet part at {path}, got {_reason(error)}; delete it and --resume") from None
+    wanted = said.pop(CHECKSUM, None)
+    facts = {key: value for key, value in said.items() if key not in FORMAT}
+    # parts of earlier versions have none
+    if wanted is not None and _part_checksum(table, facts) != wanted:
+        raise StoreError(f"expected {wanted[:12]} of a part at {path}, got other values; delete it and --resume")
+    return table, facts
+
+
+def _part_checksum(table: pd.DataFrame, facts: Mapping[str, str]) -> str:
+    """SHA-256 of the facts, the names and types of columns, and all values."""
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name, column in table.items():
+        values = column.to_numpy()
+        text = values.dtype.kind in "OUT"
+        digest.update(f"{name} {'text' if text else values.dtype} {len(values)}".encode())
+        digest.update("\x1f".join(map(str, values)).encode() if text else np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def weights_checksum(model: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and bytes of all parameters and buffers."""
     import torch
 
+    return _tensors_checksum({n: v for n, v in model.state_dict().items() if isinstance(v, torch.Tensor)})
+
+
+def _tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -99,7 +148,7 @@ def load_checkpoint(path: Path, model: nn.Module) -> None:
     Raises:
         StoreError: missing, damaged, or of another model.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     from safetensors.torch import load_model
 
     try:
@@ -116,11 +165,12 @@ def load_checkpoint(path: Path, model: nn.Module) -> None:
         )
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors, with their checksum."""
     from safetensors.torch import save_file
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    facts = {CHECKSUM: _tensors_checksum(whole)}
     write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata=facts))
 
 
@@ -130,20 +180,36 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         StoreError: missing or damaged.
     """
-    from safetensors import SafetensorError
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"expected tensors at {path}, got {error}; restore the file") from None
+        tensors = load_file(str(path))
+        with safe_open(str(path), framework="pt") as handle:
+            wanted = (handle.metadata() or {}).get(CHECKSUM)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StoreError(
+            f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
+        ) from None
+    # files of earlier versions have none
+    if wanted is not None and _tensors_checksum(tensors) != wanted:
+        raise StoreError(
+            f"expected tensors {wanted[:12]} at {path}, got others; restore the file, or delete it and --resume"
+        )
+    return tensors
 
 
 def save_trainer(path: Path, state: Mapping[str, object]) -> None:
     """Write a trainer's state: tensors and plain values only."""
     import torch
 
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    def save(temporary: Path) -> None:
+        try:
+            torch.save(dict(state), temporary)
+        except RuntimeError as error:  # torch's way of saying that the disk is full
+            raise OSError(f"{str(error).splitlines()[0]} (is the disk full?)") from error
+
+    write_atomically(path, save)
 
 
 def load_trainer(path: Path) -> dict[str, Any]:

@@ -39,12 +39,12 @@ def remeasure(
     Args:
         estimators: text forms.
         norms: default those of the run.
-        epochs: default all that the run measured.
+        epochs: default all that the run measured and has a checkpoint of.
         certifiers: text forms; of every one of the epochs. certify_probe: images of each split.
 
     Raises:
-        StoreError: a run that does not say its model, an epoch that it did not measure, a damaged file, or single
-            epochs for an estimator that starts warm.
+        StoreError: a run that does not say its model, an epoch that it did not measure, a damaged file, single
+            epochs for an estimator that starts warm, or another process that writes to the run.
         EstimatorError: an estimator that has none of the norms or not the domain.
         ValueError: an estimator failed on every image.
     """
@@ -60,37 +60,42 @@ def remeasure(
     load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
     proving = {text_form(one): one for one in map(create_certifier, certifiers)}
     added = {"estimators": describe(chosen), "certifiers": describe(proving)}
-    run.folder.start({**run.manifest, **added}, resume=True)
-    tracker = MarginTracker(
-        run.folder,
-        probes,
-        list(chosen.values()),
-        asked,
-        domain=domain,
-        noise_retries=config["noise_retries"],
-        batch_size=config["measure_batch"],
-        seed=config["seed"],
-        certifiers=list(proving.values()),
-        certify_every=1,
-        certify_probe=certify_probe,
-        listener=terminal,
-    )
-    for line in skipped:
-        terminal.say(line)
-    for epoch in wanted:
-        load_checkpoint(run.folder.checkpoint(epoch), model)
-        summary = tracker.update(epoch, model)
-        terminal.epoch_ended(epoch, {}, summary[summary["estimator"].isin(list(chosen))])
+    with run.folder.locked():
+        run.folder.start({**run.manifest, **added}, resume=True)
+        tracker = MarginTracker(
+            run.folder,
+            probes,
+            list(chosen.values()),
+            asked,
+            domain=domain,
+            noise_retries=config["noise_retries"],
+            batch_size=config["measure_batch"],
+            seed=config["seed"],
+            certifiers=list(proving.values()),
+            certify_every=1,
+            certify_probe=certify_probe,
+            listener=terminal,
+        )
+        for line in skipped:
+            terminal.say(line)
+        for epoch in wanted:
+            load_checkpoint(run.folder.checkpoint(epoch), model)
+            summary = tracker.update(epoch, model)
+            terminal.epoch_ended(epoch, {}, summary[summary["estimator"].isin(list(chosen))])
     for unit, message in tracker.broken.items():
         raise ValueError(f"expected margins from {unit}, got {' '.join(message.split())} on every image; mend it")
 
 
 def _epochs(run: Run, asked: Sequence[int] | None) -> list[int]:
-    measured = sorted(int(epoch) for epoch in run.margins["epoch"].unique())
+    everything = sorted(int(epoch) for epoch in run.margins["epoch"].unique())
+    measured = [epoch for epoch in everything if run.folder.checkpoint(epoch).exists()]
     absent = [epoch for epoch in asked or () if epoch not in measured]
     if absent or not measured:
         there = ", ".join(map(str, measured)) or "none"
-        raise StoreError(f"expected epochs that {run.name} measured ({there}), got {absent or 'none'}; choose others")
+        raise StoreError(
+            f"expected epochs that {run.name} measured and has a checkpoint of ({there}), got {absent or 'none'}; "
+            "choose others"
+        )
     return sorted(asked) if asked else measured
 
 

@@ -58,10 +58,9 @@ class TrackedRun:
         """
         for epoch, seconds in self._checkpointed(terminal):
             self._predict(epoch, seconds)
-            asked = epoch in (0, 1, self.last) or epoch % self.config.every == 0
             summary = (
                 self.tracker.update(epoch, self.model, last=epoch == self.last)
-                if asked
+                if self._asked(epoch)
                 else pd.DataFrame(columns=SUMMARY_COLUMNS)
             )
             table = self.epoch_table()
@@ -90,6 +89,9 @@ class TrackedRun:
                 trained = False
                 yield epoch, math.nan
                 continue
+            if self._done(epoch) and not self._kept(epoch):
+                trained = False
+                continue
             began = time.perf_counter()
             if not trained:
                 self._rewind(epoch)
@@ -104,7 +106,18 @@ class TrackedRun:
             save_checkpoint(folder.checkpoint(epoch), self.model, epoch)
             self._drop_old_states()
             yield epoch, seconds
+            self._drop_checkpoints()
         self._drop_old_states()
+        self._drop_checkpoints()
+
+    def _asked(self, epoch: int) -> bool:
+        """Whether margins are measured at the epoch."""
+        return epoch in (0, 1, self.last) or epoch % self.config.every == 0
+
+    def _done(self, epoch: int) -> bool:
+        """Whether nothing is left to be done at the epoch."""
+        whole = not self._asked(epoch) or self.tracker.has(epoch, last=epoch == self.last)
+        return whole and self.folder.predictions(epoch).exists()
 
     def _rewind(self, epoch: int) -> None:
         """Go back to the last epoch before this one that can be trained on from, at worst to the start."""
@@ -120,9 +133,25 @@ class TrackedRun:
 
     def _drop_old_states(self) -> None:
         """Keep the trainer's states of the last two epochs only."""
-        newest = max(e for e in range(self.last + 1) if self.folder.checkpoint(e).exists())
-        for epoch in range(newest - 1):
+        for epoch in range(self._newest() - 1):
             self.folder.trainer(epoch).unlink(missing_ok=True)
+
+    def _kept(self, epoch: int) -> bool:
+        """Whether the epoch's checkpoint is to stay: of every so many epochs, the first two, and the last two.
+
+        The last two are trained on from.
+        """
+        every = self.config.keep_checkpoints
+        return epoch < 2 or epoch >= self._newest() - 1 or (every > 0 and epoch % every == 0)
+
+    def _newest(self) -> int:
+        """The last epoch that has a checkpoint."""
+        return max((e for e in range(self.last + 1) if self.folder.checkpoint(e).exists()), default=0)
+
+    def _drop_checkpoints(self) -> None:
+        for epoch in range(self._newest()):
+            if not self._kept(epoch) and self._done(epoch):
+                self.folder.checkpoint(epoch).unlink(missing_ok=True)
 
     def _predict(self, epoch: int, seconds: float) -> None:
         """Keep what the network says of the whole training and test set."""

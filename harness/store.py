@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.files import StoreError, write_atomically
+from filelock import FileLock, Timeout
+
+from harness.files import CHECKSUM, StoreError, remove_leftovers, write_atomically
 
 SCHEMA = 1
+LOCK = ".lock"
 LIBRARIES = ("torch", "torchvision", "foolbox", "torchattacks", "eagerpy", "numpy", "pandas", "pyarrow", "scipy")
 MARGIN_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
@@ -152,7 +156,57 @@ class RunFolder:
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             got = found.get("schema") if isinstance(found, dict) else type(found).__name__
             raise StoreError(f"expected schema {SCHEMA} in {self.manifest}, got {got}; use the version that wrote it")
+        # manifests of earlier versions have none
+        wanted = found.pop(CHECKSUM, None)
+        if wanted is not None and _manifest_checksum(found) != wanted:
+            raise StoreError(
+                f"expected {str(wanted)[:12]} of the manifest at {self.manifest}, got other values; restore it, or "
+                f"take {CHECKSUM} out if you changed it on purpose"
+            )
         return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other processes from writing to the run; what killed ones left half-written is removed.
+
+        The same process may take the lock again. A folder that is not there is made.
+
+        Raises:
+            StoreError: another process has it, or the folder cannot be written or holds something else.
+        """
+        if not self.exists():
+            self._refuse_foreign()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"expected a run that no other process writes to, got {self.path} in use; wait for it to end, "
+                "or choose another folder"
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"expected a folder that can be written at {self.path}, got {error}; choose another one"
+            ) from None
+        try:
+            if lock.lock_counter == 1:
+                remove_leftovers(self.path)
+            yield
+        finally:
+            lock.release()
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with something in it that is no run.
+
+        Raises:
+            StoreError: it has.
+        """
+        ours = (LOCK, f".{self.manifest.name}.")  # of a process that was killed before its first file was there
+        if self.path.exists() and not (
+            self.path.is_dir() and all(path.name.startswith(ours) for path in self.path.iterdir())
+        ):
+            raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
 
     def start(self, manifest: dict[str, Any], *, resume: bool) -> None:
         """Begin a run here, or go on with the same one; on an error nothing is changed.
@@ -161,13 +215,12 @@ class RunFolder:
             StoreError: a run is here and ``resume`` is false, or the runs differ; names the fields.
         """
         if not self.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
+            self._refuse_foreign()
             try:
                 self.write_manifest({"schema": SCHEMA, "created": now(), **manifest})
-            except OSError as error:
+            except StoreError as error:
                 raise StoreError(
-                    f"expected a folder that can be written at {self.path}, got {error}; choose another one"
+                    f"expected a folder that can be written at {self.path}, got {error.__cause__}; choose another one"
                 ) from None
             return
         if not resume:
@@ -188,8 +241,13 @@ class RunFolder:
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        whole = {**manifest, CHECKSUM: _manifest_checksum(manifest)}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _manifest_checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
 from harness.config import ConfigError, OneLineParser, RunConfig, add_options, as_dict, digest, from_namespace
+from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from attacks.estimator import Estimator
     from harness.data import Dataset
     from harness.probes import Probe
+    from harness.store import RunFolder
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_estimators()
         return DONE
     try:
-        before = _options_before(given) or {}
-        config = from_namespace(given, before)
-        left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
-        return _track(config, given.out, given.resume, left_out)
+        with terminated_is_interrupted():
+            before = _options_before(given) or {}
+            config = from_namespace(given, before)
+            left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
+            return _track(config, given.out, given.resume, left_out)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
     except (ValueError, OSError, UnsoundError) as error:
@@ -92,18 +95,12 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     if resume and out is None:
         raise ConfigError("expected --out with --resume, got none; name the run folder to go on with")
     import torch
-    from rich.console import Console
 
     from attacks.registry import create, text_form
     from harness.data import load
     from harness.devices import choose_device, sized
     from harness.models import build
-    from harness.report.build import evaluate, write_report
-    from harness.run import TrackedRun
-    from harness.runs import read_run
     from harness.store import RunFolder
-    from harness.terminal import Terminal, print_summary
-    from harness.tracker import MarginTracker
     from harness.units import plan_units, warm_starts
 
     named = {text_form(e): e for e in map(create, config.estimator)}
@@ -115,11 +112,32 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
     model = build(config.model, dataset.shape, dataset.classes, config.seed)
     folder = RunFolder(Path(out) if out else _default_folder(config))
-    notes = _notes(model)
+    notes = _notes(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
-    folder.start(
-        {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
-    )
+    with folder.locked():
+        folder.start(
+            {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
+        )
+        return _run(config, folder, dataset, model, device, list(named.values()), lines)
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    dataset: Dataset,
+    model: nn.Module,
+    device: torch.device,
+    estimators: Sequence[Estimator],
+    lines: Sequence[str],
+) -> int:
+    """Track, report and print; ``lines`` first."""
+    from rich.console import Console
+
+    from harness.report.build import evaluate, write_report
+    from harness.run import TrackedRun
+    from harness.runs import read_run
+    from harness.terminal import Terminal, print_summary
+    from harness.tracker import MarginTracker
 
     # rich takes 80 columns where it sees no terminal, too few for the summary
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -130,7 +148,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         tracker = MarginTracker(
             folder,
             _probes(config, dataset),
-            list(named.values()),
+            estimators,
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]
             noise_retries=config.noise_retries,
@@ -200,15 +218,25 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
     return probes
 
 
-def _notes(model: nn.Module) -> list[str]:
-    """What a reader of the run's curves must know of the network."""
+def _notes(model: nn.Module, config: RunConfig, dataset: Dataset, device: torch.device) -> list[str]:
+    """What a reader of the run's curves must know of the network and of the machine."""
+    import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
+    from attacks.checks import PROBABILITIES, are_probabilities
+    from harness.models import eval_mode
+
+    notes = []
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return [
+        notes.append(
             "batch norm: its statistics are not estimated at epoch 0, so the step from epoch 0 to 1 is partly theirs"
-        ]
-    return []
+        )
+    with eval_mode(model), torch.no_grad():
+        if are_probabilities(model(dataset.test.pixels(torch.arange(min(8, len(dataset.test)))))):
+            notes.append(PROBABILITIES)
+    if device.type == "cuda" and not config.deterministic:
+        notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
+    return notes
 
 
 def _manifest(

@@ -133,8 +133,10 @@ class MarginTracker:
             self.folder = RunFolder(Path(out))
             fingerprint = self._fingerprint()
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
-            self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
-        self._keep_probes()
+            with self.folder.locked():
+                self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
+        with self.folder.locked():
+            self._keep_probes()
         self.certifying = Certifying(
             self.folder,
             self.probes,
@@ -161,14 +163,18 @@ class MarginTracker:
 
         Raises:
             InputError: a model that cannot be measured.
-            StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm.
+            StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm; or
+                another process writes to the folder.
             UnsoundError: a lower bound above the distance of a witness: a bug, of which the case is kept.
         """
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
+        with self.folder.locked():
+            return self._update(epoch, model, last)
+
+    def _update(self, epoch: int, model: nn.Module, last: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
-        sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
-        asked = [unit for unit in self.units if sampled or unit.estimator not in self.cold]
+        asked = self._asked(epoch, last)
         missing = [unit for unit in asked if not self.folder.margins(epoch, unit).exists()]
         warm = [unit for unit in missing if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
@@ -181,6 +187,15 @@ class MarginTracker:
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
         return summary[summary["epoch"] == epoch].reset_index(drop=True)
+
+    def has(self, epoch: int, *, last: bool = False) -> bool:
+        """Whether `update` would find nothing to measure."""
+        measured = all(self.folder.margins(epoch, unit).exists() for unit in self._asked(epoch, last))
+        return measured and not self.certifying.missing(epoch, last)
+
+    def _asked(self, epoch: int, last: bool) -> list[Unit]:
+        sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
+        return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
 
     def check(self, epoch: int, model: nn.Module) -> str:
         """The checksum of the model's weights, which must be those that the epoch was measured with, if it was.

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings
 from attacks.isolation import Classifier
+from harness.store import LOCK
 
 ONE_LINE = re.compile(r"[^\n]*expected .+, got .+; [^\n]+")
 
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every path under a folder: its time of change and SHA-256 (none for folders)."""
+    """Every path under a folder but the lock: its time of change and SHA-256 (none for folders)."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if path.name != LOCK):
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, digest)
     return found

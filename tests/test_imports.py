@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # DESIGN.md, section 3; the last line holds the commands and what only they use
 ORDER = [
     *(
+        "stopping",
         "config",
         "devices",
         "files",

@@ -265,7 +265,7 @@ def test_an_earlier_report_outlives_a_failure(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("harness.files.os.replace", full)
-    assert "expected a place to write the report to" in refused(capsys, run, "--out", out)
+    assert "No space left on device; make room" in refused(capsys, run, "--out", out)
     assert out.read_bytes() == first
     assert sorted(path.name for path in out.parent.iterdir()) == ["report-observations.csv", "report.html"]
 
@@ -281,6 +281,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     # equal names with other parameters are not compared
     manifest = json.loads((odd / "manifest.json").read_text())
     manifest["estimators"][0]["parameters"] = {"steps": 999}
+    del manifest["sha256"]
     (odd / "manifest.json").write_text(json.dumps(manifest))
     findings = gather(read_runs([plain, odd])).findings
     second = findings[findings["observation"] == 2]
@@ -292,6 +293,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     short = write_run(tmp_path / "short", epochs=3)
     manifest = json.loads((short / "manifest.json").read_text())
     manifest["config"]["epochs"] = 40
+    del manifest["sha256"]
     (short / "manifest.json").write_text(json.dumps(manifest))
     warnings = assemble(gather([read_run(short)])).runs[0].warnings
     assert "unfinished: measured to epoch 2 of 40; the last epoch is that one here" in warnings

@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(paths: list[Path], out: Path | None) -> int:
     # here, so that --help needs no pandas
-    from harness.files import StoreError
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
@@ -48,11 +47,7 @@ def _report(paths: list[Path], out: Path | None) -> int:
     check_out(out, paths)
     runs = read_runs(paths)
     content = evaluate(runs)
-    try:
-        lines = write_report(runs, content, out)
-    except OSError as error:
-        raise StoreError(f"expected a place to write the report to, got {error}; choose another --out") from None
-    for line in lines:
+    for line in write_report(runs, content, out):
         print(f"report: {line}")
     print(f"report: {out}")
     return DONE

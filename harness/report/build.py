@@ -49,7 +49,7 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
         Lines to say: what could not be written into a run's folder.
 
     Raises:
-        OSError: the report cannot be written.
+        StoreError: the report cannot be written.
     """
     write_atomically(out, lambda path: path.write_text(render(content), encoding="utf-8"))
     write_csv(out.with_name(f"{out.stem}-observations.csv"), content.findings)
@@ -61,6 +61,6 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
         return []
     try:
         write_figures(content.runs[0], runs[0].folder.figures)
-    except OSError as error:  # somebody else's run, that can only be read
+    except StoreError as error:  # somebody else's run, that can only be read
         return [f"figures of {runs[0].name} are not written: {error}"]
     return []
