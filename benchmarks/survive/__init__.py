@@ -1,0 +1,1 @@
+"""Whether a tracked run survives what happens to runs: ``python -m benchmarks.survive``."""

@@ -1,0 +1,189 @@
+"""A tracked run in a process of its own that is killed at a chosen moment, or at any."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+import random
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+PHASES = ("starting", "training", "predicting", "attacking", "certifying", "between units", "writing", "drawing")
+OPTIONS = (
+    *("--model", "benchmarks.survive.lives:net", "--epochs", "3", "--train-images", "96", "--test-images", "40"),
+    *("--probe", "20", "--estimator", "deepfool:steps=5", "--estimator", "fmn:steps=10", "--noise-retries", "1"),
+    *("--certify", "ibp", "--certify-probe", "5", "--certify-every", "2", "--keep-checkpoints", "2"),
+    *("--device", "cpu", "--threads", "1"),
+)
+
+
+def net() -> nn.Module:
+    """A small network with everything that a checkpoint must hold and a resumed training must repeat."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+
+
+@dataclass(frozen=True)
+class End:
+    """How a life ended: its exit code (-9 where it was killed), what it wrote to stderr, the phase it was in."""
+
+    code: int
+    said: str
+    phase: str
+
+
+class Moments:
+    """Counts a process's moments by phase in memory that its parent can read, and kills it at a chosen one."""
+
+    def __init__(self, target: tuple[str, int] | None = None) -> None:
+        self.target = target
+        self.memory = mmap.mmap(-1, 8 * (len(PHASES) + 1))
+
+    def pass_by(self, phase: str) -> None:
+        """A moment of the phase."""
+        place = PHASES.index(phase)
+        count = self.counts()[phase] + 1
+        self.memory[8 * place + 8 : 8 * place + 16] = struct.pack("q", count)
+        self.memory[:8] = struct.pack("q", place)
+        if self.target == (phase, count):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counts(self) -> dict[str, int]:
+        """Moments so far."""
+        numbers = struct.unpack(f"{len(PHASES)}q", self.memory[8:])
+        return dict(zip(PHASES, numbers, strict=True))
+
+    @property
+    def phase(self) -> str:
+        """The latest moment's."""
+        return PHASES[struct.unpack("q", self.memory[:8])[0]]
+
+
+def live(
+    folder: Path,
+    *,
+    moments: Moments | None = None,
+    stop: Callable[[int], None] | None = None,
+    report: bool = True,
+    options: tuple[str, ...] = OPTIONS,
+) -> End:
+    """Run the command on the folder in a forked process, resuming what is there.
+
+    Args:
+        moments: to be counted, and perhaps to die at.
+        stop: told the process's number as soon as it is there; may wait and send it signals.
+        report: draw the report in the end.
+    """
+    counted = moments or Moments()
+    errors = folder.with_name(f"{folder.name}.stderr")
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            with errors.open("w") as handle, contextlib.redirect_stderr(handle):
+                code = _run(folder, counted, report, options)
+        except BaseException:
+            with errors.open("a") as handle:
+                traceback.print_exc(file=handle)
+        finally:
+            os._exit(code)
+    if stop is not None:
+        stop(child)
+    _, status = os.waitpid(child, 0)
+    return End(os.waitstatus_to_exitcode(status), errors.read_text() if errors.exists() else "", counted.phase)
+
+
+def _run(folder: Path, moments: Moments, report: bool, options: tuple[str, ...]) -> int:
+    from harness.track import main
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+        for patch in _patches(moments, report):
+            stack.enter_context(patch)
+        moments.pass_by("starting")
+        return main(["--out", str(folder), "--resume", *options])
+
+
+def _patches(moments: Moments, report: bool) -> Iterator[Any]:
+    """Let moments be counted where the harness does its work."""
+    import attacks.measure
+    import harness.certifying
+    import harness.figures.canvas
+    import harness.files
+    import harness.report.build
+    import harness.run
+    import harness.store
+    import harness.tracker
+    import harness.training
+
+    def before(owner: Any, name: str, phase: str) -> Any:
+        real = getattr(owner, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            moments.pass_by(phase)
+            return real(*given, **named)
+
+        return mock.patch.object(owner, name, counted)
+
+    yield before(harness.training.Trainer, "_step", "training")
+    yield before(harness.run, "evaluate", "predicting")
+    yield before(attacks.measure._Judge, "_attack", "attacking")
+    yield before(attacks.measure._Judge, "_refine", "attacking")
+    yield before(harness.certifying.Certifying, "_of_split", "certifying")
+    yield before(harness.tracker.MarginTracker, "_measure_unit", "between units")
+    yield before(harness.figures.canvas, "_render", "drawing")
+    really_write = harness.files.write_atomically
+
+    def write(path: Path, content: Callable[[Path], object]) -> None:
+        def dying(temporary: Path) -> None:
+            # moments of a file: half of it is there, all of it under another name, all of it
+            content(temporary)
+            if moments.target is not None and moments.target[0] == "writing":
+                half = temporary.read_bytes()
+                temporary.write_bytes(half[: len(half) // 2])
+                moments.pass_by("writing")
+                temporary.write_bytes(half)
+            else:
+                moments.pass_by("writing")
+            moments.pass_by("writing")
+
+        really_write(path, dying)
+        moments.pass_by("writing")
+
+    for module in (harness.files, harness.store, harness.report.build, harness.figures.canvas):
+        yield mock.patch.object(module, "write_atomically", write)
+    if not report:
+        yield mock.patch.object(harness.report.build, "write_report", return_value=[])
+
+
+def warm_up() -> None:
+    """Import all that a run needs, so that its processes have it from the start; nothing is computed."""
+    torch.set_num_threads(1)
+
+    assert all(module in sys.modules for module in ("harness.report.build", "attacks.registry", "harness.track"))
+
+
+def at_random(draw: random.Random, longest: float, number: int = signal.SIGKILL) -> Callable[[int], None]:
+    """A ``stop`` that sends a signal at a random time of so many seconds at most."""
+    delay = draw.uniform(0, longest)
+
+    def stop(child: int) -> None:
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    return stop
