@@ -6,6 +6,7 @@ Outsiders add theirs through the entry-point group ``margin_harness.estimators``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -244,7 +245,9 @@ def _convert(name: str, key: str, text: str, settings: dict[str, tuple[type, Any
     kind, default = settings[key]
     value = text if kind is str else _literal(text)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        # what no float can hold stays an integer, which is refused below
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     # a type such as `int | None` is for the class to check
     if isinstance(kind, type) and type(value) is not kind:
         raise EstimatorError(

@@ -247,7 +247,7 @@ def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = No
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
     values = {key.replace("-", "_"): value for key, value in table.items()}
     if len(values) < len(table):

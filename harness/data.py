@@ -15,6 +15,7 @@ import lzma
 import math
 import os
 import pickle
+import pickletools
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -232,12 +233,24 @@ def _read_batch(folder: _Folder, name: str) -> tuple[NDArray[np.uint8], NDArray[
     """Read a CIFAR-10 batch, a Python 2 pickle: ``(N, 3, 32, 32)`` images and ``(N,)`` labels."""
     content = folder.read(name)
     try:
+        _check_memo(content)
         entry = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         images = np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(entry["labels"], dtype=np.int64).reshape(len(images))
-    except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # what a damaged pickle asks for may raise anything, a MemoryError too
         raise _damaged(folder.path / name, f"no batch of images ({error})") from error
     return images, labels
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a pickle whose memo is larger than itself: room for all of it would be taken at once.
+
+    Raises:
+        ValueError: it is one.
+    """
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name.endswith("PUT") and argument is not None and int(argument) > len(content):
+            raise ValueError(f"it asks for a memo of {argument} entries")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -247,8 +260,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("numpy", "ndarray"): np.ndarray,
         # not NumPy's own functions, which warn of the old module path and of an integer ``align``
         ("numpy", "dtype"): lambda code, align, copy: np.dtype(code),
-        ("numpy.core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(shape, code),
-        ("numpy._core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(shape, code),
+        # empty until its state is set, whatever the shape
+        ("numpy.core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(0, code),
+        ("numpy._core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(0, code),
         # how Python 3 writes bytes for Python 2
         ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attacks.checks import check_images
-from attacks.estimator import InputError
+from attacks.checks import check_images, clean_logits
+from attacks.estimator import Domain, InputError
+from attacks.isolation import forked_generators, frozen_view
+from harness.devices import device_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,25 @@ def as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, 
     if len(set(ids.tolist())) < len(ids):
         raise InputError(f"expected each id of {name} once, got repeated ids; give every image its own")
     return Probe(images, labels.long(), ids.long())
+
+
+def check_labels(probes: Mapping[str, Probe], model: nn.Module, bounds: tuple[float, float], domain: Domain) -> None:
+    """Refuse labels that the model has no logit for.
+
+    Raises:
+        InputError: names the split and the label; or a model that cannot be measured.
+    """
+    device = device_of(model)
+    for split, probe in probes.items():
+        with forked_generators(), frozen_view(model, bounds, domain, device) as view:
+            view.start_chunk(1)
+            clean_logits(view, probe.images[:1].to(device))
+        wrong = probe.labels[(probe.labels < 0) | (probe.labels >= view.classes)]
+        if len(wrong):
+            raise InputError(
+                f"expected labels of {split} in 0..{view.classes - 1}, got {int(wrong[0])}; mend them, or give a model "
+                "with a logit for each class"
+            )
 
 
 def checksum(probe: Probe) -> str:

@@ -26,12 +26,11 @@ from harness.files import (
     write_csv,
     write_part,
 )
-from harness.statistics import SUMMARY_COLUMNS, epoch_table
+from harness.runs import EPOCH_COLUMNS, epoch_table
+from harness.statistics import SUMMARY_COLUMNS
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.training import Trainer, TrainerState, TrainingOptions, evaluate
-
-EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
 
 
 class TrackedRun:

@@ -100,21 +100,29 @@ def read_run(path: Path, name: str | None = None) -> Run:
     if not folder.exists():
         raise StoreError(f"expected a run folder, got {path} without manifest.json; give the folder that a run wrote")
     margins = concatenate((_read_rows(part, MARGIN_COLUMNS) for part in folder.margin_parts()), MARGIN_COLUMNS)
-    predictions = [_read_rows(part, PREDICTION_TYPES) for part in folder.prediction_parts()]
+    predictions, epochs = [], []
+    for part in folder.prediction_parts():
+        rows, facts = read_part(part)
+        predictions.append(_columns(part, rows, facts, PREDICTION_TYPES))
+        epochs.append(epoch_table(rows, int(facts["epoch"]), float(facts["seconds"])))
     return Run(
         name=name or path.resolve().name,
         folder=folder,
         manifest=folder.read_manifest(),
         margins=margins,
-        epochs=_read_epochs(folder.epochs_csv),
+        # the table itself has no checksum
+        epochs=concatenate(epochs, EPOCH_COLUMNS) if epochs else _read_epochs(folder.epochs_csv),
         predictions=concatenate(predictions, PREDICTION_TYPES).astype(PREDICTION_TYPES),
         bounds=concatenate((_read_rows(part, BOUND_COLUMNS) for part in folder.bound_parts()), BOUND_COLUMNS),
     )
 
 
 def _read_rows(part: Path, columns: Iterable[str]) -> pd.DataFrame:
+    return _columns(part, *read_part(part), columns)
+
+
+def _columns(part: Path, rows: pd.DataFrame, facts: dict[str, str], columns: Iterable[str]) -> pd.DataFrame:
     """A part's columns; the epoch stands in every row or in the part's facts."""
-    rows, facts = read_part(part)
     if "epoch" not in rows and facts.get("epoch", "").isdigit():
         rows = rows.assign(epoch=int(facts["epoch"]))
     missing = [name for name in columns if name not in rows]
@@ -128,11 +136,33 @@ def _read_epochs(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=list(EPOCH_COLUMNS))
     try:
         table = pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise StoreError(f"expected a table at {path}, got {error}; delete it and --resume") from None
+    except (ValueError, OSError, OverflowError) as error:
+        raise StoreError(
+            f"expected a table at {path}, got {' '.join(str(error).split())}; delete it and --resume"
+        ) from None
     missing = set(EPOCH_COLUMNS) - set(table.columns)
     if missing:
         raise StoreError(
             f"expected the columns of epochs.csv at {path}, got none of {sorted(missing)}; delete it and --resume"
         )
     return table
+
+
+def epoch_table(predictions: pd.DataFrame, epoch: int, seconds: float) -> pd.DataFrame:
+    """Mean loss and error of each split at one checkpoint: rows of ``epochs.csv``.
+
+    Args:
+        predictions: columns split, label, prediction, loss.
+        seconds: what training the epoch took.
+    """
+    rows = [
+        {
+            "epoch": epoch,
+            "split": split,
+            "loss": float(group["loss"].mean()),
+            "error": float((group["prediction"] != group["label"]).mean()),
+            "seconds": seconds,
+        }
+        for split, group in predictions.groupby("split", sort=False)
+    ]
+    return pd.DataFrame(rows, columns=list(EPOCH_COLUMNS))

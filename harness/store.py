@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 
 from harness.files import CHECKSUM, StoreError, remove_leftovers, write_atomically
 
-SCHEMA = 1
+# of the manifest: since 2 it has a checksum
+SCHEMA, READABLE = 2, (1, 2)
 LOCK = ".lock"
 LIBRARIES = ("torch", "torchvision", "foolbox", "torchattacks", "eagerpy", "numpy", "pandas", "pyarrow", "scipy")
 MARGIN_COLUMNS = (
@@ -151,17 +152,16 @@ class RunFolder:
         """
         try:
             found = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"expected a run's manifest at {self.manifest}, got {error}; restore it") from None
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        if not isinstance(found, dict) or found.get("schema") not in READABLE:
             got = found.get("schema") if isinstance(found, dict) else type(found).__name__
             raise StoreError(f"expected schema {SCHEMA} in {self.manifest}, got {got}; use the version that wrote it")
-        # manifests of earlier versions have none
         wanted = found.pop(CHECKSUM, None)
-        if wanted is not None and _manifest_checksum(found) != wanted:
+        if (wanted or found["schema"] != 1) and _manifest_checksum(found) != wanted:
             raise StoreError(
-                f"expected {str(wanted)[:12]} of the manifest at {self.manifest}, got other values; restore it, or "
-                f"take {CHECKSUM} out if you changed it on purpose"
+                f"expected the values that the manifest had at {self.manifest}, got others; restore it, or "
+                f"take {CHECKSUM} out and write schema 1 if you changed it on purpose"
             )
         return found
 
@@ -241,7 +241,8 @@ class RunFolder:
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        whole = {**manifest, CHECKSUM: _manifest_checksum(manifest)}
+        whole = {**manifest, "schema": SCHEMA}
+        whole[CHECKSUM] = _manifest_checksum(whole)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
 

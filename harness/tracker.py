@@ -29,7 +29,7 @@ from harness.files import (
     write_csv,
     write_part,
 )
-from harness.probes import Probe, as_probe, checksum
+from harness.probes import Probe, as_probe, check_labels, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit, environment
 from harness.units import describe, plan_units, starts_warm, warm_starts
@@ -176,6 +176,8 @@ class MarginTracker:
         weights = self.check(epoch, model)
         asked = self._asked(epoch, last)
         missing = [unit for unit in asked if not self.folder.margins(epoch, unit).exists()]
+        if missing:
+            check_labels(self.probes, model, self.bounds, self.domain)
         warm = [unit for unit in missing if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
         for unit in missing:

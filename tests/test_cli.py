@@ -74,7 +74,7 @@ def test_the_manifest_says_what_was_run(happy: tuple[Path, Any]) -> None:
     folder, _ = happy
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     config, fingerprint = manifest["config"], manifest["fingerprint"]
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert (config["dataset"], config["model"], config["epochs"], config["batch_size"]) == ("digits", "dense", 1, 32)
     assert config["estimator"] == ["deepfool", "ddn:steps=20"]
     assert fingerprint["data"] == manifest["data"] == load("digits").checksums

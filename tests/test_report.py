@@ -245,7 +245,7 @@ def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     part.write_bytes(whole)
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"schema": 99}))
-    assert "expected schema 1" in refused(capsys, run)
+    assert "expected schema 2" in refused(capsys, run)
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert {name: value[1] for name, value in state(run).items() if name != "manifest.json"} == {
         name: value[1] for name, value in before.items() if name != "manifest.json"
@@ -282,6 +282,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     manifest = json.loads((odd / "manifest.json").read_text())
     manifest["estimators"][0]["parameters"] = {"steps": 999}
     del manifest["sha256"]
+    manifest["schema"] = 1
     (odd / "manifest.json").write_text(json.dumps(manifest))
     findings = gather(read_runs([plain, odd])).findings
     second = findings[findings["observation"] == 2]
@@ -294,6 +295,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     manifest = json.loads((short / "manifest.json").read_text())
     manifest["config"]["epochs"] = 40
     del manifest["sha256"]
+    manifest["schema"] = 1
     (short / "manifest.json").write_text(json.dumps(manifest))
     warnings = assemble(gather([read_run(short)])).runs[0].warnings
     assert "unfinished: measured to epoch 2 of 40; the last epoch is that one here" in warnings

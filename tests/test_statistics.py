@@ -10,7 +10,8 @@ import pytest
 
 from attacks.estimator import Status
 from harness.files import write_csv
-from harness.statistics import SUMMARY_COLUMNS, epoch_table, quantile, standard_error, summarise
+from harness.runs import epoch_table
+from harness.statistics import SUMMARY_COLUMNS, quantile, standard_error, summarise
 
 INF, NAN = math.inf, math.nan
 STATISTICS = ["avg", "se", "attack_avg", "attack_se", "median", "q05", "q25", "q75", "q95"]

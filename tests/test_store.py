@@ -256,9 +256,9 @@ def test_a_new_or_empty_folder_is_started(tmp_path: Path) -> None:
             folder.start(manifest(), resume=resume)
             assert folder.exists()
             written = folder.read_manifest()
-            assert written["schema"] == 1
+            assert written["schema"] == 2
             assert written["created"].endswith("+00:00")
-            assert {**manifest(), "schema": 1, "created": written["created"]} == written
+            assert {**manifest(), "schema": 2, "created": written["created"]} == written
             assert list(contents(path)) == ["manifest.json"]
             folder.manifest.unlink()
 
@@ -329,7 +329,7 @@ def test_estimators_norms_and_epochs_may_grow(tmp_path: Path) -> None:
         (b"", "Expecting value"),
         (b"\xff\xfe", "can't decode byte"),
         (b"[]", "list"),
-        (b'{"schema": 2}', "2"),
+        (b'{"schema": 3}', "3"),
         (b'{"created": "x"}', "None"),
     ],
 )

@@ -67,7 +67,7 @@ def read_record(path: Path, question: Mapping[str, Any]) -> Record | None:
             return None
         answer = body["answer"]
         return Record(**{**answer, "move": tuple(answer["move"]), "budget": Budget(**answer["budget"])})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

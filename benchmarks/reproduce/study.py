@@ -65,8 +65,18 @@ def read_study(path: Path) -> Study:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+    try:
+        return _study(table, path)
+    except (TypeError, AttributeError, KeyError) as error:  # a word where a table should be, and the like
+        raise ConfigError(
+            f"expected groups as benchmarks/reproduce.toml has them in {path}, got {type(error).__name__}: {error}; "
+            "write them so"
+        ) from None
+
+
+def _study(table: Mapping[str, Any], path: Path) -> Study:
     runs: dict[str, Planned] = {}
     groups = []
     for given in table.get("group", ()):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.forking import fork
 from harness.files import load_tensors, load_trainer, read_part
 from harness.store import LOCK, RunFolder
 
@@ -53,7 +54,7 @@ def compare(folder: Path, whole: Path) -> Comparison:
 def compare_apart(folder: Path, whole: Path) -> Comparison:
     """`compare` in a forked process: its libraries start threads, which a parent that forks again must not have."""
     answer = folder.with_name(f"{folder.name}.compared") if folder.parent.exists() else whole.with_name("compared")
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             found = asdict(compare(folder, whole))

@@ -21,6 +21,8 @@ from unittest import mock
 import torch
 from torch import nn
 
+from benchmarks.forking import fork
+
 PHASES = ("starting", "training", "predicting", "attacking", "certifying", "between units", "writing", "drawing")
 OPTIONS = (
     *("--model", "benchmarks.survive.lives:net", "--epochs", "3", "--train-images", "96", "--test-images", "40"),
@@ -91,7 +93,7 @@ def live(
     counted = moments or Moments()
     errors = folder.with_name(f"{folder.name}.stderr")
     sys.stdout.flush()
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 70
         try:

@@ -3,6 +3,6 @@
 The tracker needs only the averages, so only they are loaded here; the tests import scipy.
 """
 
-from harness.statistics.averages import SUMMARY_COLUMNS, epoch_table, quantile, standard_error, summarise
+from harness.statistics.averages import SUMMARY_COLUMNS, quantile, standard_error, summarise
 
-__all__ = ["SUMMARY_COLUMNS", "epoch_table", "quantile", "standard_error", "summarise"]
+__all__ = ["SUMMARY_COLUMNS", "quantile", "standard_error", "summarise"]

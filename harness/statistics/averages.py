@@ -102,23 +102,3 @@ def _describe(group: pd.DataFrame) -> dict[str, float]:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def epoch_table(predictions: pd.DataFrame, epoch: int, seconds: float) -> pd.DataFrame:
-    """Mean loss and error of each split at one checkpoint: rows of ``epochs.csv``.
-
-    Args:
-        predictions: columns split, label, prediction, loss.
-        seconds: what training the epoch took.
-    """
-    rows = [
-        {
-            "epoch": epoch,
-            "split": split,
-            "loss": float(group["loss"].mean()),
-            "error": float((group["prediction"] != group["label"]).mean()),
-            "seconds": seconds,
-        }
-        for split, group in predictions.groupby("split", sort=False)
-    ]
-    return pd.DataFrame(rows, columns=["epoch", "split", "loss", "error", "seconds"])

@@ -1,0 +1,133 @@
+"""A reader gets one damaged file after the other: it has to give the whole one's values, or to refuse in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.forking import fork
+from benchmarks.fuzz.mutations import hostile, in_torch_file, mutate
+from benchmarks.fuzz.readers import READERS, Reader, fingerprint
+
+# seconds after which a reader hangs
+PATIENCE = 20
+CASES_A_CHILD = 200
+
+
+@dataclass
+class Tally:
+    """What became of a reader's cases.
+
+    Attributes:
+        read: whole values, or in a reader that checks nothing, any. findings: what was neither read nor refused in one
+            line, with the file's content.
+    """
+
+    name: str
+    cases: int = 0
+    read: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    findings: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+def judge(reader: Reader, path: Path, whole: str) -> str:
+    """How the reader takes the file: ``read``, ``refused``, or what is wrong with it.
+
+    Args:
+        whole: `fingerprint` of the undamaged file's values.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = reader.read(path)
+    except reader.refuses as error:
+        text = " ".join(str(error).split("\n"))
+        lines = str(error).count("\n")
+        return "refused" if "expected " in text and ", got " in text and not lines else f"said {text[:200]!r}"
+    except SystemExit as error:  # of an argument parser, which has said so in one line
+        return "refused" if error.code == 2 else f"ended with {error.code}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    if reader.checked and fingerprint(value) != whole:
+        return "gave other values"
+    return "read"
+
+
+def fuzz(reader: Reader, cases: int, seed: int) -> Tally:
+    """Try damaged files in processes of their own, so that a crash or a hang is a finding too."""
+    tally, began = Tally(reader.name), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        work = Path(folder)
+        (work / "whole").write_bytes(_made(reader, work).read_bytes())
+        contents = list(_contents(reader, cases, seed, work))
+        while tally.cases < len(contents):
+            batch = contents[tally.cases : tally.cases + CASES_A_CHILD]
+            for verdict, content in zip(_in_child(reader, batch, work), batch, strict=False):
+                tally.cases += 1
+                tally.read += verdict == "read"
+                tally.refused += verdict == "refused"
+                if verdict not in ("read", "refused"):
+                    tally.findings.append((verdict, content))
+        if (work / "canary").exists():
+            tally.findings.append(("code was run", b""))
+    tally.seconds = time.perf_counter() - began
+    return tally
+
+
+def _contents(reader: Reader, cases: int, seed: int, work: Path) -> Iterator[bytes]:
+    """The hostile files, then damaged ones."""
+    draw = random.Random(f"{reader.name} {seed}")
+    whole = (work / "whole").read_bytes()
+    others = [_made(other, work).read_bytes() for other in READERS if other.name != reader.name]
+    for content in hostile(work / "canary"):
+        yield content
+        if reader.name == "trainer's state":
+            path = _made(reader, work)
+            in_torch_file(path, content)
+            yield path.read_bytes()
+    for _ in range(cases):
+        yield mutate(whole, draw, others)
+
+
+def _made(reader: Reader, work: Path) -> Path:
+    return reader.make(Path(tempfile.mkdtemp(dir=work)))
+
+
+def _in_child(reader: Reader, batch: Sequence[bytes], work: Path) -> list[str]:
+    """The verdicts on the batch, up to the first case that takes the process down, which is one too."""
+    said = work / "verdicts"
+    said.write_text("")
+    child = fork()
+    if child == 0:
+        with contextlib.suppress(BaseException), said.open("a") as out:
+            path = _made(reader, work)
+            # a file of another time or process says so
+            path.write_bytes((work / "whole").read_bytes())
+            whole = fingerprint(reader.read(path))
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            for content in batch:
+                path.write_bytes(content)
+                # the default action ends the process, whatever it is in
+                signal.alarm(PATIENCE)
+                verdict = judge(reader, path, whole)
+                signal.alarm(0)
+                out.write(json.dumps(verdict) + "\n")
+                out.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    verdicts = [str(json.loads(line)) for line in said.read_text().splitlines()]
+    if len(verdicts) < len(batch):
+        code = os.waitstatus_to_exitcode(status)
+        verdicts.append("hung" if code == -signal.SIGALRM else f"the process ended with {code}")
+    return verdicts

@@ -1,0 +1,93 @@
+"""What reads a file gives the whole one's values or refuses in one line; all that was ever found, and some more."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fuzz.__main__ import table
+from benchmarks.fuzz.readers import READERS, Reader, fingerprint
+from benchmarks.fuzz.trying import Tally, fuzz, judge
+from harness.files import StoreError
+
+CORPUS = Path(__file__).parent / "corpus"
+BY_FOLDER = {reader.name.replace(" ", "-").replace("'", "").replace(",", ""): reader for reader in READERS}
+FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("case", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_was_found_once_is_refused(tmp_path: Path, case: Path) -> None:
+    reader = BY_FOLDER[case.parent.name]
+    path = reader.make(tmp_path)
+    whole = fingerprint(reader.read(path))
+    path.write_bytes(case.read_bytes())
+    assert judge(reader, path, whole) == "refused"
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_damaged_and_hostile_files(reader: Reader) -> None:
+    tally = fuzz(reader, cases=25, seed=7)
+    assert tally.findings == []
+    assert tally.cases >= 30
+    assert tally.read + tally.refused == tally.cases
+    assert tally.refused > tally.cases // 4
+
+
+# controls: what is wrong with a reader must be found
+
+
+def _text(folder: Path) -> Path:
+    (folder / "text").write_text("12345678")
+    return folder / "text"
+
+
+def _unpickle(path: Path) -> object:
+    import pickle
+
+    return pickle.loads(path.read_bytes())
+
+
+def _crash(path: Path) -> object:
+    if path.read_text(errors="replace") != "12345678":
+        import os
+
+        os.abort()
+    return 0
+
+
+def _sloppy(path: Path) -> object:
+    content = path.read_text(errors="replace")
+    if len(content) < 4:
+        raise StoreError(f"no\nno {content}")
+    return content[:7]
+
+
+@pytest.mark.parametrize(
+    ("read", "verdict"),
+    [
+        (_unpickle, "code was run"),
+        (_crash, "the process ended with -6"),
+        (_sloppy, "gave other values"),
+        (_sloppy, "said "),
+        (lambda path: path.read_bytes().decode("ascii"), "UnicodeDecodeError"),
+    ],
+    ids=["code", "crash", "other values", "two lines", "traceback"],
+)
+def test_a_planted_fault_is_found(read: object, verdict: str) -> None:
+    reader = Reader("planted", _text, read, (StoreError,), checked=True)  # type: ignore[arg-type]
+    if verdict == "code was run":
+        # its whole file has to be one that it can read
+        reader = Reader("planted", _pickled, read, (Exception,), checked=True)  # type: ignore[arg-type]
+    tally = fuzz(reader, cases=60, seed=0)
+    assert any(found.startswith(verdict) for found, _ in tally.findings), tally.findings
+
+
+def _pickled(folder: Path) -> Path:
+    import pickle
+
+    (folder / "pickle").write_bytes(pickle.dumps([1, 2]))
+    return folder / "pickle"
+
+
+def test_the_table_counts_everything() -> None:
+    tallies = [Tally("a", 10, 3, 6, 1.0, [("oh", b"")]), Tally("b", 5, 0, 5, 2.0)]
+    assert table(tallies).splitlines()[-1] == "| all | 15 | 11 | 3 | 1 | |"

@@ -1,0 +1,300 @@
+"""What happens to a week's run: two writers, signals, full disks, damaged files, thinned checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.survive.comparing import compare
+from benchmarks.survive.lives import OPTIONS
+from harness import files
+from harness.files import StoreError, read_part
+from harness.store import RunFolder, Unit
+from harness.track import main
+from harness.tracker import MarginTracker
+from tests.runs import ONE_LINE
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run that keeps every checkpoint."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.report.build.write_report", lambda *_: [])
+        assert track(folder, "--epochs", "6", "--keep-checkpoints", "1") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of one epoch."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.report.build.write_report", lambda *_: [])
+        assert track(folder, "--epochs", "1") == 0
+    return folder
+
+
+def track(folder: Path, *more: str) -> int:
+    return main(["--out", str(folder), "--resume", *OPTIONS, *more])
+
+
+def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "harness.track", "--out", str(folder), "--resume", *OPTIONS, *more]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name[6:9]) for path in (folder / "checkpoints").glob("epoch-*.safetensors"))
+
+
+# two writers
+
+
+@contextmanager
+def other_process_holding(folder: Path) -> Iterator[None]:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom harness.store import RunFolder\n"
+        f"with RunFolder(Path({str(folder)!r})).locked():\n    print('has it', flush=True)\n    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "has it\n"
+    try:
+        yield
+    finally:
+        holder.communicate("", timeout=60)
+
+
+def test_a_second_process_is_told_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    probes = {"test": (torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    tracker = MarginTracker(folder, probes, ["linear"], ["l2"])
+    with other_process_holding(folder):
+        for act in (lambda: tracker.update(0, model), lambda: MarginTracker(folder, probes, ["linear"], ["l2"])):
+            with pytest.raises(StoreError, match=r"expected a run that no other process writes to, got .*; wait"):
+                act()
+        assert track(folder) == 1
+        assert ONE_LINE.fullmatch(capsys.readouterr().err.strip())
+    assert not tracker.folder.margin_parts()
+    tracker.update(0, model)
+    assert len(tracker.folder.margin_parts()) == 1
+
+
+def test_the_same_process_may_take_the_lock_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), folder.locked(), RunFolder(tmp_path / "run").locked():
+        pass
+    with other_process_holding(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_with_something_else_is_not_locked(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match="expected a new or empty folder"), RunFolder(tmp_path).locked():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_killed_writers_leave_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "margins" / "epoch-001").mkdir(parents=True)
+    left = [folder.path / ".manifest.json.77.tmp", folder.path / "margins" / "epoch-001" / ".fmn.l2.parquet.8.tmp"]
+    mine = folder.path / "margins" / "notes.tmp"
+    for path in left:
+        path.write_bytes(b"half")
+    folder.write_manifest({"schema": 1})
+    mine.write_text("not ours")
+    with folder.locked():
+        pass
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    process = command(folder, "--epochs", "5000")
+    until = time.monotonic() + 120
+    while not (folder / "checkpoints" / "epoch-002.safetensors").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1].strip().endswith("with --resume and its --out goes on")
+    assert process.returncode == 130
+    assert not list(folder.rglob(".*.tmp"))
+
+
+# disks
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [("torch", "save"), ("harness.files.pq", "write_table"), ("safetensors.torch", "save_file")],
+)
+def test_a_full_disk_is_one_line_and_goes_on(
+    tmp_path: Path,
+    short: Path,
+    owner: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, kinds = tmp_path / "run", {"save": RuntimeError("unexpected pos 576 vs 534\nat inline_container.cc")}
+
+    def full(*given: object, **named: object) -> None:
+        raise kinds.get(name, OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{owner}.{name}", full)
+        assert track(folder, "--epochs", "1") == 1
+    error = capsys.readouterr().err.strip()
+    assert ONE_LINE.fullmatch(error), error
+    assert "make room or give permission" in error
+    assert not list(folder.rglob(".*.tmp"))
+    assert track(folder, "--epochs", "1") == 0
+    assert compare(folder, short).differences == []
+
+
+# checkpoints
+
+
+@pytest.mark.parametrize(("every", "kept"), [("3", [0, 1, 3, 5, 6]), ("0", [0, 1, 5, 6]), ("1", [0, 1, 2, 3, 4, 5, 6])])
+def test_thinned_checkpoints_change_no_row(tmp_path: Path, whole: Path, every: str, kept: list[int]) -> None:
+    folder = tmp_path / "run"
+    assert track(folder, "--epochs", "6", "--keep-checkpoints", every) == 0
+    assert checkpoints(folder) == kept
+    assert_same_but_thinned(folder, whole, kept)
+    # what is missing of an epoch without a checkpoint is trained again, to the same weights
+    RunFolder(folder).margins(4, Unit("deepfool:steps=5", "l2")).unlink()
+    assert track(folder, "--epochs", "6", "--keep-checkpoints", every) == 0
+    assert checkpoints(folder) == kept
+    assert_same_but_thinned(folder, whole, kept)
+
+
+def test_a_thinned_run_goes_on_from_its_last_epoch(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, epochs = tmp_path / "run", list[int]()
+    assert track(folder, "--epochs", "4", "--keep-checkpoints", "0", "--certify-every", "1") == 0
+    from harness.training import Trainer
+
+    real = Trainer.run_epoch
+
+    def counted(self: Trainer, on_batch: object = None) -> None:
+        epochs.append(self.epoch + 1)
+        real(self, on_batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "run_epoch", counted)
+    assert track(folder, "--epochs", "6", "--keep-checkpoints", "0") == 0
+    assert epochs == [5, 6]
+    rows = [read_part(RunFolder(path).predictions(6))[0] for path in (folder, whole)]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+
+
+def assert_same_but_thinned(folder: Path, whole: Path, kept: list[int]) -> None:
+    gone = [f"checkpoints/epoch-{epoch:03d}.safetensors is missing" for epoch in range(7) if epoch not in kept]
+    found = compare(folder, whole)
+    assert [line for line in found.differences if "config" not in line] == gone
+    assert found.rows > 1000
+
+
+# damage
+
+
+def test_any_bit_of_a_parts_footer_is_covered(tmp_path: Path) -> None:
+    """Pages have checksums of their own; the footer says which page is which, and what they mean."""
+    path = tmp_path / "part.parquet"
+    table = pd.DataFrame({"image": [1, 2, 3], "label": [3, 2, 1], "distance": [0.5, 1.0, 2.0], "split": list("aba")})
+    files.write_part(path, table, weights="ab" * 32)
+    content = path.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    refused = 0
+    for place in range(start, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        try:
+            rows, facts = files.read_part(path)
+        except StoreError:
+            refused += 1
+        else:
+            pd.testing.assert_frame_equal(rows, table, check_exact=True)
+            assert facts == {"weights": "ab" * 32}
+    assert refused > 20
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_manifest({"schema": 1, "config": {"seed": 0}})
+    found = json.loads(folder.manifest.read_text())
+    found["config"]["seed"] = 1
+    folder.manifest.write_text(json.dumps(found))
+    with pytest.raises(StoreError, match="expected the values that the manifest had"):
+        folder.read_manifest()
+    # on purpose
+    del found["sha256"]
+    folder.manifest.write_text(json.dumps(found | {"schema": 1}))
+    assert folder.read_manifest()["config"]["seed"] == 1
+
+
+def test_damaged_witnesses_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    files.save_tensors(path, {"test.witness": torch.rand(3, 2), "test.image": torch.arange(3)})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"expected tensors [0-9a-f]{12} at .*, got others; restore"):
+        files.load_tensors(path)
+
+
+# controls
+
+
+def test_a_difference_is_found(tmp_path: Path, whole: Path) -> None:
+    import shutil
+
+    assert compare(whole, whole).differences == []
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    paths = RunFolder(folder)
+    part = paths.margins(2, Unit("deepfool:steps=5", "l2"))
+    rows, facts = read_part(part)
+    rows.loc[3, "distance"] = float(
+        torch.nextafter(torch.tensor(rows.loc[3, "distance"]).double(), torch.tensor(9.0).double())
+    )
+    files.write_part(part, rows, **facts)
+    paths.predictions(1).unlink()
+    (folder / "margins" / "extra.parquet").write_bytes(part.read_bytes())
+    os.replace(paths.checkpoint(3), paths.checkpoint(2))
+    assert compare(folder, whole).differences == [
+        "checkpoints/epoch-003.safetensors is missing",
+        "predictions/epoch-001.parquet is missing",
+        "margins/extra.parquet is too many",
+        "checkpoints/epoch-002.safetensors has other values",
+        "margins/epoch-002/deepfool%3Asteps=5.l2.parquet has other values of distance in 1 rows",
+    ]
