@@ -88,7 +88,7 @@ class TrackedRun:
                 trained = False
                 yield epoch, math.nan
                 continue
-            if self._done(epoch) and not self._kept(epoch):
+            if self._done(epoch) and not self._kept(epoch, self._newest()):
                 trained = False
                 continue
             began = time.perf_counter()
@@ -132,24 +132,27 @@ class TrackedRun:
 
     def _drop_old_states(self) -> None:
         """Keep the trainer's states of the last two epochs only."""
-        for epoch in range(self._newest() - 1):
-            self.folder.trainer(epoch).unlink(missing_ok=True)
+        newest = self._newest()
+        for epoch in self.folder.trainer_epochs():
+            if epoch < newest - 1:
+                self.folder.trainer(epoch).unlink(missing_ok=True)
 
-    def _kept(self, epoch: int) -> bool:
+    def _kept(self, epoch: int, newest: int) -> bool:
         """Whether the epoch's checkpoint is to stay: of every so many epochs, the first two, and the last two.
 
         The last two are trained on from.
         """
         every = self.config.keep_checkpoints
-        return epoch < 2 or epoch >= self._newest() - 1 or (every > 0 and epoch % every == 0)
+        return epoch < 2 or epoch >= newest - 1 or (every > 0 and epoch % every == 0)
 
     def _newest(self) -> int:
         """The last epoch that has a checkpoint."""
-        return max((e for e in range(self.last + 1) if self.folder.checkpoint(e).exists()), default=0)
+        return max(self.folder.checkpoint_epochs(), default=0)
 
     def _drop_checkpoints(self) -> None:
-        for epoch in range(self._newest()):
-            if not self._kept(epoch) and self._done(epoch):
+        there = self.folder.checkpoint_epochs()
+        for epoch in there:
+            if not self._kept(epoch, there[-1]) and self._done(epoch):
                 self.folder.checkpoint(epoch).unlink(missing_ok=True)
 
     def _predict(self, epoch: int, seconds: float) -> None:

@@ -140,6 +140,14 @@ class RunFolder:
         found = (self.path / "witnesses").glob(f"epoch-*/{unit.filename}.safetensors")
         return sorted(_epoch_of(path.parent) for path in found)
 
+    def checkpoint_epochs(self) -> list[int]:
+        """Epochs that there is a checkpoint of, in order."""
+        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-*.safetensors")))
+
+    def trainer_epochs(self) -> list[int]:
+        """Epochs that there is a trainer's state of, in order."""
+        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-*.trainer.pt")))
+
     def exists(self) -> bool:
         """Whether a run has been started here."""
         return self.manifest.exists()

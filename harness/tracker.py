@@ -127,6 +127,7 @@ class MarginTracker:
         self.listener = listener or Listener()
         self.broken: dict[Unit, str] = {}
         self._summaries: dict[Path, pd.DataFrame] = {}
+        self._thinned = set[Path]()
         if isinstance(out, RunFolder):
             self.folder = out
         else:
@@ -183,7 +184,7 @@ class MarginTracker:
         for unit in missing:
             self._measure_unit(epoch, unit, model, weights, *begin.get(unit, (None, {})))
         for unit in asked:
-            thin_witnesses(self.folder, unit)
+            thin_witnesses(self.folder, unit, self._thinned)
         for unit in self.certifying.missing(epoch, last):
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
@@ -259,6 +260,7 @@ class MarginTracker:
             self.listener.unit_failed(epoch, unit, self.broken[unit])
             return
         keep_witnesses(self.folder, epoch, unit, self.probes, results)
+        self._thinned.discard(self.folder.witnesses(epoch, unit))
         begun = {} if before is None else {"start": str(before)}
         write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun)
         self.listener.unit_ended(epoch, unit, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,18 +27,23 @@ def keep_witnesses(
     save_tensors(folder.witnesses(epoch, unit), tensors)
 
 
-def thin_witnesses(folder: RunFolder, unit: Unit) -> None:
+def thin_witnesses(folder: RunFolder, unit: Unit, thinned: set[Path]) -> None:
     """Of every epoch before the unit's latest measured one, keep the smallest and largest distances only.
 
     Only epochs whose margins are written count as measured: an interrupted one will start from the whole witnesses
     of the epoch before it.
+
+    Args:
+        thinned: files that have been looked at; gets those that are now.
     """
     latest = max(folder.measured_epochs(unit), default=0)
     for epoch in folder.witness_epochs(unit):
-        if epoch < latest:
-            kept = load_tensors(folder.witnesses(epoch, unit))
+        path = folder.witnesses(epoch, unit)
+        if epoch < latest and path not in thinned:
+            kept = load_tensors(path)
+            thinned.add(path)
             if any(len(value) > 2 * WITNESSES_KEPT for value in kept.values()):
-                save_tensors(folder.witnesses(epoch, unit), _extremes(kept))
+                save_tensors(path, _extremes(kept))
 
 
 def starts(

@@ -308,7 +308,7 @@ def test_thinning_before_the_margins_are_there_would_be_noticed(
         keep(folder, epoch, unit, *given)
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "measured_epochs", lambda *_: [epoch])
-            harness.tracker.thin_witnesses(folder, unit)
+            harness.tracker.thin_witnesses(folder, unit, set())
 
     monkeypatch.setattr("harness.tracker.keep_witnesses", too_early)
     assert interrupted(tmp_path / "run")[-1] == 1
