@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import mmap
 import os
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -169,14 +171,20 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
     for module in (harness.files, harness.store, harness.report.build, harness.figures.canvas):
         yield mock.patch.object(module, "write_atomically", write)
     if not report:
+        yield mock.patch.object(harness.report.build, "evaluate", return_value=SimpleNamespace(warm=[]))
         yield mock.patch.object(harness.report.build, "write_report", return_value=[])
 
 
 def warm_up() -> None:
     """Import all that a run needs, so that its processes have it from the start; nothing is computed."""
     torch.set_num_threads(1)
-
-    assert all(module in sys.modules for module in ("harness.report.build", "attacks.registry", "harness.track"))
+    for name in ("report.build", "run", "runs", "terminal", "track", "tracker", "data", "devices"):
+        importlib.import_module(f"harness.{name}")
+    for name in ("attacks.registry", "attacks.certify.certifiers", "attacks.deepfool", "attacks.fmn", "rich.table"):
+        importlib.import_module(name)
+    # what torch's optimisers and the digits load when they are first asked for: most of a short run's time
+    for name in ("torch._dynamo", "sklearn.datasets", "scipy.stats"):
+        importlib.import_module(name)
 
 
 def at_random(draw: random.Random, longest: float, number: int = signal.SIGKILL) -> Callable[[int], None]:
