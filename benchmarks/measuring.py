@@ -14,8 +14,8 @@ from attacks.measure import measure
 from attacks.trace import Trace
 from benchmarks.problems import Problem, Truth
 from harness.devices import device_of
+from harness.measuring import margin_rows
 from harness.store import MARGIN_COLUMNS, Unit
-from harness.tracker import margin_rows
 from harness.units import plan_units
 
 TRUTH_COLUMNS = ("exact", "exact_lower", "exact_upper")

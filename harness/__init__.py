@@ -10,6 +10,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harness.measuring import measure_margins
     from harness.tracker import MarginTracker
 
 
@@ -26,9 +27,9 @@ if not _is_ours():
         "another package of that name comes first on the path: remove it or start elsewhere"
     )
 
-_HOME = {"MarginTracker": "harness.tracker"}
+_HOME = {"MarginTracker": "harness.tracker", "measure_margins": "harness.measuring"}
 
-__all__ = ["MarginTracker"]
+__all__ = ["MarginTracker", "measure_margins"]
 
 
 def __getattr__(name: str) -> object:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils import data
 
 from attacks.checks import check_images, clean_logits
 from attacks.estimator import Domain, InputError
@@ -24,23 +26,32 @@ class Probe:
     ids: Tensor
 
 
-def as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, float]) -> Probe:
+# a split as a caller may give it: arrays or tensors of images, labels and perhaps ids, or something that holds them
+Given: TypeAlias = "Sequence[Any] | Probe | data.Dataset[Any] | data.DataLoader[Any]"
+
+
+def as_probe(name: str, given: Given, bounds: tuple[float, float]) -> Probe:
     """Check what a caller gives for the split ``name`` and copy it to the CPU.
 
     Args:
-        given: ``(images, labels)`` or ``(images, labels, ids)``; ids default to row numbers.
+        given: ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays; a map-style Dataset of
+            ``(image, label)``, or a DataLoader of batches of them, which may not shuffle. Ids default to row numbers,
+            of a `torch.utils.data.Subset` to its indices.
 
     Raises:
-        InputError: wrong shapes or types, images outside ``bounds``, or an id given twice.
+        InputError: wrong shapes or types, images outside ``bounds``, an id given twice, or a loader that shuffles.
     """
-    if isinstance(given, Probe):
-        given = (given.images, given.labels, given.ids)
-    if len(given) not in (2, 3):
+    items: Sequence[Any]
+    if isinstance(given, data.Dataset | data.DataLoader):
+        items = _collected(name, given)
+    else:
+        items = (given.images, given.labels, given.ids) if isinstance(given, Probe) else given
+    if len(items) not in (2, 3):
         raise InputError(
-            f"expected (images, labels) or (images, labels, ids) for {name}, got {len(given)} items; give two or three"
+            f"expected (images, labels) or (images, labels, ids) for {name}, got {len(items)} items; give two or three"
         )
     # copies: the caller may go on writing its own
-    images, labels, *rest = (torch.as_tensor(value).detach().cpu().clone() for value in given)
+    images, labels, *rest = (torch.as_tensor(value).detach().cpu().clone() for value in items)
     ids = rest[0] if rest else torch.arange(len(images))
     check_images(images, bounds)
     for what, value in (("labels", labels), ("ids", ids)):
@@ -54,17 +65,50 @@ def as_probe(name: str, given: tuple[Tensor, ...] | Probe, bounds: tuple[float, 
     return Probe(images, labels.long(), ids.long())
 
 
+def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """All images, labels and ids of a data set or loader, in order."""
+    source = given.dataset if isinstance(given, data.DataLoader) else given
+    batches: Iterable[Any]
+    if isinstance(given, data.DataLoader):
+        if not isinstance(given.sampler, data.SequentialSampler):
+            raise InputError(
+                f"expected a DataLoader in order for {name}, got one with {type(given.sampler).__name__}; "
+                "give shuffle=False, as the same images are measured every time"
+            )
+        batches = given
+    else:
+        batches = data.DataLoader(given, batch_size=64)
+    images, labels = [], []
+    try:
+        for batch in batches:
+            images.append(torch.as_tensor(batch[0]))
+            labels.append(torch.as_tensor(batch[1]))
+    except (TypeError, IndexError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"expected items (image, label) of {name}, images as tensors, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}; add a transform such as ToTensor()"
+        ) from error
+    if not images:
+        raise InputError(f"expected images in {name}, got none; give at least one")
+    whole = torch.cat(images)
+    ids = torch.as_tensor(source.indices) if isinstance(source, data.Subset) else torch.arange(len(whole))
+    return whole, torch.cat(labels), ids
+
+
 def check_labels(probes: Mapping[str, Probe], model: nn.Module, bounds: tuple[float, float], domain: Domain) -> None:
     """Refuse labels that the model has no logit for.
 
     Raises:
-        InputError: names the split and the label; or a model that cannot be measured.
+        InputError: names the split and the label.
     """
     device = device_of(model)
     for split, probe in probes.items():
         with forked_generators(), frozen_view(model, bounds, domain, device) as view:
             view.start_chunk(1)
-            clean_logits(view, probe.images[:1].to(device))
+            try:
+                clean_logits(view, probe.images[:1].to(device))
+            except InputError:  # measuring says of how many images
+                return
         wrong = probe.labels[(probe.labels < 0) | (probe.labels >= view.classes)]
         if len(wrong):
             raise InputError(

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from harness.listening import Listener
 from harness.store import RunFolder, Unit
-from harness.tracker import Listener
 
 
 class Terminal(Listener):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.certify.certifiers import Certifier
 from attacks.checks import check_batches
-from attacks.estimator import NORMS, Domain, Estimator, InputError, Margins, Norm, Status
+from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm, Status
 from attacks.measure import derive_seed, measure
 from attacks.registry import create, text_form
 from harness.certifying import Certifying
@@ -29,31 +28,13 @@ from harness.files import (
     write_csv,
     write_part,
 )
-from harness.probes import Probe, as_probe, check_labels, checksum
+from harness.listening import Listener
+from harness.measuring import margin_rows
+from harness.probes import Given, as_probe, check_labels, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit, environment
 from harness.units import describe, plan_units, starts_warm, warm_starts
 from harness.witnesses import keep_witnesses, starts, thin_witnesses
-
-
-class Listener:
-    """Hears how measuring goes on; the command line draws it."""
-
-    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
-        """A unit begins that this many images are measured for."""
-
-    def images_done(self, count: int) -> None:
-        """This many more images are done."""
-
-    def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
-        """A unit has no row but failures, and so no part; the others go on."""
-        warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=4)
-
-    def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
-        """A unit's rows are written."""
-
-    def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
-        """A certifier begins that this many images are bounded for."""
 
 
 class MarginTracker:
@@ -61,8 +42,9 @@ class MarginTracker:
 
     Args:
         out: the run folder (made if missing; one with the same images and options is gone on with).
-        probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``; images ``(N, C, H, W)``
-            float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers).
+        probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays: images
+            ``(N, C, H, W)`` float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers);
+            or a Dataset or DataLoader of them (see `harness.probes.as_probe`).
         estimators: text forms (``"fmn:steps=200"``) or estimator objects.
         norms: of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.
@@ -91,7 +73,7 @@ class MarginTracker:
     def __init__(
         self,
         out: str | Path | RunFolder,
-        probes: Mapping[str, tuple[Tensor, ...] | Probe],
+        probes: Mapping[str, Given],
         estimators: Sequence[str | Estimator] = ("deepfool",),
         norms: Sequence[Norm] = NORMS,
         *,
@@ -281,29 +263,3 @@ class MarginTracker:
             "seed": self.seed,
             **({"warm_start": True} if self.cold else {}),
         }
-
-
-def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain, margins: Margins) -> pd.DataFrame:
-    """One row an image, in `MARGIN_COLUMNS` but for ``seconds``."""
-    columns = {
-        "epoch": epoch,
-        "split": split,
-        "image": probe.ids.numpy(),
-        "label": probe.labels.numpy(),
-        "prediction": margins.prediction.numpy(),
-        "correct": (margins.prediction == probe.labels).numpy(),
-        "confidence": margins.confidence.numpy(),
-        "logit_margin": margins.logit_margin.numpy(),
-        "estimator": unit.estimator,
-        "norm": unit.norm,
-        "domain": domain,
-        "distance": margins.distance.numpy(),
-        "attack_distance": margins.attack_distance.numpy(),
-        "status": [str(status) for status in margins.status],
-        "target": margins.target.numpy(),
-        "message": list(margins.message),
-        "noise_retries": margins.noise_retries.numpy(),
-        "forwards": margins.forwards.numpy(),
-        "backwards": margins.backwards.numpy(),
-    }
-    return pd.DataFrame(columns)

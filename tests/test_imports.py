@@ -24,6 +24,8 @@ ORDER = [
         "models",
         "training",
         "probes",
+        "listening",
+        "measuring",
         "witnesses",
         "certifying",
         "tracker",

@@ -1,0 +1,29 @@
+"""What is told while margins are measured."""
+
+from __future__ import annotations
+
+import warnings
+
+import pandas as pd
+
+from harness.store import Unit
+
+
+class Listener:
+    """Hears how measuring goes on; the command line draws it."""
+
+    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
+        """A unit begins that this many images are measured for."""
+
+    def images_done(self, count: int) -> None:
+        """This many more images are done."""
+
+    def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
+        """A unit has no row but failures, and so no part; the others go on."""
+        warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=4)
+
+    def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
+        """A unit's rows are written."""
+
+    def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
+        """A certifier begins that this many images are bounded for."""

@@ -1,0 +1,99 @@
+"""Margins as tables: of one finished model, and of one unit of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
+from attacks.measure import derive_seed, measure
+from attacks.registry import create, text_form
+from harness.devices import device_of
+from harness.probes import Given, Probe, as_probe, check_labels
+from harness.store import MARGIN_COLUMNS, Unit
+from harness.units import plan_units
+
+
+def measure_margins(
+    model: nn.Module,
+    images: Given | Tensor,
+    estimators: Sequence[str | Estimator] = ("deepfool",),
+    norms: Sequence[Norm] = NORMS,
+    *,
+    domain: Domain = "box",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    noise_retries: int = 6,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure the margins of one finished model; nothing is written.
+
+    The same seeds as `MarginTracker`'s at epoch 0 of a split called ``test``, so that its margins are met again.
+
+    Args:
+        model: pixels in ``bounds`` -> logits; left untouched, measured in eval mode on its own device.
+        images: ``(N, C, H, W)`` float in ``bounds``, alone or with labels and ids (see `harness.probes.as_probe`).
+        estimators, norms, domain, bounds, noise_retries, batch_size, seed: see `MarginTracker`.
+
+    Returns:
+        A row an image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
+        ``seconds``; without labels also but for ``label`` and ``correct``.
+
+    Raises:
+        InputError: images, labels or a model that cannot be measured.
+        EstimatorError: an unknown estimator, or one that has none of the norms.
+    """
+    alone = isinstance(images, Tensor)
+    given: Any = (images, torch.zeros(len(images), dtype=torch.int64)) if isinstance(images, Tensor) else images
+    probe = as_probe("test", given, bounds)
+    chosen = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
+    units, _ = plan_units(chosen, norms, domain)
+    check_labels({"test": probe}, model, bounds, domain)
+    tables = []
+    for unit in units:
+        names = (seed, 0, "test", unit.estimator, unit.norm)
+        found = measure(
+            model,
+            probe.images.to(device_of(model)),
+            chosen[unit.estimator],
+            unit.norm,  # type: ignore[arg-type]
+            domain=domain,
+            bounds=bounds,
+            noise_retries=noise_retries,
+            batch_size=batch_size,
+            seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+        )
+        tables.append(margin_rows(0, "test", probe, unit, domain, found))
+    rows = pd.concat(tables, ignore_index=True)
+    left_out = {"epoch", "split", "seconds", *(("label", "correct") if alone else ())}
+    return rows[[name for name in MARGIN_COLUMNS if name not in left_out]]
+
+
+def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain, margins: Margins) -> pd.DataFrame:
+    """One row an image, in `MARGIN_COLUMNS` but for ``seconds``."""
+    columns = {
+        "epoch": epoch,
+        "split": split,
+        "image": probe.ids.numpy(),
+        "label": probe.labels.numpy(),
+        "prediction": margins.prediction.numpy(),
+        "correct": (margins.prediction == probe.labels).numpy(),
+        "confidence": margins.confidence.numpy(),
+        "logit_margin": margins.logit_margin.numpy(),
+        "estimator": unit.estimator,
+        "norm": unit.norm,
+        "domain": domain,
+        "distance": margins.distance.numpy(),
+        "attack_distance": margins.attack_distance.numpy(),
+        "status": [str(status) for status in margins.status],
+        "target": margins.target.numpy(),
+        "message": list(margins.message),
+        "noise_retries": margins.noise_retries.numpy(),
+        "forwards": margins.forwards.numpy(),
+        "backwards": margins.backwards.numpy(),
+    }
+    return pd.DataFrame(columns)
