@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from attacks.estimator import DOMAINS, NORMS, EstimatorError
 from attacks.registry import check_certifier, check_name
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
+# data of the user's own: a prefix and a place
+SOURCES = ("npz", "folder", "torchvision")
 TRAININGS = ("standard", "pgd", "gaussian")
 LOSSES = ("cross-entropy", "label-smoothing", "hinge")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -64,15 +67,26 @@ def option(
 class RunConfig:
     """Everything that defines a run; ``None`` where the data set decides (see `resolve`)."""
 
-    dataset: str = option("digits", "data set", choices=DATASETS)
+    dataset: str = option(
+        "digits", "digits, mnist, fashion-mnist, cifar10, npz:FILE, folder:DIR (train/ and test/) or torchvision:NAME"
+    )
     data_root: str = option("data", "folder of the data, in torchvision's layout", fixed=False)
     download: bool = option(False, "fetch the data set where it is missing", fixed=False)
     train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
     test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
-    model: str = option("cnn", "dense, cnn, resnet18 or pkg.module:factory (which runs that code)")
+    model: str = option(
+        "cnn", "dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory (which runs that code)"
+    )
+    normalize: str = option(
+        "", "MEAN:STD of pixels in [0, 1], each one number or one a channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
+    )
+    weights: str = option("", "safetensors or state dict to begin with", later=True)
     training: str = option("standard", "standard, PGD-adversarial or with Gaussian noise", choices=TRAININGS)
     pgd_epsilon: float | None = option(
-        None, "radius (L-infinity) of adversarial training", above=0, unset="by data set: 0.3, 0.1, 8/255, digits 0.1"
+        None,
+        "radius (L-infinity) of adversarial training",
+        above=0,
+        unset="mnist 0.3, digits and fashion-mnist 0.1, else 8/255",
     )
     pgd_steps: int = option(10, "PGD steps of adversarial training", least=1)
     pgd_step_size: float | None = option(None, "PGD step size", above=0, unset="2.5 * epsilon / steps")
@@ -121,10 +135,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             _check(f, getattr(self, f.name))
+        kind, _, place = self.dataset.partition(":")
+        if self.dataset not in DATASETS and not (kind in SOURCES and place):
+            near = difflib.get_close_matches(self.dataset, DATASETS, 1)
+            hint = f"did you mean {near[0]}?" if near else "choose one"
+            raise ConfigError(
+                f"expected --dataset to be one of {', '.join(DATASETS)} or npz:FILE, folder:DIR, torchvision:NAME, got "
+                f"{self.dataset!r}; {hint}"
+            )
         if self.model not in BUILT_IN_MODELS and ":" not in self.model:
             raise ConfigError(
-                f"expected --model {', '.join(BUILT_IN_MODELS)} or pkg.module:factory, got {self.model!r}; choose one"
+                f"expected --model {', '.join(BUILT_IN_MODELS)}, torchvision:NAME, timm:NAME or pkg.module:factory, "
+                f"got {self.model!r}; choose one"
             )
+        parse_normalize(self.normalize)
         for check, texts in ((check_name, self.estimator), (check_certifier, self.certify)):
             try:
                 for text in texts:
@@ -137,6 +161,26 @@ class RunConfig:
         """The options that make it this run and no other; estimators, norms and epochs may grow."""
         values = {f: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["fixed"]}
         return {f.name: _plain(v) for f, v in values.items() if not (f.metadata["later"] and v == f.default)}
+
+
+def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Means and standard deviations of ``MEAN:STD``; None of an empty text.
+
+    Raises:
+        ConfigError: not two lists of as many numbers, or a deviation that is not above 0.
+    """
+    if not text:
+        return None
+    try:
+        mean, deviation = (tuple(float(number) for number in part.split(",")) for part in text.split(":"))
+        right = len(mean) == len(deviation) and all(map(math.isfinite, (*mean, *deviation))) and min(deviation) > 0
+    except ValueError:
+        right = False
+    if not right:
+        raise ConfigError(
+            f"expected --normalize as MEAN:STD, numbers by commas and deviations above 0, got {text!r}; write it so"
+        )
+    return mean, deviation
 
 
 def digest(fingerprint: dict[str, Any]) -> str:
@@ -171,7 +215,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the data set decides."""
     small = config.dataset == "digits"
-    epsilon = PGD_EPSILON[config.dataset] if config.pgd_epsilon is None else config.pgd_epsilon
+    epsilon = PGD_EPSILON.get(config.dataset, 8 / 255) if config.pgd_epsilon is None else config.pgd_epsilon
     chosen: dict[str, Any] = {
         "pgd_epsilon": epsilon,
         "pgd_step_size": 2.5 * epsilon / config.pgd_steps,
@@ -305,4 +349,4 @@ def _plain(value: Any) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return " and ".join(value) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,33 +17,64 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from harness.weights import Normalized, load_weights
+
 Shape = tuple[int, int, int]
+Statistics = tuple[Sequence[float], Sequence[float]]
 
 _CPU = torch.device("cpu")
 
 
-def build(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+def build(
+    name: str,
+    shape: Shape,
+    classes: int,
+    seed: int,
+    *,
+    normalize: Statistics | None = None,
+    weights: Path | None = None,
+) -> nn.Module:
     """Build a freshly initialised classifier, the same one for the same ``seed``.
 
     Args:
-        name: ``dense``, ``cnn``, ``resnet18``, or ``pkg.module:factory``, which is called with those of the
-            keyword arguments ``shape`` and ``classes`` that it has. The working directory is importable.
+        name: ``dense``, ``cnn``, ``resnet18``, ``torchvision:NAME``, ``timm:NAME``, or ``pkg.module:factory``, which is
+            called with those of the keyword arguments ``shape`` and ``classes`` that it has. The working directory is
+            importable.
         shape: ``(C, H, W)`` of the images.
         classes: number of logits.
         seed: of the initialisation; torch's global generator is left as it was.
+        normalize: mean and standard deviation of pixels, one for all channels or one each, that are taken off before
+            the model; distances stay in pixels.
+        weights: a file that `load_weights` reads into the model.
 
     Raises:
-        ValueError: unknown name, a factory that cannot be imported or called, or a model that does not map
-            images of ``shape`` to ``classes`` finite logits.
+        ValueError: unknown name, a factory that cannot be imported or called, weights of another model, or a model that
+            does not map images of ``shape`` to ``classes`` finite logits.
     """
     if name not in _ARCHITECTURES and ":" not in name:
         known = ", ".join(_ARCHITECTURES)
-        raise ValueError(f"expected a model of {known} or pkg.module:factory, got {name!r}; choose one of them")
+        raise ValueError(
+            f"expected a model of {known}, torchvision:NAME, timm:NAME or pkg.module:factory, got {name!r}; choose one"
+        )
     with seeded(seed):
-        make = _ARCHITECTURES.get(name) or partial(_from_factory, name)
+        library, _, own = name.partition(":")
+        make = _ARCHITECTURES.get(name) or partial(
+            _LIBRARIES.get(library, _from_factory), own if library in _LIBRARIES else name
+        )
         model = make(shape, classes)
+        if weights is not None:
+            load_weights(weights, model)
+        if normalize is not None:
+            model = Normalized(model, *normalize)
         _check_logits(model, shape, classes)
     return model
+
+
+def _maker(name: str) -> Callable[[Shape, int], nn.Module]:
+    library, _, own = name.partition(":")
+    if library in _LIBRARIES:
+        return partial(_LIBRARIES[library], own)
+    return _ARCHITECTURES.get(name) or partial(_from_factory, name)
 
 
 @contextmanager
@@ -133,6 +164,35 @@ _ARCHITECTURES: Mapping[str, Callable[[Shape, int], nn.Module]] = {
     "cnn": _cnn,
     "resnet18": _resnet18,
 }
+
+
+def _torchvision(name: str, shape: Shape, classes: int) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise ValueError(f"expected a model of torchvision.models.list_models(), got {name!r}; choose one of them")
+    return _made(f"torchvision:{name}", lambda: get_model(name, weights=None, num_classes=classes))
+
+
+def _timm(name: str, shape: Shape, classes: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("expected the package timm, got none; install margin-harness[timm]") from None
+    if not timm.is_model(name):
+        raise ValueError(f"expected a model of timm.list_models(), got {name!r}; choose one of them")
+    make = partial(timm.create_model, name, pretrained=False, num_classes=classes, in_chans=shape[0])
+    return _made(f"timm:{name}", make)
+
+
+def _made(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(f"expected {name} to be made, got {_one_line(error)}; choose another model") from error
+
+
+_LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, create_certifier, text_form
+from harness.config import parse_normalize
 from harness.data import CLASSES
 from harness.files import StoreError, load_checkpoint, load_tensors
 from harness.models import Shape, build
@@ -135,4 +136,6 @@ def probes_of(run: Run) -> dict[str, Probe]:
 def model_of(run: Run, images: Tensor) -> nn.Module:
     """The run's model as it was before training, for images like these; load a checkpoint into it."""
     config = options_of(run)
-    return build(config["model"], cast(Shape, tuple(images.shape[1:])), CLASSES, config["seed"])
+    classes = run.manifest.get("classes", CLASSES)
+    normalize = parse_normalize(config.get("normalize", ""))
+    return build(config["model"], cast(Shape, tuple(images.shape[1:])), classes, config["seed"], normalize=normalize)

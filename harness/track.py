@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
-from harness.config import ConfigError, OneLineParser, RunConfig, add_options, as_dict, digest, from_namespace
+from harness.config import (
+    DATASETS,
+    ConfigError,
+    OneLineParser,
+    RunConfig,
+    add_options,
+    as_dict,
+    digest,
+    from_namespace,
+    parse_normalize,
+)
 from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
@@ -97,7 +107,6 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     import torch
 
     from attacks.registry import create, text_form
-    from harness.data import load
     from harness.devices import choose_device, sized
     from harness.models import build
     from harness.store import RunFolder
@@ -109,8 +118,15 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     device = choose_device(config.device)
     config = sized(config, device)
     _set_up(config)
-    dataset = _fewer(load(config.dataset, Path(config.data_root), config.download), config)
-    model = build(config.model, dataset.shape, dataset.classes, config.seed)
+    dataset = _fewer(_load(config), config)
+    model = build(
+        config.model,
+        dataset.shape,
+        dataset.classes,
+        config.seed,
+        normalize=parse_normalize(config.normalize),
+        weights=Path(config.weights) if config.weights else None,
+    )
     folder = RunFolder(Path(out) if out else _default_folder(config))
     notes = _notes(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
@@ -190,8 +206,16 @@ def _set_up(config: RunConfig) -> None:
 
 
 def _default_folder(config: RunConfig) -> Path:
-    model = config.model.replace(":", ".")
-    return Path("runs") / f"{config.dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
+    dataset, model = (text.replace(":", ".").replace("/", ".").strip(".") for text in (config.dataset, config.model))
+    return Path("runs") / f"{dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _load(config: RunConfig) -> Dataset:
+    from harness.data import load
+    from harness.sources import load_source
+
+    read = load if config.dataset in DATASETS else load_source
+    return read(config.dataset, Path(config.data_root), config.download)
 
 
 def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
@@ -253,6 +277,7 @@ def _manifest(
         "digest": digest(fingerprint),
         "seeds": {"seed": config.seed, "probe_seed": config.probe_seed},
         "data": dataset.checksums,
+        "classes": dataset.classes,
         "estimators": describe(estimators),
         "certifiers": describe({text_form(one): one for one in map(create_certifier, config.certify)}),
         "device": str(device),

@@ -27,11 +27,12 @@ from harness.devices import sized
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
-# DESIGN.md, section 4, the two that cut a data set down, the noise of gaussian training, and the epochs of cold samples
-DESIGN = """--dataset --data-root --download --train-images --test-images --model --training --pgd-epsilon --pgd-steps
+# DESIGN.md, section 4, and what was added to it since
+DESIGN = """--dataset --data-root --download --train-images --test-images --model --normalize --weights --training
+    --pgd-epsilon --pgd-steps
     --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator
-    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --certify --certify-every
-    --certify-probe --seed --deterministic --device --threads --measure-batch"""
+    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
+    --certify-every --certify-probe --seed --deterministic --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -41,6 +42,8 @@ FIXED: dict[str, Any] = {
     "train_images": 100,
     "test_images": 100,
     "model": "dense",
+    "normalize": "0.5:0.25",
+    "weights": "mine.safetensors",
     "training": "pgd",
     "pgd_epsilon": 0.2,
     "pgd_steps": 3,
@@ -70,6 +73,7 @@ FREE: dict[str, Any] = {
     "norm": ("l2",),
     "every": 2,
     "cold_every": 2,
+    "keep_checkpoints": 2,
     "certify": ("crown",),
     "certify_every": 2,
     "device": "cpu",
@@ -116,6 +120,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "train_images": None,
         "test_images": None,
         "model": "cnn",
+        "normalize": "",
+        "weights": "",
         "training": "standard",
         "pgd_epsilon": 0.1,
         "pgd_steps": 10,
@@ -136,6 +142,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "every": 1,
         "warm_start": False,
         "cold_every": 5,
+        "keep_checkpoints": 1,
         "certify": [],
         "certify_every": 5,
         "certify_probe": 100,
@@ -245,7 +252,7 @@ def test_any_configuration_survives_json() -> None:
         ("--norm l2 --norm l2", "each --norm once", "l2, l2"),
         ("--estimator fmn --estimator fmn", "each --estimator once", "fmn, fmn"),
         ("--estimator depfool", "deepfool, fmn, ddn", "'depfool'; did you mean 'deepfool'?"),
-        ("--model vgg", "dense, cnn, resnet18 or pkg.module:factory", "'vgg'"),
+        ("--model vgg", "dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory", "'vgg'"),
     ],
 )
 def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: str, got: str) -> None:
@@ -317,7 +324,13 @@ def test_another_value_is_another_run(name: str) -> None:
 
 
 def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_any() -> None:
-    assert parse().fingerprint.keys() == FIXED.keys() - {"warm_start", "noise_sigma", "certify_probe"}
+    assert parse().fingerprint.keys() == FIXED.keys() - {
+        "warm_start",
+        "noise_sigma",
+        "certify_probe",
+        "normalize",
+        "weights",
+    }
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -365,8 +378,10 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--train-images": "all",
         "--test-images": "all",
         "--model": "cnn",
+        "--normalize": "none",
+        "--weights": "none",
         "--training": "standard",
-        "--pgd-epsilon": "by data set: 0.3, 0.1, 8/255, digits 0.1",
+        "--pgd-epsilon": "mnist 0.3, digits and fashion-mnist 0.1, else 8/255",
         "--pgd-steps": "10",
         "--pgd-step-size": "2.5 * epsilon / steps",
         "--noise-sigma": "0.25",
@@ -385,6 +400,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--every": "1",
         "--warm-start": "no",
         "--cold-every": "5",
+        "--keep-checkpoints": "1",
         "--certify": "none",
         "--certify-every": "5",
         "--certify-probe": "100",

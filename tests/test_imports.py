@@ -21,6 +21,8 @@ ORDER = [
         "runs",
         "statistics",
         "data",
+        "sources",
+        "weights",
         "models",
         "training",
         "probes",

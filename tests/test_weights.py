@@ -1,0 +1,126 @@
+"""Models of libraries, weights that others wrote, and normalisation inside the model."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from attacks.affine import affine_margins
+from attacks.measure import measure
+from attacks.registry import create
+from harness.config import ConfigError, parse_normalize
+from harness.models import build
+from harness.weights import Normalized, load_weights
+from tests.runs import ONE_LINE
+
+SHAPE = (3, 8, 8)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
+@pytest.fixture
+def trained() -> nn.Module:
+    torch.manual_seed(3)
+    model = net()
+    model(torch.rand(9, 1, 2, 2))
+    return model
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_state_dicts_of_others_are_read(tmp_path: Path, trained: nn.Module, prefix: str, key: str | None) -> None:
+    state = {prefix + name: value for name, value in trained.state_dict().items()}
+    torch.save({key: state, "epoch": 7} if key else state, tmp_path / "weights.pt")
+    model = net()
+    load_weights(tmp_path / "weights.pt", model)
+    assert same(model, trained)
+
+
+def test_safetensors_are_read_into_a_normalised_model(tmp_path: Path, trained: nn.Module) -> None:
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    model = Normalized(net(), [0.5], [0.25])
+    load_weights(tmp_path / "weights.safetensors", model)
+    assert same(model.model, trained)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('code from data')",)
+
+
+@pytest.mark.parametrize("kind", ["code", "missing", "other shape", "more", "no dict", "no file"])
+def test_what_are_no_weights_of_the_model_is_one_line(tmp_path: Path, trained: nn.Module, kind: str) -> None:
+    path, state = tmp_path / "weights.pt", dict(trained.state_dict())
+    if kind == "code":
+        path.write_bytes(pickle.dumps(Trap()))
+    elif kind == "missing":
+        del state["1.bias"]
+    elif kind == "other shape":
+        state["1.bias"] = torch.zeros(5)
+    elif kind == "more":
+        state["9.weight"] = torch.zeros(1)
+    if kind not in ("code", "no file"):
+        torch.save([1, 2] if kind == "no dict" else state, path)
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="expected") as caught:
+        load_weights(path, model)
+    assert ONE_LINE.fullmatch(str(caught.value)), caught.value
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_distances_of_a_normalised_model_are_in_pixels() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 4)
+    model = Normalized(nn.Sequential(nn.Flatten(), layer), [0.1, 0.5, 0.9], [0.5, 0.25, 0.2])
+    images = 0.3 + 0.4 * torch.rand(5, 3, 2, 2)
+    # W ((x - m) / s) + b is an affine model of x
+    scale = torch.tensor([0.5, 0.25, 0.2]).repeat_interleave(4)
+    mean = torch.tensor([0.1, 0.5, 0.9]).repeat_interleave(4)
+    weight = layer.weight / scale
+    for norm in ("l2", "linf"):
+        exact = affine_margins(weight, layer.bias - weight @ mean, images, norm, domain="box")  # type: ignore[arg-type]
+        found = measure(model, images, create("cascade"), norm).distance  # type: ignore[arg-type]
+        torch.testing.assert_close(found, exact, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", None), ("0.5:0.25", ((0.5,), (0.25,))), ("1,2,3:4,5,6", ((1, 2, 3), (4, 5, 6)))]
+)
+def test_normalisation_is_read(text: str, expected: object) -> None:
+    assert parse_normalize(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5:0", "0.5:-1", "a:b", "1,2:3", "nan:1", ":", "1:2:3"])
+def test_what_is_no_normalisation_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected --normalize as MEAN:STD, .*, got .*; write it so"):
+        parse_normalize(text)
+
+
+def test_a_torchvision_model_is_built(tmp_path: Path) -> None:
+    model = build("torchvision:squeezenet1_1", (3, 32, 32), 7, seed=0, normalize=([0.5] * 3, [0.2] * 3))
+    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    again = build("torchvision:squeezenet1_1", (3, 32, 32), 7, seed=0)
+    save_file(again.state_dict(), tmp_path / "weights.safetensors")
+    other = build("torchvision:squeezenet1_1", (3, 32, 32), 7, seed=1, weights=tmp_path / "weights.safetensors")
+    assert same(other, again)
+    for name in ("torchvision:nothing", "timm:nothing", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match="expected") as caught:
+            build(name, (1, 8, 8), 7, seed=0)
+        assert ONE_LINE.fullmatch(str(caught.value)), caught.value
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+def test_a_timm_model_is_built() -> None:
+    model = build("timm:resnet10t", (1, 32, 32), 5, seed=0)
+    assert model.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 5)
