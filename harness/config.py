@@ -80,6 +80,11 @@ class RunConfig:
     normalize: str = option(
         "", "MEAN:STD of pixels in [0, 1], each one number or one a channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
     )
+    checkpoints: str = option(
+        "",
+        "track these ('ckpt/*.safetensors') instead of training; the last number in a name is its epoch",
+        fixed=False,
+    )
     weights: str = option("", "safetensors or state dict to begin with", later=True)
     training: str = option("standard", "standard, PGD-adversarial or with Gaussian noise", choices=TRAININGS)
     pgd_epsilon: float | None = option(

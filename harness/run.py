@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -31,16 +31,24 @@ from harness.statistics import SUMMARY_COLUMNS
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.training import Trainer, TrainerState, TrainingOptions, evaluate
+from harness.weights import load_weights
 
 
 class TrackedRun:
-    """Train ``model`` and track it; what the run folder has already is not done again."""
+    """Train ``model``, or load what others trained, and track it; what the run folder has already is not done again."""
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, model: nn.Module, device: torch.device, tracker: MarginTracker
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        model: nn.Module,
+        device: torch.device,
+        tracker: MarginTracker,
+        existing: Mapping[int, Path] | None = None,
     ) -> None:
+        """Prepare to train, or to go through ``existing`` checkpoints, epoch -> file."""
         self.config, self.dataset, self.model, self.device, self.tracker = config, dataset, model, device, tracker
-        self.folder = tracker.folder
+        self.folder, self.existing = tracker.folder, existing or {}
         self.last = config.epochs or 0
         names = [field.name for field in dataclasses.fields(TrainingOptions)]
         options = TrainingOptions(**{name: getattr(config, name) for name in names})
@@ -55,7 +63,7 @@ class TrackedRun:
             ValueError: training diverged, or the network cannot be measured.
             StoreError: a part is damaged or of another network.
         """
-        for epoch, seconds in self._checkpointed(terminal):
+        for epoch, seconds in self._existing() if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (
                 self.tracker.update(epoch, self.model, last=epoch == self.last)
@@ -108,6 +116,20 @@ class TrackedRun:
             self._drop_checkpoints()
         self._drop_old_states()
         self._drop_checkpoints()
+
+    def _existing(self) -> Iterator[tuple[int, float]]:
+        """Put the weights of each checkpoint that was there already into the model, and keep them as our own."""
+        for epoch, path in self.existing.items():
+            if self.folder.checkpoint(epoch).exists():
+                load_checkpoint(self.folder.checkpoint(epoch), self.model)
+            elif self._done(epoch):
+                continue
+            else:
+                load_weights(path, self.model)
+                self.tracker.check(epoch, self.model)
+                save_checkpoint(self.folder.checkpoint(epoch), self.model, epoch)
+            yield epoch, math.nan
+            self._drop_checkpoints()
 
     def _asked(self, epoch: int) -> bool:
         """Whether margins are measured at the epoch."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from harness.config import (
     from_namespace,
     parse_normalize,
 )
+from harness.existing import existing_checkpoints
 from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
@@ -116,7 +118,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
     lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
     device = choose_device(config.device)
-    config = sized(config, device)
+    existing = existing_checkpoints(config.checkpoints) if config.checkpoints else {}
+    config = sized(replace(config, epochs=max(existing)) if existing else config, device)
     _set_up(config)
     dataset = _fewer(_load(config), config)
     model = build(
@@ -134,7 +137,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         folder.start(
             {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
         )
-        return _run(config, folder, dataset, model, device, list(named.values()), lines)
+        return _run(config, folder, dataset, model, device, list(named.values()), lines, existing)
 
 
 def _run(
@@ -145,6 +148,7 @@ def _run(
     device: torch.device,
     estimators: Sequence[Estimator],
     lines: Sequence[str],
+    existing: Mapping[int, Path],
 ) -> int:
     """Track, report and print; ``lines`` first."""
     from rich.console import Console
@@ -160,7 +164,8 @@ def _run(
     with Terminal(console, config.epochs or 0) as terminal:
         for line in lines:
             terminal.say(line)
-        terminal.say(f"{config.dataset}, {config.model}, {config.training} training, on {device}, into {folder.path}")
+        how = f"{len(existing)} checkpoints" if existing else f"{config.training} training"
+        terminal.say(f"{config.dataset}, {config.model}, {how}, on {device}, into {folder.path}")
         tracker = MarginTracker(
             folder,
             _probes(config, dataset),
@@ -177,7 +182,7 @@ def _run(
             certify_probe=config.certify_probe,
             listener=terminal,
         )
-        run = TrackedRun(config, dataset, model, device, tracker)
+        run = TrackedRun(config, dataset, model, device, tracker, existing)
         run.go(terminal)
     summary, epochs = tracker.summary(), run.epoch_table()
     finished = [read_run(folder.path)]
@@ -220,8 +225,6 @@ def _load(config: RunConfig) -> Dataset:
 
 def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
     """The data set with as many images as asked for."""
-    from dataclasses import replace
-
     from harness.data import Split, draw_probe
 
     def some(split: Split, count: int | None) -> Split:
@@ -258,6 +261,10 @@ def _notes(model: nn.Module, config: RunConfig, dataset: Dataset, device: torch.
     with eval_mode(model), torch.no_grad():
         if are_probabilities(model(dataset.test.pixels(torch.arange(min(8, len(dataset.test)))))):
             notes.append(PROBABILITIES)
+    if config.checkpoints:
+        notes.append(
+            "checkpoints that were there already: training, loss and optimiser here say nothing of how they came"
+        )
     if device.type == "cuda" and not config.deterministic:
         notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
     return notes

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
 # DESIGN.md, section 4, and what was added to it since
-DESIGN = """--dataset --data-root --download --train-images --test-images --model --normalize --weights --training
+DESIGN = """--dataset --data-root --download --train-images --test-images --model --normalize --checkpoints --weights --training
     --pgd-epsilon --pgd-steps
     --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator
     --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
@@ -74,6 +74,7 @@ FREE: dict[str, Any] = {
     "every": 2,
     "cold_every": 2,
     "keep_checkpoints": 2,
+    "checkpoints": "ckpt/*.pt",
     "certify": ("crown",),
     "certify_every": 2,
     "device": "cpu",
@@ -121,6 +122,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "test_images": None,
         "model": "cnn",
         "normalize": "",
+        "checkpoints": "",
         "weights": "",
         "training": "standard",
         "pgd_epsilon": 0.1,
@@ -379,6 +381,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--test-images": "all",
         "--model": "cnn",
         "--normalize": "none",
+        "--checkpoints": "none",
         "--weights": "none",
         "--training": "standard",
         "--pgd-epsilon": "mnist 0.3, digits and fashion-mnist 0.1, else 8/255",

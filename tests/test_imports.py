@@ -14,6 +14,7 @@ ORDER = [
     *(
         "stopping",
         "config",
+        "existing",
         "devices",
         "files",
         "store",
