@@ -82,7 +82,7 @@ class RunConfig:
     )
     checkpoints: str = option(
         "",
-        "track these ('ckpt/*.safetensors') instead of training; the last number in a name is its epoch",
+        "track these ('ckpt/*.pt') instead of training; the last number in a name is its epoch",
         fixed=False,
     )
     weights: str = option("", "safetensors or state dict to begin with", later=True)

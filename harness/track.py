@@ -262,9 +262,7 @@ def _notes(model: nn.Module, config: RunConfig, dataset: Dataset, device: torch.
         if are_probabilities(model(dataset.test.pixels(torch.arange(min(8, len(dataset.test)))))):
             notes.append(PROBABILITIES)
     if config.checkpoints:
-        notes.append(
-            "checkpoints that were there already: training, loss and optimiser here say nothing of how they came"
-        )
+        notes.append("checkpoints that were there already: training, loss and optimiser here are not theirs")
     if device.type == "cuda" and not config.deterministic:
         notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
     return notes
