@@ -29,9 +29,10 @@ ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
 # DESIGN.md, section 4, and what was added to it since
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --normalize --checkpoints --weights
-    --training --pgd-epsilon --pgd-steps --pgd-step-size --noise-sigma --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator
-    --norm --domain --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
-    --certify-every --certify-probe --seed --deterministic --device --threads --measure-batch"""
+    --training --pgd-epsilon --pgd-steps --pgd-step-size --noise-sigma --loss --optimizer --learning-rate
+    --weight-decay --batch-size --epochs --estimator --norm --domain --noise-retries --probe --probe-seed
+    --every --warm-start --cold-every --keep-checkpoints --certify --certify-every --certify-probe --seed
+    --deterministic --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
