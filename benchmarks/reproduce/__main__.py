@@ -70,7 +70,7 @@ def _write(whole: Study, study: Study, given: argparse.Namespace) -> None:
 
     for group in () if given.page else study.groups:
         _say(f"collecting {group.name}")
-        collect(group, given.runs, given.out)
+        collect(whole, group, given.runs, given.out)
     page = given.out.with_suffix(".md")
     write_page(Stored(whole, given.out), page)
     _say(f"{page}")

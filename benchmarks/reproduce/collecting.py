@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from benchmarks.reproduce.around import around
-from benchmarks.reproduce.study import Group
+from benchmarks.reproduce.study import Group, Study
 from harness.files import write_atomically
 from harness.report.build import evaluate, write_report
 from harness.report.content import ReportContent, RunContent
@@ -29,8 +29,10 @@ GROUP_FIGURES = ("distributions-l2", "distributions-linf")
 MEASURES = ("distance", "")
 
 
-def collect(group: Group, runs: Path, out: Path) -> None:
+def collect(study: Study, group: Group, runs: Path, out: Path) -> None:
     """Report a group's runs together, and keep its tables and figures under ``out``.
+
+    A run's own tables are those of the first group that it is in: the envelope depends on the company.
 
     Raises:
         StoreError: a run that is not there, or damaged.
@@ -48,7 +50,10 @@ def collect(group: Group, runs: Path, out: Path) -> None:
         "composition": pd.concat([_composition(run) for run in content.runs], ignore_index=True),
     }
     write_tables(out / group.name, tables)
+    first = study.first_of(group)
     for run, own in zip(read, content.runs, strict=True):
+        if run.name not in first:
+            continue
         write_tables(out / "runs" / run.name, _run_tables(run, own))
         shutil.copy(run.folder.manifest, out / "runs" / run.name)
     _copy_figures(content, page.with_name(f"{page.stem}-figures"), out / group.name)

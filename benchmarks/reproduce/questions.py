@@ -190,4 +190,5 @@ def certain(stored: Stored) -> pd.DataFrame:
                     "for certain": row["certain"],
                 }
             )
-    return pd.DataFrame(found)
+    # a run that is in two groups is said once
+    return pd.DataFrame(found).drop_duplicates(ignore_index=True)

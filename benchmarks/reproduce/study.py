@@ -50,6 +50,11 @@ class Study:
     groups: tuple[Group, ...]
     runs: Mapping[str, Planned]
 
+    def first_of(self, group: Group) -> tuple[str, ...]:
+        """The group's runs that no group before it has."""
+        before = {name for other in self.groups[: self.groups.index(group)] for name in other.runs}
+        return tuple(name for name in group.runs if name not in before)
+
     def upto(self, stage: int | None) -> Study:
         """The groups of the stages so far, and their runs."""
         groups = tuple(group for group in self.groups if stage is None or group.stage <= stage)
