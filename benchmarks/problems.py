@@ -21,10 +21,11 @@ from attacks.measure import derive_seed
 from harness.data import Dataset, draw_probe, load
 from harness.files import StoreError, load_checkpoint
 from harness.models import build, seeded
+from harness.objectives import TrainingOptions
 from harness.probes import Probe
 from harness.remeasure import model_of, options_of, probes_of
 from harness.runs import Run
-from harness.training import Trainer, TrainingOptions
+from harness.training import Trainer
 
 # in the working directory: what exact margins took minutes to find is found once
 EXACT_CACHE = Path(".exact")

@@ -24,8 +24,11 @@ from attacks.registry import check_certifier, check_name
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 # data of the user's own: a prefix and a place
 SOURCES = ("npz", "folder", "torchvision")
-TRAININGS = ("standard", "pgd", "gaussian")
-LOSSES = ("cross-entropy", "label-smoothing", "hinge")
+TRAININGS = ("standard", "pgd", "trades", "gaussian")
+# of them those that attack the images
+ADVERSARIAL = ("pgd", "trades")
+LOSSES = ("cross-entropy", "label-smoothing", "hinge", "squared-error")
+AUGMENTATIONS = ("none", "shift", "flip")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
 
@@ -86,7 +89,7 @@ class RunConfig:
         fixed=False,
     )
     weights: str = option("", "safetensors or state dict to begin with", later=True)
-    training: str = option("standard", "standard, PGD-adversarial or with Gaussian noise", choices=TRAININGS)
+    training: str = option("standard", "standard, PGD-adversarial, TRADES or Gaussian noise", choices=TRAININGS)
     pgd_epsilon: float | None = option(
         None,
         "radius (L-infinity) of adversarial training",
@@ -95,8 +98,16 @@ class RunConfig:
     )
     pgd_steps: int = option(10, "PGD steps of adversarial training", least=1)
     pgd_step_size: float | None = option(None, "PGD step size", above=0, unset="2.5 * epsilon / steps")
+    pgd_norm: str = option("linf", "of the ball of adversarial training", choices=("linf", "l2"), later=True)
+    trades_beta: float = option(6.0, "weight of the divergence of trades training", least=0, later=True)
     noise_sigma: float = option(0.25, "standard deviation of the noise of gaussian training", above=0, later=True)
     loss: str = option("cross-entropy", "training loss", choices=LOSSES)
+    augment: str = option(
+        "none",
+        "move training images by up to an eighth of a side (shift), also mirror them (flip)",
+        choices=AUGMENTATIONS,
+        later=True,
+    )
     optimizer: str = option("adam", "optimiser", choices=OPTIMIZERS)
     learning_rate: float = option(1e-3, "learning rate", above=0)
     weight_decay: float = option(0.0, "weight decay", least=0)
@@ -220,6 +231,8 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the data set decides."""
     small = config.dataset == "digits"
+    if config.training in ADVERSARIAL and config.pgd_norm == "l2" and config.pgd_epsilon is None:
+        raise ConfigError("expected --pgd-epsilon with --pgd-norm l2, got none; give the radius, such as 0.5")
     epsilon = PGD_EPSILON.get(config.dataset, 8 / 255) if config.pgd_epsilon is None else config.pgd_epsilon
     chosen: dict[str, Any] = {
         "pgd_epsilon": epsilon,

@@ -26,11 +26,12 @@ from harness.files import (
     write_csv,
     write_part,
 )
+from harness.objectives import TrainingOptions
 from harness.runs import EPOCH_COLUMNS, epoch_table
 from harness.statistics import SUMMARY_COLUMNS
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
-from harness.training import Trainer, TrainerState, TrainingOptions, evaluate
+from harness.training import Trainer, TrainerState, evaluate
 from harness.weights import load_weights
 
 

@@ -24,7 +24,7 @@ PREDICTION_TYPES = {
     "prediction": "int32",
     "confidence": "float32",
 }
-PGD_OPTIONS = ("pgd_epsilon", "pgd_steps", "pgd_step_size")
+PGD_OPTIONS = ("pgd_epsilon", "pgd_steps", "pgd_step_size", "pgd_norm", "trades_beta")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Standard, adversarial and noisy training as an iterator over epochs, resumable bit for bit.
+"""Training as an iterator over epochs, resumable bit for bit; what is minimised is in `harness.objectives`.
 
 Everything that an epoch draws (shuffling, dropout, which images are attacked and from where) comes from
 generators seeded from (run seed, epoch). So neither what a caller draws between two epochs nor where a run
@@ -8,82 +8,20 @@ was interrupted changes the network, and a trainer's state is no more than its o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from harness.data import Split
 from harness.models import eval_mode, seeded
+from harness.objectives import OPTIMIZERS, TrainingOptions, augmented, loss_function, pgd, trades_loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 OnBatch = Callable[[int, int], None]
-
-TRAININGS = ("standard", "pgd", "gaussian")
-
-
-def _hinge(logits: Tensor, labels: Tensor) -> Tensor:
-    """Multi-class hinge loss of Crammer & Singer, 2001: ``max(0, 1 + max_{j != y} z_j - z_y)``."""
-    column = labels[:, None]
-    true = logits.gather(1, column).squeeze(1)
-    others = logits.scatter(1, column, -torch.inf).amax(1)
-    return (1 + others - true).clamp_min(0)
-
-
-_LOSSES: Mapping[str, Loss] = {
-    "cross-entropy": partial(functional.cross_entropy, reduction="none"),
-    # 0.1 as in Szegedy et al., 2016, https://arxiv.org/abs/1512.00567, section 7
-    "label-smoothing": partial(functional.cross_entropy, reduction="none", label_smoothing=0.1),
-    "hinge": _hinge,
-}
-_OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
-    "adam": Adam,
-    "sgd": partial(SGD, momentum=0.9),
-    "adamw": AdamW,
-}
-
-
-def loss_function(name: str) -> Loss:
-    """Return the named loss of ``(B, K)`` logits and ``(B,)`` int64 labels: ``(B,)``, one value an image."""
-    _require_one_of("loss", name, _LOSSES)
-    return _LOSSES[name]
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What determines a training, given the initial network, the images and the number of epochs.
-
-    The ``pgd_*`` fields matter to ``pgd`` training only, ``noise_sigma`` to ``gaussian``.
-    Unknown names, sizes below 1 and negative numbers raise ValueError.
-    """
-
-    training: str = "standard"
-    loss: str = "cross-entropy"
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    batch_size: int = 128
-    pgd_epsilon: float = 0.3
-    pgd_steps: int = 10
-    pgd_step_size: float = 0.075
-    noise_sigma: float = 0.25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require_one_of("training", self.training, TRAININGS)
-        _require_one_of("loss", self.loss, _LOSSES)
-        _require_one_of("optimizer", self.optimizer, _OPTIMIZERS)
-        for name, value in vars(self).items():
-            least = 1 if name in ("batch_size", "pgd_steps") else 0
-            if not isinstance(value, str) and not value >= least:
-                raise ValueError(f"expected {name} of at least {least}, got {value}; choose a larger one")
 
 
 class TrainerState(TypedDict):
@@ -104,7 +42,7 @@ class Trainer:
         self.epoch = 0
         self._split = Split(split.images.to(device), split.labels.to(device), split.levels)
         self._loss = loss_function(options.loss)
-        self._optimizer = _OPTIMIZERS[options.optimizer](
+        self._optimizer = OPTIMIZERS[options.optimizer](
             model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
 
@@ -158,18 +96,26 @@ class Trainer:
     def _step(self, index: Tensor, draws: torch.Generator, place: str) -> None:
         """Update the weights on the images at ``index``; ``place`` names the batch in an error."""
         images, labels = self._split.pixels(index), self._split.labels[index]
-        if self.options.training == "pgd":
-            images = self._attack_half(images, labels, draws)
-        elif self.options.training == "gaussian":
-            # as Cohen et al., 2019, https://arxiv.org/abs/1902.02918, section 3.3: every image, not clipped
-            noise = torch.randn(images.shape, generator=draws).to(images.device)
-            images = images + self.options.noise_sigma * noise
-        loss = self._loss(self.model(images), labels).mean()
+        images = augmented(images, self.options.augment, draws)
+        if self.options.training == "trades":
+            loss = trades_loss(self.model, images, labels, self._loss, self.options, draws)
+        else:
+            loss = self._loss(self.model(self._prepared(images, labels, draws)), labels).mean()
         if not loss.isfinite():
             raise ValueError(f"expected a finite loss, got {loss.item()} in {place}; lower the learning rate")
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
+
+    def _prepared(self, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
+        """The images that the loss is taken of."""
+        if self.options.training == "pgd":
+            return self._attack_half(images, labels, draws)
+        if self.options.training == "gaussian":
+            # as Cohen et al., 2019, https://arxiv.org/abs/1902.02918, section 3.3: every image, not clipped
+            noise = torch.randn(images.shape, generator=draws).to(images.device)
+            return images + self.options.noise_sigma * noise
+        return images
 
     def _attack_half(self, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         """Replace a random half of ``images`` by adversarials (Mickisch et al., 2020, observation 2)."""
@@ -187,38 +133,6 @@ def epochs(trainer: Trainer, last: int, on_batch: OnBatch | None = None) -> Iter
     while trainer.epoch < last:
         trainer.run_epoch(on_batch)
         yield trainer.epoch
-
-
-def pgd(model: nn.Module, images: Tensor, labels: Tensor, options: TrainingOptions, draws: torch.Generator) -> Tensor:
-    """Maximise the cross-entropy within an L-infinity ball by projected signed gradient steps.
-
-    Madry et al., 2018, https://arxiv.org/abs/1706.06083, section 2.1, from a uniform random start.
-
-    Args:
-        model: any mode; its flags, buffers and ``param.grad`` are left as they are.
-        images: ``(B, C, H, W)`` float32 in ``[0, 1]``.
-        labels: ``(B,)`` int64, the true ones.
-        options: its ``pgd_epsilon``, ``pgd_steps`` and ``pgd_step_size`` are used.
-        draws: CPU generator of the starts.
-
-    Returns:
-        ``(B, C, H, W)`` float32 in ``[0, 1]``, within ``pgd_epsilon`` of ``images``.
-    """
-    lower = (images - options.pgd_epsilon).clamp_min(0)
-    upper = (images + options.pgd_epsilon).clamp_max(1)
-    offsets = (2 * torch.rand(images.shape, generator=draws) - 1) * options.pgd_epsilon
-    adversarials = (images + offsets.to(images.device)).clamp(lower, upper)
-    # Eval mode, since in training mode every forward pass would move batch norm's running statistics
-    # towards the attack's intermediate iterates (and dropout would attack a different network each step).
-    with eval_mode(model), torch.enable_grad():
-        for _ in range(options.pgd_steps):
-            adversarials.requires_grad_(True)
-            loss = functional.cross_entropy(model(adversarials), labels, reduction="sum")
-            # not backward(), which would write the parameters' gradients
-            (gradient,) = torch.autograd.grad(loss, adversarials)
-            steps = options.pgd_step_size * gradient.sign()
-            adversarials = (adversarials.detach() + steps).clamp(lower, upper)
-    return adversarials
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +169,3 @@ def evaluate(
             confidence, prediction = logits.float().softmax(1).max(1)
             parts.append((prediction.cpu(), confidence.cpu(), per_image(logits, labels).float().cpu()))
     return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _require_one_of(what: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
-    if name not in known:
-        raise ValueError(f"expected {what} of {', '.join(known)}, got {name!r}; choose one of them")

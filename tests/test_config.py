@@ -29,10 +29,10 @@ ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
 # DESIGN.md, section 4, and what was added to it since
 DESIGN = """--dataset --data-root --download --train-images --test-images --model --normalize --checkpoints --weights
-    --training --pgd-epsilon --pgd-steps --pgd-step-size --noise-sigma --loss --optimizer --learning-rate
-    --weight-decay --batch-size --epochs --estimator --norm --domain --noise-retries --probe --probe-seed
-    --every --warm-start --cold-every --keep-checkpoints --certify --certify-every --certify-probe --seed
-    --deterministic --device --threads --measure-batch"""
+    --training --pgd-epsilon --pgd-steps --pgd-step-size --pgd-norm --trades-beta --noise-sigma --augment
+    --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
+    --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
+    --certify-every --certify-probe --seed --deterministic --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -48,7 +48,10 @@ FIXED: dict[str, Any] = {
     "pgd_epsilon": 0.2,
     "pgd_steps": 3,
     "pgd_step_size": 0.5,
+    "pgd_norm": "l2",
+    "trades_beta": 1.0,
     "noise_sigma": 0.1,
+    "augment": "flip",
     "loss": "hinge",
     "optimizer": "sgd",
     "learning_rate": 0.1,
@@ -128,7 +131,10 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "pgd_epsilon": 0.1,
         "pgd_steps": 10,
         "pgd_step_size": 0.025,
+        "pgd_norm": "linf",
+        "trades_beta": 6.0,
         "noise_sigma": 0.25,
+        "augment": "none",
         "loss": "cross-entropy",
         "optimizer": "adam",
         "learning_rate": 0.001,
@@ -246,8 +252,9 @@ def test_any_configuration_survives_json() -> None:
         ("--noise-sigma 0", "--noise-sigma above 0", "0.0"),
         ("--pgd-step-size x", "--pgd-step-size to be of type float", "'x'"),
         ("--dataset svhn", "digits, mnist, fashion-mnist, cifar10", "'svhn'"),
-        ("--training free", "standard, pgd", "'free'"),
-        ("--loss mse", "cross-entropy, label-smoothing, hinge", "'mse'"),
+        ("--training free", "standard, pgd, trades, gaussian", "'free'"),
+        ("--training pgd --pgd-norm l2", "--pgd-epsilon with --pgd-norm l2", "none"),
+        ("--loss mse", "cross-entropy, label-smoothing, hinge, squared-error", "'mse'"),
         ("--optimizer lamb", "adam, adamw, sgd", "'lamb'"),
         ("--domain ball", "box, free", "'ball'"),
         ("--norm l1", "l2, linf", "'l1'"),
@@ -269,9 +276,9 @@ def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: s
     [
         ("epochs = ", "a TOML file at", "Invalid value"),
         ("epochs", "a TOML file at", "Expected '=' after a key"),
-        ("epoch = 3", "options of batch_size, ", "epoch; remove"),
+        ("epoch = 3", "options of augment, batch_size, ", "epoch; remove"),
         ("[training]\nloss = 'hinge'", "--training to be of type str", "{'loss': 'hinge'}"),
-        ("[run]\nepochs = 3", "options of batch_size, ", "run; remove"),
+        ("[run]\nepochs = 3", "options of augment, batch_size, ", "run; remove"),
         ("epochs = '3'", "--epochs to be of type int", "'3'"),
         ("epochs = 3.0", "--epochs to be of type int", "3.0"),
         ("epochs = true", "--epochs to be of type int", "True"),
@@ -287,7 +294,7 @@ def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: s
         ("norm = ['l2', 'l2']", "each --norm once", "l2, l2"),
         ("probe = 0", "--probe of at least 1", "0"),
         ("batch-size = 3\nbatch_size = 4", "each option once in", "batch-size with dashes"),
-        ("config = 'other.toml'", "options of batch_size, ", "config; remove"),
+        ("config = 'other.toml'", "options of augment, batch_size, ", "config; remove"),
     ],
 )
 def test_a_bad_file_is_one_line_too(tmp_path: Path, text: str, what: str, got: str) -> None:
@@ -326,13 +333,11 @@ def test_another_value_is_another_run(name: str) -> None:
 
 
 def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_any() -> None:
-    assert parse().fingerprint.keys() == FIXED.keys() - {
-        "warm_start",
-        "noise_sigma",
-        "certify_probe",
-        "normalize",
-        "weights",
+    later = {f.name for f in dataclasses.fields(RunConfig) if f.metadata["later"]}
+    assert later == {
+        *("warm_start", "noise_sigma", "certify_probe", "normalize", "weights", "pgd_norm", "trades_beta", "augment"),
     }
+    assert parse().fingerprint.keys() == FIXED.keys() - later
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -387,7 +392,10 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--pgd-epsilon": "mnist 0.3, digits and fashion-mnist 0.1, else 8/255",
         "--pgd-steps": "10",
         "--pgd-step-size": "2.5 * epsilon / steps",
+        "--pgd-norm": "linf",
+        "--trades-beta": "6.0",
         "--noise-sigma": "0.25",
+        "--augment": "none",
         "--loss": "cross-entropy",
         "--optimizer": "adam",
         "--learning-rate": "0.001",

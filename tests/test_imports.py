@@ -25,6 +25,7 @@ ORDER = [
         "sources",
         "weights",
         "models",
+        "objectives",
         "training",
         "probes",
         "listening",

@@ -18,10 +18,11 @@ from harness import files, store
 from harness.data import Dataset, draw_probe, load
 from harness.files import read_part, weights_checksum
 from harness.models import build
+from harness.objectives import TrainingOptions
 from harness.store import RunFolder
 from harness.terminal import Terminal
 from harness.track import main
-from harness.training import Trainer, TrainingOptions, epochs
+from harness.training import Trainer, epochs
 from tests.runs import contents, state
 
 IMAGES = ["--train-images", "96", "--test-images", "40", "--device", "cpu"]

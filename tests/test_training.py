@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from harness.data import Split, load
 from harness.models import build
-from harness.training import (
-    Trainer,
-    TrainerState,
-    TrainingOptions,
-    epochs,
-    evaluate,
-    loss_function,
-    pgd,
-)
+from harness.objectives import TrainingOptions, augmented, loss_function, pgd
+from harness.training import Trainer, TrainerState, epochs, evaluate
 
 CPU = torch.device("cpu")
 LAST = 4
@@ -350,8 +343,11 @@ def test_weights_that_are_not_finite_are_one_line() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"training": "fgsm"}, "expected training of standard, pgd, gaussian, got 'fgsm'; choose one of them"),
-        ({"loss": "mse"}, "expected loss of cross-entropy, label-smoothing, hinge, got 'mse'; choose one of them"),
+        ({"training": "fgsm"}, "expected training of standard, pgd, trades, gaussian, got 'fgsm'; choose one of them"),
+        (
+            {"loss": "mse"},
+            "expected loss of cross-entropy, label-smoothing, hinge, squared-error, got 'mse'; choose one of them",
+        ),
         ({"optimizer": "lion"}, "expected optimizer of adam, sgd, adamw, got 'lion'; choose one of them"),
         ({"batch_size": 0}, "expected batch_size of at least 1, got 0; choose a larger one"),
         ({"pgd_epsilon": -0.1}, "expected pgd_epsilon of at least 0, got -0.1; choose a larger one"),
@@ -363,3 +359,111 @@ def test_option_errors_are_one_line(fields: dict[str, object], message: str) -> 
     with pytest.raises(ValueError, match=r"^expected ") as caught:
         options(**fields)
     assert str(caught.value).endswith(message)
+
+
+# further objectives
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
+def test_l2_pgd_stays_in_the_ball_and_the_box_and_raises_the_loss(epsilon: float) -> None:
+    split = small_split()
+    model = noisy_model().eval()
+    images, labels = split.pixels(), split.labels
+    run = options(pgd_norm="l2", pgd_epsilon=epsilon, pgd_steps=7, pgd_step_size=epsilon / 3)
+    adversarials = pgd(model, images, labels, run, torch.Generator().manual_seed(0))
+    length = (adversarials - images).flatten(1).norm(dim=1)
+    assert (length <= epsilon * (1 + 1e-5)).all()
+    if epsilon < 1:  # where the box leaves room, the way is gone to its end
+        assert length.mean() > 0.8 * epsilon
+    assert adversarials.min() >= 0
+    assert adversarials.max() <= 1
+    loss = torch.nn.functional.cross_entropy
+    assert loss(model(adversarials), labels) > loss(model(images), labels)
+
+
+def test_l2_pgd_finds_the_direction_that_is_worst_for_a_linear_model() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    images, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    run = options(pgd_norm="l2", pgd_epsilon=0.1, pgd_steps=20, pgd_step_size=0.05)
+    move = pgd(model, images, labels, run, torch.Generator().manual_seed(0)) - images
+    worst = model[1].weight[1] - model[1].weight[0]  # type: ignore[index]
+    torch.testing.assert_close(move.flatten(), 0.1 * worst / worst.norm(), rtol=1e-3, atol=1e-4)
+
+
+def test_squared_error_by_hand() -> None:
+    logits, labels = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, 0.0]]), torch.tensor([2, 0])
+    expected = torch.tensor([(0.25 + 1.0 + 1.0) / 3, 0.0])
+    torch.testing.assert_close(loss_function("squared-error")(logits, labels), expected)
+
+
+def after_an_epoch(**fields: object) -> dict[str, Tensor]:
+    model = noisy_model()
+    trainer = Trainer(model, small_split(), options(**fields), CPU)
+    trainer.run_epoch()
+    return weights_of(model)
+
+
+def test_trades_without_its_divergence_is_standard_training() -> None:
+    # a network without dropout: the divergence takes another pass, which draws
+    def run(**fields: object) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+        Trainer(model, small_split(), options(**fields), CPU).run_epoch()
+        return weights_of(model)
+
+    assert equal(run(training="trades", trades_beta=0.0), run(training="standard"))
+    assert not equal(run(training="trades", trades_beta=6.0), run(training="standard"))
+
+
+def test_trades_brings_the_outputs_of_attacked_images_together() -> None:
+    def apart(training: str) -> float:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+        split, run = small_split(), options(training=training, pgd_steps=5, pgd_step_size=0.05, trades_beta=6.0)
+        trainer = Trainer(model, split, run, CPU)
+        for _ in range(30):
+            trainer.run_epoch()
+        images, labels = split.pixels(), split.labels
+        attacked = pgd(model, images, labels, run, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return float((model(images).softmax(1) - model(attacked).softmax(1)).abs().sum(1).mean())
+
+    assert apart("trades") < 0.5 * apart("standard")
+
+
+@pytest.mark.parametrize("fields", [{"training": "trades"}, {"augment": "flip"}, {"training": "pgd", "pgd_norm": "l2"}])
+def test_further_trainings_are_repeatable(fields: dict[str, object]) -> None:
+    assert equal(after_an_epoch(**fields), after_an_epoch(**fields))
+    assert not equal(after_an_epoch(**fields), after_an_epoch())
+
+
+def test_augmentation_moves_and_mirrors_and_nothing_else() -> None:
+    images = torch.arange(1.0, 3 * 2 * 16 * 16 + 1).view(3, 2, 16, 16)
+    for how in ("shift", "flip"):
+        seen = set()
+        for seed in range(40):
+            moved = augmented(images, how, torch.Generator().manual_seed(seed))
+            assert moved.shape == images.shape
+            for row, (image, one) in enumerate(zip(images, moved, strict=True)):
+                found = [
+                    (top, left, mirrored)
+                    for top in range(-2, 3)
+                    for left in range(-2, 3)
+                    for mirrored in ((False, True) if how == "flip" else (False,))
+                    if torch.equal(one, placed(image.flip(2) if mirrored else image, top, left))
+                ]
+                assert len(found) == 1, (how, seed, row)
+                seen.add(found[0])
+        # all places, or nearly
+        assert len(seen) > (35 if how == "flip" else 20)
+    assert augmented(images, "none", torch.Generator()) is images
+
+
+def placed(image: Tensor, top: int, left: int) -> Tensor:
+    """The image moved, zeros coming in."""
+    _, height, width = image.shape
+    result = torch.zeros_like(image)
+    rows = slice(max(0, top), min(height, height + top)), slice(max(0, -top), min(height, height - top))
+    columns = slice(max(0, left), min(width, width + left)), slice(max(0, -left), min(width, width - left))
+    result[:, rows[0], columns[0]] = image[:, rows[1], columns[1]]
+    return result

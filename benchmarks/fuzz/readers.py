@@ -32,10 +32,11 @@ from harness.files import (
     save_trainer,
     write_part,
 )
+from harness.objectives import TrainingOptions
 from harness.runs import read_run
 from harness.store import RunFolder
 from harness.tracker import MarginTracker
-from harness.training import Trainer, TrainingOptions
+from harness.training import Trainer
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from harness.config import ADVERSARIAL
 from harness.statistics.averages import standard_error
 
 KEYS = ("epoch", "split", "norm", "certifier", "domain")
@@ -91,7 +92,7 @@ def proved(runs: dict[str, tuple[str, pd.DataFrame]], pairs: list[tuple[str, str
     for name, (training, rows) in runs.items():
         for (split, norm, certifier), group in rows.groupby(["split", "norm", "certifier"], sort=False):
             place = {"run": name, "split": split, "norm": norm, "certifier": certifier}
-            if training != "pgd":
+            if training not in ADVERSARIAL:
                 found += [place | one for one in _decline(group)]
             found += [place | one for one in _misclassified(group)]
     for standard, adversarial in pairs:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config import ADVERSARIAL
 from harness.runs import Run
 from harness.statistics import observation1, observation2, observation3
 from harness.statistics.averages import summarise
@@ -105,7 +106,7 @@ def _within(group: list[Measured]) -> list[Trial]:
     for one in group:
         own = list(observation3.trials(one.panels))
         own += [observation3.persistence(one.run.name, split, table) for split, table in one.correctness.items()]
-        if one.run.training != "pgd":
+        if one.run.training not in ADVERSARIAL:
             own += observation1.trials(one.panels)
         each.append(own)
     return pool(each, group, pool_name(group))
@@ -124,7 +125,7 @@ def _between(standard: list[Measured], adversarial: list[Measured]) -> list[Tria
 
 def _describe(one: Measured) -> list[dict[str, Any]]:
     rows = []
-    observation = 2 if one.run.training == "pgd" else 1
+    observation = 2 if one.run.training in ADVERSARIAL else 1
     for panel in one.panels:
         rows += describe_trend(observation, panel, one.run.epochs)
         if observation == 2:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.config import ADVERSARIAL
 from harness.runs import PGD_OPTIONS, Run
 from harness.statistics.panels import Panel
 from harness.statistics.seeds import LEAST_SEEDS, Pooled
@@ -65,7 +66,7 @@ def find_pairs(groups: list[list[Measured]]) -> list[tuple[list[Measured], list[
         return group[0].run.alike(but=("seed", "training", *PGD_OPTIONS))
 
     standard = [group for group in groups if group[0].run.training == "standard"]
-    adversarial = [group for group in groups if group[0].run.training == "pgd"]
+    adversarial = [group for group in groups if group[0].run.training in ADVERSARIAL]
     return [(one, other) for one in standard for other in adversarial if key(one) and key(one) == key(other)]
 
 
