@@ -419,9 +419,9 @@ def test_trades_brings_the_outputs_of_attacked_images_together() -> None:
     def apart(training: str) -> float:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
-        split, run = small_split(), options(training=training, pgd_steps=5, pgd_step_size=0.05, trades_beta=6.0)
+        split, run = small_split(), options(training=training, learning_rate=0.02, pgd_steps=5, pgd_step_size=0.05)
         trainer = Trainer(model, split, run, CPU)
-        for _ in range(30):
+        for _ in range(40):
             trainer.run_epoch()
         images, labels = split.pixels(), split.labels
         attacked = pgd(model, images, labels, run, torch.Generator().manual_seed(0))
