@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             before = _options_before(given) or {}
             config = from_namespace(given, before)
             left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
-            return _track(config, given.out, given.resume, left_out)
+            return _track(config, given.out, given.resume, left_out, given.no_report)
     except (ConfigError, EstimatorError) as error:
         return _say_error(error, USAGE, given.debug)
     except (ValueError, OSError, UnsoundError) as error:
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/<data set>-<model>-<training>-<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--no-report", action="store_true", help="draw no figures and no report at the end")
     parser.add_argument("--list-estimators", action="store_true", help="list the estimators and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -102,7 +103,7 @@ def _say_error(error: Exception, code: int, debug: bool) -> int:
     return code
 
 
-def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[str]) -> int:
+def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[str], silent: bool) -> int:
     """Check everything that can be checked, then start the folder and run."""
     if resume and out is None:
         raise ConfigError("expected --out with --resume, got none; name the run folder to go on with")
@@ -137,7 +138,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         folder.start(
             {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
         )
-        return _run(config, folder, dataset, model, device, list(named.values()), lines, existing)
+        return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent)
 
 
 def _run(
@@ -149,13 +150,12 @@ def _run(
     estimators: Sequence[Estimator],
     lines: Sequence[str],
     existing: Mapping[int, Path],
+    silent: bool,
 ) -> int:
-    """Track, report and print; ``lines`` first."""
+    """Track, report unless ``silent``, and print; ``lines`` first."""
     from rich.console import Console
 
-    from harness.report.build import evaluate, write_report
     from harness.run import TrackedRun
-    from harness.runs import read_run
     from harness.terminal import Terminal, print_summary
     from harness.tracker import MarginTracker
 
@@ -185,12 +185,9 @@ def _run(
         run = TrackedRun(config, dataset, model, device, tracker, existing)
         run.go(terminal)
     summary, epochs = tracker.summary(), run.epoch_table()
-    finished = [read_run(folder.path)]
-    content = evaluate(finished)
-    for line in write_report(finished, content, folder.report):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    said = [] if silent else _report(folder)
     print_summary(console, summary, folder, epochs)
-    for line in content.warm:
+    for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for unit, message in tracker.broken.items():
         reason = " ".join(message.split())
@@ -213,6 +210,16 @@ def _set_up(config: RunConfig) -> None:
 def _default_folder(config: RunConfig) -> Path:
     dataset, model = (text.replace(":", ".").replace("/", ".").strip(".") for text in (config.dataset, config.model))
     return Path("runs") / f"{dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _report(folder: RunFolder) -> list[str]:
+    """Write the run's figures and report; what there is to say of it."""
+    from harness.report.build import evaluate, write_report
+    from harness.runs import read_run
+
+    finished = [read_run(folder.path)]
+    content = evaluate(finished)
+    return [*write_report(finished, content, folder.report), *content.warm]
 
 
 def _load(config: RunConfig) -> Dataset:

@@ -36,7 +36,7 @@ ORDER = [
         "figures",
         "report",
     ),
-    *("terminal", "remeasure", "run", "track", "compare"),
+    *("terminal", "remeasure", "run", "track", "compare", "sweep"),
 ]
 
 

@@ -1,0 +1,201 @@
+"""``python -m harness.sweep grid.toml``: many runs of `harness.track`, resumable, and one report of all.
+
+The file has ``[options]`` for every run, ``[grid]`` of lists whose every combination is a run, and ``[[run]]`` tables
+of single ones; all keys are options of `harness.track`::
+
+    [options]
+    dataset = "fashion-mnist"
+    epochs = 20
+
+    [grid]
+    loss = ["cross-entropy", "hinge", "squared-error"]
+    seed = [0, 1]
+
+    [[run]]
+    training = "pgd"
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError, OneLineParser, from_dict, resolve
+from harness.stopping import terminated_is_interrupted
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+KEYS = ("options", "grid", "run")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: its folder's name, made of what tells it from the others, and its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """For the command line."""
+        words = []
+        for name, value in self.options.items():
+            flag = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                words += [flag] if value else []
+                continue
+            for item in value if isinstance(value, list) else [value]:
+                words += [flag, str(item)]
+        return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    given = _parser().parse_args(argv)
+    try:
+        with terminated_is_interrupted():
+            if given.jobs < 1:
+                raise ConfigError(f"expected --jobs of at least 1, got {given.jobs}; give a larger number")
+            entries = read_sweep(given.file)
+            if given.list:
+                for entry in entries:
+                    print(f"{entry.name}: {' '.join(entry.arguments)}")
+                return DONE
+            return _sweep(entries, given.out or Path("runs") / given.file.stem, given.jobs)
+    except ConfigError as error:
+        return _say_error(error, USAGE)
+    except (ValueError, OSError) as error:
+        return _say_error(error, FAILED)
+    except KeyboardInterrupt:
+        print("sweep: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m harness.sweep",
+        description="Track a grid of data sets, models, trainings, losses and seeds, and report all runs together. "
+        "What is finished is not done again.",
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad usage, 130 interrupted (the same command goes on).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.toml", help="[options], [grid] of lists, [[run]] tables")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folders and report.html (default: runs/FILE)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--list", action="store_true", help="list the runs and end")
+    return parser
+
+
+def _say_error(error: Exception, code: int) -> int:
+    print(f"sweep: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def read_sweep(path: Path) -> list[Entry]:
+    """The runs of a file.
+
+    Raises:
+        ConfigError: not such a file, an option that there is not, or the same run twice.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+    unknown = sorted(set(table) - set(KEYS))
+    common, grid, single = table.get("options", {}), table.get("grid", {}), table.get("run", [])
+    lists = isinstance(grid, dict) and all(isinstance(value, list) and value for value in grid.values())
+    if unknown or not isinstance(common, dict) or not lists or not isinstance(single, list) or not (grid or single):
+        got = ", ".join(unknown) or "other or no tables"
+        raise ConfigError(f"expected [options], [grid] of lists and [[run]] tables in {path}, got {got}; write them so")
+    own = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    entries: dict[str, Entry] = {}
+    for changes in [*own, *single]:
+        options = {key.replace("-", "_"): value for key, value in {**common, **changes}.items()}
+        # checked before the first run starts
+        resolve(from_dict(options))
+        entry = Entry(_name(changes), options)
+        if entry.name in entries:
+            raise ConfigError(f"expected every run once in {path}, got {entry.name} twice; remove one")
+        entries[entry.name] = entry
+    return list(entries.values())
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in changes.items():
+        text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"{key.replace('_', '-')}={''.join(c if c.isalnum() or c in '.+-' else '.' for c in text)}")
+    return ",".join(parts) or "run"
+
+
+def _sweep(entries: Sequence[Entry], out: Path, jobs: int) -> int:
+    stop, failed = threading.Event(), []
+
+    def work(entry: Entry) -> None:
+        if not stop.is_set() and (error := run_entry(entry, out, stop)):
+            failed.append(entry.name)
+            print(f"sweep: error: {entry.name}: {error}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, entry) for entry in entries]
+        try:
+            for done, future in enumerate(futures, start=1):
+                future.result()
+                print(f"sweep: {done} of {len(entries)} runs", flush=True)
+        except BaseException:
+            stop.set()
+            raise
+    whole = [out / entry.name for entry in entries if entry.name not in failed]
+    if whole:
+        _report(whole, out / "report.html")
+    return FAILED if failed else DONE
+
+
+def run_entry(entry: Entry, out: Path, stop: threading.Event) -> str:
+    """Run the command, resuming what is there; its output goes to ``NAME.log``.
+
+    Args:
+        stop: when it is set, the run is told to stop, as by Ctrl-C.
+
+    Returns:
+        The last line of what it said where it failed; else nothing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / f"{entry.name}.log"
+    place = ["--resume", "--no-report", "--out", str(out / entry.name)]
+    command = [sys.executable, "-m", "harness.track", *place, *entry.arguments]
+    with log.open("w", encoding="utf-8") as written:
+        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            try:
+                process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    process.terminate()
+    if process.returncode == DONE:
+        return ""
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"{''.join(last) or f'exit code {process.returncode}'} (all of it in {log})"
+
+
+def _report(runs: Sequence[Path], page: Path) -> None:
+    # here, so that --help needs no pandas
+    from harness.report.build import evaluate, write_report
+    from harness.runs import read_runs
+
+    read = read_runs(runs)
+    for line in write_report(read, evaluate(read), page):
+        print(f"sweep: {line}")
+    print(f"sweep: report: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

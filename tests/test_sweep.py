@@ -1,0 +1,121 @@
+"""A grid of runs: named, checked before the first starts, killed and resumed, reported together."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.config import ConfigError
+from harness.store import RunFolder
+from harness.sweep import main, read_sweep
+from tests.runs import ONE_LINE, contents
+
+ROOT = Path(__file__).parents[1]
+GRID = """
+[options]
+model = "dense"
+epochs = 2
+train_images = 64
+test-images = 20
+probe = 8
+estimator = ["linear"]
+device = "cpu"
+
+[grid]
+loss = ["cross-entropy", "hinge"]
+seed = [0, 1]
+
+[[run]]
+training = "pgd"
+pgd_steps = 2
+"""
+
+
+def written(folder: Path, text: str = GRID) -> Path:
+    path = folder / "grid.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_combination_and_every_single_run_is_named(tmp_path: Path) -> None:
+    entries = read_sweep(written(tmp_path))
+    assert [entry.name for entry in entries] == [
+        "loss=cross-entropy,seed=0",
+        "loss=cross-entropy,seed=1",
+        "loss=hinge,seed=0",
+        "loss=hinge,seed=1",
+        "training=pgd,pgd-steps=2",
+    ]
+    assert entries[3].options["loss"] == "hinge"
+    assert entries[3].options["test_images"] == 20
+    words = " ".join(entries[3].arguments)
+    assert "--estimator linear" in words
+    assert "--seed 1" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "other or no tables"),
+        ("[grid]\nloss = 'hinge'", r"\[grid\] of lists"),
+        ("[grid]\nloss = ['hing']", "--loss"),
+        ("[grid]\nlos = ['hinge']", "los; remove"),
+        ("[[run]]\nseed = 1\n[[run]]\nseed = 1", "every run once"),
+        ("[sweep]\na = 1", "got sweep"),
+        ("[[run", "mend the file"),
+    ],
+)
+def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_sweep(written(tmp_path, text))
+    assert ONE_LINE.fullmatch(str(caught.value)), caught.value
+
+
+def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # three runs: figures of each take most of the time
+    path, out = written(tmp_path, GRID.replace("seed = [0, 1]", "seed = [1]")), tmp_path / "out"
+    command = [sys.executable, "-m", "harness.sweep", str(path), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 180
+    while not list(out.glob("*/checkpoints/epoch-001.safetensors")):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1].strip().endswith("the same command goes on")
+    assert process.returncode == 130
+    assert not (out / "report.html").exists()
+    assert main([str(path), "--out", str(out), "--jobs", "2"]) == 0
+    for entry in read_sweep(path):
+        assert len(RunFolder(out / entry.name).margin_parts()) == 3 * 2
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "loss=hinge,seed=1" in page
+    # and once more changes nothing of the runs
+    before = {name: value for name, value in contents(out).items() if "margins/" in name or "checkpoints/" in name}
+    monkeypatch.setattr("harness.sweep._report", lambda *_: None)
+    assert main([str(path), "--out", str(out)]) == 0
+    after = {name: value for name, value in contents(out).items() if "margins/" in name or "checkpoints/" in name}
+    assert after == before
+
+
+def test_a_failing_run_is_named_and_the_others_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reported: list[list[str]] = []
+    monkeypatch.setattr("harness.sweep._report", lambda runs, page: reported.append([run.name for run in runs]))
+    text = GRID.replace("seed = [0, 1]", "seed = [0]").replace('training = "pgd"', 'model = "nowhere:net"')
+    out = tmp_path / "out"
+    assert main([str(written(tmp_path, text)), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert "model=nowhere.net,pgd-steps=2: track: error: expected an importable factory" in error
+    assert reported == [["loss=cross-entropy,seed=0", "loss=hinge,seed=0"]]
+
+
+def test_the_runs_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(written(tmp_path)), "--list"]) == 0
+    assert capsys.readouterr().out.count("\n") == 5
