@@ -59,6 +59,6 @@ if [ $part != digits ]; then
   done
   if [ ${#networks[@]} -gt 0 ]; then
     brackets networks "${networks[@]}" --images 50 --points 2000
-    polish polish-networks "${networks[@]}" --images 20
+    polish polish-networks "${networks[@]}" --images 10
   fi
 fi
