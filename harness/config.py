@@ -140,6 +140,9 @@ class RunConfig:
     certify_probe: int = option(100, "images of each split that are certified", least=1, later=True)
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
+    log: tuple[str, ...] = option(
+        (), "send averages to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable", fixed=False, many=True
+    )
     device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
     threads: int | None = option(
         None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"

@@ -111,10 +111,13 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     from attacks.registry import create, text_form
     from harness.devices import choose_device, sized
+    from harness.loggers import check_logger
     from harness.models import build
     from harness.store import RunFolder
     from harness.units import plan_units, warm_starts
 
+    for text in config.log:
+        check_logger(text)
     named = {text_form(e): e for e in map(create, config.estimator)}
     estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
     lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
@@ -180,10 +183,14 @@ def _run(
             certifiers=config.certify,
             certify_every=config.certify_every,
             certify_probe=config.certify_probe,
+            loggers=config.log,
             listener=terminal,
         )
         run = TrackedRun(config, dataset, model, device, tracker, existing)
-        run.go(terminal)
+        try:
+            run.go(terminal)
+        finally:
+            tracker.close()
     summary, epochs = tracker.summary(), run.epoch_table()
     said = [] if silent else _report(folder)
     print_summary(console, summary, folder, epochs)

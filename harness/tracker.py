@@ -29,6 +29,7 @@ from harness.files import (
     write_part,
 )
 from harness.listening import Listener
+from harness.loggers import Logger, averages, create_logger
 from harness.measuring import margin_rows
 from harness.probes import Given, as_probe, check_labels, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
@@ -56,6 +57,7 @@ class MarginTracker:
         cold_every: these epochs: every so many, 0, 1 and the last always.
         certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
         certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
+        loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of epochs as they are measured.
 
     Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
     before; an epoch earlier than one that it has measured is refused.
@@ -87,6 +89,7 @@ class MarginTracker:
         certifiers: Sequence[str | Certifier] = (),
         certify_every: int = 5,
         certify_probe: int = 100,
+        loggers: Sequence[str | Logger] = (),
         listener: Listener | None = None,
     ) -> None:
         self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
@@ -107,6 +110,7 @@ class MarginTracker:
         self.domain, self.bounds, self.seed = domain, bounds, int(seed)
         self.noise_retries, self.batch_size = noise_retries, batch_size
         self.listener = listener or Listener()
+        self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
         self.broken: dict[Unit, str] = {}
         self._summaries: dict[Path, pd.DataFrame] = {}
         self._thinned = set[Path]()
@@ -171,7 +175,15 @@ class MarginTracker:
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
-        return summary[summary["epoch"] == epoch].reset_index(drop=True)
+        here = summary[summary["epoch"] == epoch].reset_index(drop=True)
+        for logger in self.loggers if missing else ():
+            logger.log(epoch, averages(here))
+        return here
+
+    def close(self) -> None:
+        """End the loggers; nothing else is open between updates."""
+        for logger in self.loggers:
+            logger.close()
 
     def has(self, epoch: int, *, last: bool = False) -> bool:
         """Whether `update` would find nothing to measure."""

@@ -32,7 +32,7 @@ DESIGN = """--dataset --data-root --download --train-images --test-images --mode
     --training --pgd-epsilon --pgd-steps --pgd-step-size --pgd-norm --trades-beta --noise-sigma --augment
     --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
     --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
-    --certify-every --certify-probe --seed --deterministic --device --threads --measure-batch"""
+    --certify-every --certify-probe --seed --deterministic --log --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -80,6 +80,7 @@ FREE: dict[str, Any] = {
     "checkpoints": "ckpt/*.pt",
     "certify": ("crown",),
     "certify_every": 2,
+    "log": ("tensorboard:here",),
     "device": "cpu",
     "threads": 2,
 }
@@ -156,6 +157,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "certify_probe": 100,
         "seed": 0,
         "deterministic": False,
+        "log": [],
         "device": "auto",
         "threads": 1,
         "measure_batch": 500,
@@ -417,6 +419,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--certify-probe": "100",
         "--seed": "0",
         "--deterministic": "no",
+        "--log": "none",
         "--device": "auto",
         "--threads": "1 on digits, too small to share, else torch's choice",
         "--measure-batch": "500 on digits, else 128, on CUDA all of a split",

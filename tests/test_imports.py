@@ -29,6 +29,7 @@ ORDER = [
         "training",
         "probes",
         "listening",
+        "loggers",
         "measuring",
         "witnesses",
         "certifying",
@@ -36,7 +37,7 @@ ORDER = [
         "figures",
         "report",
     ),
-    *("terminal", "remeasure", "run", "track", "compare", "sweep"),
+    *("terminal", "remeasure", "run", "track", "compare", "sweep", "callbacks"),
 ]
 
 

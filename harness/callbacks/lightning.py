@@ -1,0 +1,64 @@
+"""A Lightning callback: margins before training and after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from harness.loggers import averages
+from harness.tracker import MarginTracker
+
+
+class MarginCallback(Callback):  # type: ignore[misc]
+    """Measures the tracker's images at epoch 0, before the first update, and after every training epoch.
+
+    The rows are those of a plain loop that calls ``tracker.update(epoch, model)``. On several devices the process of
+    rank 0 measures and the others wait. Averages also go to the trainer's loggers.
+
+    Args:
+        tracker: of the images and estimators; made on every rank, but only rank 0's writes.
+        model: what maps pixels to logits, of the Lightning module; by default itself.
+        every: measure every so many epochs, 0 and 1 always.
+    """
+
+    def __init__(
+        self,
+        tracker: MarginTracker,
+        *,
+        model: Callable[[LightningModule], nn.Module] = lambda module: module,
+        every: int = 1,
+    ) -> None:
+        self.tracker, self.model, self.every = tracker, model, every
+        self.measured: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure epoch 0, unless training goes on from a checkpoint."""
+        # only now are epochs and steps those of the checkpoint
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self._measure(0, trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the epoch that has ended."""
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        if epoch == 1 or last or epoch % self.every == 0:
+            self._measure(epoch, trainer, pl_module, last=last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epochs were measured; the margins themselves are in the run folder."""
+        return {"measured": list(self.measured)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.measured = list(state_dict["measured"])
+
+    def _measure(self, epoch: int, trainer: Trainer, module: LightningModule, last: bool = False) -> None:
+        if trainer.is_global_zero:
+            summary = self.tracker.update(epoch, self.model(module), last=last)
+            for logger in trainer.loggers:
+                logger.log_metrics(averages(summary), step=epoch)
+        self.measured.append(epoch)
+        trainer.strategy.barrier("margins")
