@@ -90,6 +90,18 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "<html" in (tmp_path / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_example_of_an_estimator_runs_and_its_claim_holds() -> None:
+    names: dict[str, Any] = {"__name__": "adding"}
+    torch.manual_seed(0)
+    for text in blocks(ROOT / "docs" / "adding.md", "python"):
+        exec(compile(text, "docs/adding.md", "exec"), names)
+    ratio = names["found"].distance / names["affine_margins"](
+        names["layer"].weight, names["layer"].bias, names["images"], "l2", domain="box"
+    )
+    assert (ratio >= 1 - 1e-5).all()
+    assert ratio[ratio.isfinite()].median() < names["Straight"].tightness["l2"]
+
+
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
