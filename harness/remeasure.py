@@ -89,14 +89,13 @@ def remeasure(
 
 def _epochs(run: Run, asked: Sequence[int] | None) -> list[int]:
     everything = sorted(int(epoch) for epoch in run.margins["epoch"].unique())
-    measured = [epoch for epoch in everything if run.folder.checkpoint(epoch).exists()]
+    # where all are kept, one that is not there is a damage, which is said when it is read
+    thinned = run.config.get("keep_checkpoints", 1) != 1
+    measured = [epoch for epoch in everything if not thinned or run.folder.checkpoint(epoch).exists()]
     absent = [epoch for epoch in asked or () if epoch not in measured]
     if absent or not measured:
-        there = ", ".join(map(str, measured)) or "none"
-        raise StoreError(
-            f"expected epochs that {run.name} measured and has a checkpoint of ({there}), got {absent or 'none'}; "
-            "choose others"
-        )
+        there = (", ".join(map(str, measured)) or "none") + (", whose checkpoints are kept" if thinned else "")
+        raise StoreError(f"expected epochs that {run.name} measured ({there}), got {absent or 'none'}; choose others")
     return sorted(asked) if asked else measured
 
 

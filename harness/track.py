@@ -137,10 +137,9 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     folder = RunFolder(Path(out) if out else _default_folder(config))
     notes = _notes(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
+    manifest = {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device)
     with folder.locked():
-        folder.start(
-            {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device), resume=resume
-        )
+        folder.start(manifest, resume=resume)
         return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent)
 
 

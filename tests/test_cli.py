@@ -191,7 +191,11 @@ BAD_USAGE = [
     ("--device tpu", "expected --device auto, cpu or cuda[:i]", "got 'tpu'"),
     ("--device meta", "expected --device auto, cpu or cuda[:i]", "got 'meta'"),
     ("--device cuda:99", "expected a CUDA device for --device cuda:99", "use --device cpu"),
-    ("--model vgg", "expected --model dense, cnn, resnet18 or pkg.module:factory", "got 'vgg'"),
+    (
+        "--model vgg",
+        "expected --model dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory",
+        "got 'vgg'",
+    ),
     ("--frobnicate", "expected options that there are", "got --frobnicate"),
     ("--epoch 3", "expected options that there are", "got --epoch 3; did you mean --epochs?"),
     ("digits", "expected options that there are", "got digits"),

@@ -137,6 +137,8 @@ def test_the_first_length_is_the_papers(norm: Norm, trained_digits: Digits) -> N
     assert 0.3 < (doublings.round() == 0).double().mean() < 1
 
 
+# two classes whose outputs happen to add up to 1
+@pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
 def test_doubled_until_the_class_changes() -> None:
     """The boundary lies 5.5 times as far as the linearised one: three doublings, four looks."""
     draw = torch.randn(64, generator=oracles.generator(3))
@@ -151,6 +153,8 @@ def test_doubled_until_the_class_changes() -> None:
     assert three.forwards.tolist() == [value - 1 for value in margins.forwards.tolist()]
 
 
+# two classes whose outputs happen to add up to 1
+@pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
 def test_the_linearised_margin_bounds_nothing() -> None:
     """Too short where the slope falls, too long where it grows; the verified distance is never too short."""
     draw, images = torch.randn(64, generator=oracles.generator(3)), torch.full((1, 1, 8, 8), 0.5)
