@@ -58,7 +58,15 @@ def track(folder: Path, *more: str) -> int:
 
 def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
     line = [sys.executable, "-m", "harness.track", "--out", str(folder), "--resume", *OPTIONS, *more]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def checkpoints(folder: Path) -> list[int]:

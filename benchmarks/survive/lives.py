@@ -98,6 +98,8 @@ def live(
     child = fork()
     if child == 0:
         code = 70
+        # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with errors.open("w") as handle, contextlib.redirect_stderr(handle):
                 code = _run(folder, counted, report, options)
