@@ -188,15 +188,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(str(path))
         with safe_open(str(path), framework="pt") as handle:
-            wanted = (handle.metadata() or {}).get(CHECKSUM)
+            facts = handle.metadata() or {}
     except (OSError, SafetensorError, RuntimeError) as error:
         raise StoreError(
             f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
         ) from None
-    # files of earlier versions have none
-    if wanted is not None and _tensors_checksum(tensors) != wanted:
+    # files of earlier versions say nothing of themselves; one that says other things is a file of something else
+    if facts and facts.get(CHECKSUM) != _tensors_checksum(tensors):
         raise StoreError(
-            f"expected tensors {wanted[:12]} at {path}, got others; restore the file, or delete it and --resume"
+            f"expected the tensors that were at {path}, got others; restore the file, or delete it and --resume"
         )
     return tensors
 

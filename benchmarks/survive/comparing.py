@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.forking import fork
 from harness.files import load_tensors, load_trainer, read_part
@@ -42,7 +43,8 @@ def compare(folder: Path, whole: Path) -> Comparison:
         if name.endswith(".parquet"):
             found.rows += _compare_rows(name, folder, whole, found.differences)
             continue
-        read = load_trainer if name.endswith(".trainer.pt") else load_tensors
+        whole_files = load_file if name.startswith("checkpoints/") else load_tensors
+        read = load_trainer if name.endswith(".trainer.pt") else whole_files
         if not _same(read(folder / name), read(whole / name)):
             found.differences.append(f"{name} has other values")
     for key in ("fingerprint", "config", "data", "seeds", "estimators", "certifiers"):
