@@ -88,7 +88,7 @@ def _kill(work: Path, whole: Path, kills: int, counts: dict[str, int], seconds: 
                 end = live(folder, stop=at_random(draw, seconds))
             else:
                 # later lives have less to do, so that a moment may not come
-                phase = PHASES[turn % len(PHASES)]
+                phase = PHASES[(turn - turn // 4) % len(PHASES)]
                 end = live(folder, moments=Moments((phase, draw.randint(1, max(1, counts[phase] // 2)))))
             if end.code == -9:
                 said["kills"] += 1
