@@ -46,15 +46,20 @@ class Entry:
     @property
     def arguments(self) -> list[str]:
         """For the command line."""
-        words = []
-        for name, value in self.options.items():
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, bool):
-                words += [flag] if value else []
-                continue
-            for item in value if isinstance(value, list) else [value]:
-                words += [flag, str(item)]
-        return words
+        return as_arguments(self.options)
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options by their names in `harness.config.RunConfig` as words of `harness.track`'s command line."""
+    words = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag] if value else []
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            words += [flag, str(item)]
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.reproduce.study import Planned, Study
 from harness.files import write_atomically
+from harness.sweep import as_arguments
 
 Say = Callable[[str], None]
 
@@ -46,15 +47,8 @@ def run_study(study: Study, folder: Path, data_root: str, jobs: int, say: Say) -
 def steps_of(planned: Planned, folder: Path, data_root: str) -> Iterator[list[str]]:
     """The arguments of Python, step by step."""
     run = str(folder / planned.name)
-    track = ["-m", "harness.track", "--resume", "--out", run, "--data-root", data_root]
-    for name, value in planned.options.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            track += [flag] if value else []
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            track += [flag, str(item)]
-    yield track
+    place = ["--resume", "--out", run, "--data-root", data_root]
+    yield ["-m", "harness.track", *place, *as_arguments(planned.options)]
     for text, epochs in planned.added.items():
         at = [word for epoch in epochs for word in ("--epoch", str(epoch))]
         yield ["-m", "harness.compare", run, "--estimator", text, "--threads", "1", *at]
