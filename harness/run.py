@@ -17,7 +17,6 @@ from torch import nn
 from harness.config import RunConfig
 from harness.data import Dataset
 from harness.files import (
-    concatenate,
     load_checkpoint,
     load_trainer,
     read_part,
@@ -26,6 +25,7 @@ from harness.files import (
     write_csv,
     write_part,
 )
+from harness.growing import GrowingTable
 from harness.objectives import TrainingOptions
 from harness.runs import EPOCH_COLUMNS, epoch_table
 from harness.statistics import SUMMARY_COLUMNS
@@ -55,7 +55,7 @@ class TrackedRun:
         options = TrainingOptions(**{name: getattr(config, name) for name in names})
         self.trainer = Trainer(model, dataset.train, options, device)
         self._initial = copy.deepcopy(model.state_dict()), self.trainer.state_dict()
-        self._epochs: dict[Path, pd.DataFrame] = {}
+        self._epochs = GrowingTable(EPOCH_COLUMNS, _epoch_rows)
 
     def go(self, terminal: Terminal) -> None:
         """Run to the last epoch.
@@ -78,12 +78,7 @@ class TrackedRun:
 
     def epoch_table(self) -> pd.DataFrame:
         """Loss, error and seconds of every epoch, also written to ``epochs.csv``."""
-        parts = self.folder.prediction_parts()
-        for path in parts:
-            if path not in self._epochs:
-                predictions, facts = read_part(path)
-                self._epochs[path] = epoch_table(predictions, int(facts["epoch"]), float(facts["seconds"]))
-        table = concatenate((self._epochs[path] for path in parts), EPOCH_COLUMNS)
+        table = self._epochs.of(self.folder.prediction_parts())
         write_csv(self.folder.epochs_csv, table)
         return table
 
@@ -199,3 +194,8 @@ class TrackedRun:
                 )
             )
         write_part(path, pd.concat(tables, ignore_index=True), epoch=str(epoch), seconds=repr(seconds))
+
+
+def _epoch_rows(path: Path) -> pd.DataFrame:
+    predictions, facts = read_part(path)
+    return epoch_table(predictions, int(facts["epoch"]), float(facts["seconds"]))

@@ -21,13 +21,13 @@ from harness.config import digest
 from harness.devices import device_of
 from harness.files import (
     StoreError,
-    concatenate,
     read_part,
     save_tensors,
     weights_checksum,
     write_csv,
     write_part,
 )
+from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, create_logger
 from harness.measuring import margin_rows
@@ -112,7 +112,7 @@ class MarginTracker:
         self.listener = listener or Listener()
         self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
         self.broken: dict[Unit, str] = {}
-        self._summaries: dict[Path, pd.DataFrame] = {}
+        self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
         self._thinned = set[Path]()
         if isinstance(out, RunFolder):
             self.folder = out
@@ -214,11 +214,7 @@ class MarginTracker:
 
     def summary(self) -> pd.DataFrame:
         """All epochs' summary, also written to ``summary.csv``."""
-        parts = self.folder.margin_parts()
-        for path in parts:
-            if path not in self._summaries:
-                self._summaries[path] = summarise(read_part(path)[0])
-        table = concatenate((self._summaries[path] for path in parts), SUMMARY_COLUMNS)
+        table = self._summary.of(self.folder.margin_parts())
         write_csv(self.folder.summary_csv, table)
         return table
 
