@@ -25,8 +25,8 @@ from attacks.geometry import project
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
 from benchmarks.problems import BUILT_IN, Problem, run_problems
-from harness.config import OneLineParser
 from harness.files import StoreError, write_atomically
+from harness.options import OneLineParser
 from harness.runs import read_runs
 from harness.statistics.brackets import TIGHT
 from harness.store import environment, now

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError
 from attacks.registry import check_name, check_needs, create, text_form
-from harness.config import ConfigError, OneLineParser
+from harness.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from attacks.estimator import Estimator

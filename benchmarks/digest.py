@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
-from harness.config import OneLineParser
 from harness.files import write_atomically
+from harness.options import OneLineParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,8 +22,8 @@ from attacks.estimator import NORMS, EstimatorError, Margins, Norm
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
 from benchmarks.problems import Problem, affine_problem, digits_problem
-from harness.config import OneLineParser
 from harness.files import write_atomically
+from harness.options import OneLineParser
 from harness.store import environment
 
 

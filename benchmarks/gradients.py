@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from attacks.input_gradient import quicken
 from benchmarks.speed.report import made_with
-from harness.config import OneLineParser
 from harness.files import write_atomically
 from harness.models import build
+from harness.options import OneLineParser
 
 CLASSES = 10
 Ways = Mapping[str, Callable[[], Tensor]]

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.config import OneLineParser
 from harness.files import write_atomically, write_csv
+from harness.options import OneLineParser
 from harness.store import environment, now
 
 LINE = re.compile(r"epoch +(\d+)/\d+ .*?(\d+):(\d\d):(\d\d) left")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
-from harness.config import ConfigError, OneLineParser
+from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:

@@ -11,15 +11,13 @@ import difflib
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from attacks.estimator import DOMAINS, NORMS, EstimatorError
 from attacks.registry import check_certifier, check_name
+from harness.options import ConfigError, check_option, option, read_options
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 # data of the user's own: a prefix and a place
@@ -36,34 +34,6 @@ BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
 # https://arxiv.org/abs/1706.06083, section 5; fashion-mnist: Wong & Kolter 2018,
 # https://arxiv.org/abs/1711.00851, table 1; digits has no literature, 0.1 is ours
 PGD_EPSILON = {"mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255, "digits": 0.1}
-
-
-class ConfigError(ValueError):
-    """An option that cannot be used; the message is one line that says what to do."""
-
-
-def option(
-    default: Any,
-    about: str,
-    *,
-    choices: Sequence[str] = (),
-    least: float | None = None,
-    above: float | None = None,
-    fixed: bool = True,
-    unset: str = "",
-    many: bool = False,
-    later: bool = False,
-) -> Any:
-    """A field of `RunConfig` that is also an option of the command line.
-
-    Args:
-        fixed: part of the fingerprint: another value is another run.
-        unset: what ``None`` means, for ``--help``.
-        many: repeatable; the value is a tuple.
-        later: left out of the fingerprint while it is at its default, as runs without it are the same runs.
-    """
-    metadata = {"about": about, "choices": choices, "least": least, "above": above, "fixed": fixed, "unset": unset}
-    return field(default=default, metadata=metadata | {"many": many, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +123,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            _check(f, getattr(self, f.name))
+            check_option(f, getattr(self, f.name))
         kind, _, place = self.dataset.partition(":")
         if self.dataset not in DATASETS and not (kind in SOURCES and place):
             near = difflib.get_close_matches(self.dataset, DATASETS, 1)
@@ -250,45 +220,6 @@ def resolve(config: RunConfig) -> RunConfig:
     return RunConfig(**vars(config) | unset)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        # argparse's own words name the argument first: "argument --probe: expected one argument"
-        unknown = message.removeprefix("unrecognized arguments: ")
-        argument, _, trouble = message.removeprefix("argument ").partition(": ")
-        if unknown != message:
-            near = difflib.get_close_matches(unknown.split()[0], self._option_string_actions, 1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            message = f"expected options that there are, got {unknown}; {hint}"
-        elif trouble == "expected one argument":
-            message = f"expected a value for {argument}, got none; give one"
-        elif not message.startswith("expected "):
-            message = f"expected options as in --help, got {message}; mend them"
-        self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message}\n")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give the parser an option a field; what is not given stays out of the namespace."""
-    for f in dataclasses.fields(RunConfig):
-        flag, meta = "--" + f.name.replace("_", "-"), f.metadata
-        shown = meta["unset"] if f.default is None else _shown(f.default)
-        text = f"{meta['about']} (default: {shown})".replace("%", "%%")
-        if f.type == "bool":
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
-            continue
-        kind = int if "int" in str(f.type) else float if "float" in str(f.type) else str
-        parser.add_argument(
-            flag,
-            action="append" if meta["many"] else "store",
-            type=partial(_converted, kind),
-            default=argparse.SUPPRESS,
-            help=text,
-            metavar="|".join(meta["choices"]) or {int: "N", float: "X"}.get(kind, f.name.upper().replace("_", "-")),
-        )
-    parser.add_argument("--config", metavar="FILE.toml", help="read options from a file; the command line wins")
-
-
 def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = None) -> RunConfig:
     """Defaults, then the run that is resumed, then ``--config``'s file, then the command line, resolved.
 
@@ -299,7 +230,7 @@ def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = No
         ConfigError: one line.
     """
     names = {f.name for f in dataclasses.fields(RunConfig)}
-    values = _read_file(Path(given.config)) if given.config else {}
+    values = read_options(Path(given.config)) if given.config else {}
     values |= {name: value for name, value in vars(given).items() if name in names}
     if before:
         kept = {name: value for name, value in before.items() if name in names}
@@ -309,65 +240,5 @@ def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = No
     return resolve(from_dict(values))
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
-    values = {key.replace("-", "_"): value for key, value in table.items()}
-    if len(values) < len(table):
-        twice = sorted(key for key in table if "-" in key and key.replace("-", "_") in table)
-        raise ConfigError(
-            f"expected each option once in {path}, got {', '.join(twice)} with dashes and underscores; remove one"
-        )
-    return values
-
-
-def _check(f: dataclasses.Field[Any], value: Any) -> None:
-    flag, meta = "--" + f.name.replace("_", "-"), f.metadata
-    if value is None and f.default is None:
-        return
-    if meta["many"]:
-        if value == () == f.default:
-            return
-        if not isinstance(value, tuple) or not value or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"expected {flag} as one or more names, got {value!r}; give a list of words")
-        if len(set(value)) < len(value):
-            raise ConfigError(f"expected each {flag} once, got {', '.join(value)}; remove the repetition")
-    kind = _kind(f)
-    if not meta["many"] and not (isinstance(value, kind) and (kind == (bool,) or not isinstance(value, bool))):
-        raise ConfigError(f"expected {flag} to be of type {kind[-1].__name__}, got {value!r}; write it so")
-    for item in value if meta["many"] else (value,):
-        if meta["choices"] and item not in meta["choices"]:
-            raise ConfigError(f"expected {flag} to be one of {', '.join(meta['choices'])}, got {item!r}; choose one")
-    if meta["least"] is not None and not value >= meta["least"]:
-        raise ConfigError(f"expected {flag} of at least {meta['least']}, got {value}; give a larger number")
-    if meta["above"] is not None and not value > meta["above"]:
-        raise ConfigError(f"expected {flag} above {meta['above']}, got {value}; give a larger number")
-    # torch's generators and sizes are 64-bit
-    if isinstance(value, int | float) and value >= 2**63:
-        raise ConfigError(f"expected {flag} below 2**63, got {value}; give a smaller number")
-
-
-def _kind(f: dataclasses.Field[Any]) -> tuple[type, ...]:
-    name = str(f.type).split(" | ")[0]
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-    return kinds.get(name, (tuple,))
-
-
-def _converted(kind: Callable[[str], Any], text: str) -> Any:
-    """The value, or the text itself, which `RunConfig` then refuses in its own words."""
-    try:
-        return kind(text)
-    except ValueError:
-        return text
-
-
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " and ".join(value) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import nn
 
-from harness.config import ConfigError, RunConfig
+from harness.config import RunConfig
+from harness.options import ConfigError
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ import glob
 import re
 from pathlib import Path
 
-from harness.config import ConfigError
+from harness.options import ConfigError
 
 NUMBER = re.compile(r"\d+")
 # epochs are in file names; a larger number there is a step or a date

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError, OneLineParser, from_dict, resolve
+from harness.config import from_dict, resolve
+from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -6,25 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
-from harness.config import (
-    DATASETS,
-    ConfigError,
-    OneLineParser,
-    RunConfig,
-    add_options,
-    as_dict,
-    digest,
-    from_namespace,
-    parse_normalize,
-)
+from harness.config import DATASETS, RunConfig, as_dict, digest, from_namespace, parse_normalize
 from harness.existing import existing_checkpoints
+from harness.options import ConfigError, OneLineParser, add_options
 from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
@@ -68,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (go on with --resume).",
         allow_abbrev=False,
     )
-    add_options(parser)
+    add_options(parser, fields(RunConfig))
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/<data set>-<model>-<training>-<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--no-report", action="store_true", help="draw no figures and no report at the end")

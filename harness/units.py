@@ -9,7 +9,7 @@ from typing import Any
 from attacks.certify.certifiers import Certifier
 from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.registry import check_needs, text_form
-from harness.config import ConfigError
+from harness.options import ConfigError
 from harness.store import Unit
 
 

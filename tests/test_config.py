@@ -12,17 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import (
-    ConfigError,
-    OneLineParser,
-    RunConfig,
-    add_options,
-    as_dict,
-    digest,
-    from_dict,
-    from_namespace,
-)
+from harness.config import RunConfig, as_dict, digest, from_dict, from_namespace
 from harness.devices import sized
+from harness.options import ConfigError, OneLineParser, add_options
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
@@ -89,7 +81,7 @@ FREE: dict[str, Any] = {
 def parse(*argv: str) -> RunConfig:
     """What the command makes of these arguments."""
     parser = OneLineParser(prog="track", allow_abbrev=False)
-    add_options(parser)
+    add_options(parser, dataclasses.fields(RunConfig))
     return from_namespace(parser.parse_args(argv))
 
 
@@ -466,6 +458,6 @@ def test_what_needs_torch_is_noticed(tmp_path: Path) -> None:
 
 def test_options_that_are_not_given_stay_out_of_the_namespace() -> None:
     parser = OneLineParser(prog="track")
-    add_options(parser)
+    add_options(parser, dataclasses.fields(RunConfig))
     assert parser.parse_args([]) == argparse.Namespace(config=None)
     assert parser.parse_args(["--probe", "3"]) == argparse.Namespace(config=None, probe=3)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config import ConfigError, from_namespace
+from harness.config import from_namespace
+from harness.options import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

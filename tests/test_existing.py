@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from harness.compare import main as compare
-from harness.config import ConfigError
 from harness.existing import existing_checkpoints
 from harness.files import read_part
 from harness.models import build
+from harness.options import ConfigError
 from harness.store import RunFolder, Unit
 from harness.track import main
 from tests.runs import ONE_LINE

@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     *(
         "stopping",
+        "options",
         "config",
         "existing",
         "devices",
         "files",
+        "growing",
         "store",
         "units",
         "runs",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError
+from harness.options import ConfigError
 from harness.store import RunFolder
 from harness.sweep import main, read_sweep
 from tests.runs import ONE_LINE, contents

@@ -23,8 +23,8 @@ from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
 from harness import MarginTracker
 from harness.compare import main as compare
-from harness.config import ConfigError
 from harness.files import StoreError, load_tensors, read_part
+from harness.options import ConfigError
 from harness.report.build import evaluate
 from harness.report.page import render
 from harness.report.warm import warm_sentences

@@ -12,8 +12,9 @@ from torch import nn
 from attacks.affine import affine_margins
 from attacks.measure import measure
 from attacks.registry import create
-from harness.config import ConfigError, parse_normalize
+from harness.config import parse_normalize
 from harness.models import build
+from harness.options import ConfigError
 from harness.weights import Normalized, load_weights
 from tests.runs import ONE_LINE
 

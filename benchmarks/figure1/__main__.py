@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import NORMS
-from harness.config import ConfigError, OneLineParser
+from harness.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.figure1.measuring import Row, Totals

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.trying import Tally, fuzz
-from harness.config import OneLineParser
 from harness.files import write_atomically
+from harness.options import OneLineParser
 from harness.store import environment, now
 
 CORPUS = Path("tests/corpus")

@@ -19,7 +19,7 @@ from attacks.certify.search import Budget
 from attacks.estimator import EstimatorError
 from attacks.registry import create, create_certifier
 from benchmarks.reproduce.study import read_study
-from harness.config import ConfigError, OneLineParser, add_options, from_namespace
+from harness.config import RunConfig, from_namespace
 from harness.data import DataError, _cifar10_split, _Folder, _mnist_split
 from harness.files import (
     StoreError,
@@ -33,6 +33,7 @@ from harness.files import (
     write_part,
 )
 from harness.objectives import TrainingOptions
+from harness.options import ConfigError, OneLineParser, add_options
 from harness.runs import read_run
 from harness.store import RunFolder
 from harness.tracker import MarginTracker
@@ -165,7 +166,7 @@ def _config(folder: Path) -> Path:
 
 def _read_config(path: Path) -> object:
     parser = OneLineParser()
-    add_options(parser)
+    add_options(parser, dataclasses.fields(RunConfig))
     return from_namespace(parser.parse_args(["--config", str(path)]))
 
 

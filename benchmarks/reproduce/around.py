@@ -20,9 +20,9 @@ from attacks.estimator import NORMS, Norm
 from attacks.measure import derive_seed, measure
 from attacks.registry import create
 from benchmarks.problems import Problem, run_problems
-from harness.config import OneLineParser
 from harness.files import StoreError, write_csv
 from harness.models import eval_mode
+from harness.options import OneLineParser
 from harness.remeasure import options_of
 from harness.runs import Run, read_run
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError, from_dict
+from harness.config import from_dict
+from harness.options import ConfigError
 
 OWN = ("checkpoints",)
 GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "certified", "checkpoints"}

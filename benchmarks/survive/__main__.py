@@ -24,8 +24,8 @@ from benchmarks.survive.damage import (
     two_writers,
 )
 from benchmarks.survive.lives import PHASES, Moments, at_random, live, warm_up
-from harness.config import OneLineParser
 from harness.files import write_atomically
+from harness.options import OneLineParser
 from harness.store import environment, now
 
 # deaths that a run dies one after the other, before it is left to end

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import OneLineParser
+from harness.options import OneLineParser
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
