@@ -13,15 +13,12 @@ from attacks.checks import check_ability, check_batches, check_images, clean_log
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
-from attacks.memory import affordable
+from attacks.memory import affordable, chunk_size
 from attacks.trace import Trace
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
 STEP_BACK = 5e-5
-
-# Batches that an estimator which fills its batches up by itself gets at a time: more leave fewer half-empty ones.
-REFILLED = 8
 
 
 def derive_seed(*parts: object) -> int:
@@ -97,12 +94,7 @@ def measure(
             first += len(parts[-1].status)
             if on_progress is not None:
                 on_progress(len(parts[-1].status))
-        return _join(parts)
-
-
-def chunk_size(view: Classifier, estimator: Estimator) -> int:
-    """How many images the estimator gets at a time."""
-    return view.batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
+        return join_margins(parts)
 
 
 class _Judge:
@@ -293,7 +285,8 @@ def _usable(start: Tensor, images: Tensor) -> Tensor:
     return torch.where(finite, given, images).contiguous()
 
 
-def _join(parts: list[Margins]) -> Margins:
+def join_margins(parts: Sequence[Margins]) -> Margins:
+    """The margins of all parts' images, in their order; there is at least one part."""
     columns: dict[str, object] = {}
     for field in fields(Margins):
         values = [getattr(part, field.name) for part in parts]

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attacks.isolation import Classifier
+from attacks.estimator import Domain, Estimator
+from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view
 
 # What a pass with gradients may keep, in bytes. About half as much again passes through while it is built and taken
 # back, and the images' own copies come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.
 KEPT = 2**30
 # Numbers in an image up to which nothing is asked: networks for 64x64 pixels in colour keep less in ordinary batches.
 SMALL = 3 * 64 * 64
+
+# Batches that an estimator which fills its batches up by itself gets at a time: more leave fewer half-empty ones.
+REFILLED = 8
+
+
+def chunk_size(view: Classifier, estimator: Estimator) -> int:
+    """How many images the estimator gets at a time."""
+    return view.batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
+
+
+def chunk_length(
+    model: nn.Module, images: Tensor, estimator: Estimator, *, domain: Domain, bounds: Bounds, batch_size: int
+) -> int:
+    """How many of these images `attacks.measure.measure` gives the estimator at a time.
+
+    Measured apart, parts of so many images have the margins that all of them have together, to the bit: the same
+    images stand in a batch, and attacks that draw from global generators draw the same. (On CUDA, only while memory
+    lasts.)
+    """
+    with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
+        view.batch_size = affordable(view, images, batch_size)
+        return chunk_size(view, estimator)
 
 
 def affordable(view: Classifier, images: Tensor, most: int) -> int:

@@ -28,6 +28,7 @@ ADVERSARIAL = ("pgd", "trades")
 LOSSES = ("cross-entropy", "label-smoothing", "hinge", "squared-error")
 AUGMENTATIONS = ("none", "shift", "flip")
 OPTIMIZERS = ("adam", "adamw", "sgd")
+ENGINES = ("local", "ray")
 BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
 
 # L-infinity radii that the literature trains with. mnist, cifar10: Madry et al. 2018,
@@ -113,6 +114,14 @@ class RunConfig:
     log: tuple[str, ...] = option(
         (), "send averages to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable", fixed=False, many=True
     )
+    engine: str = option("local", "where attacks run: on this machine, or on Ray", choices=ENGINES, fixed=False)
+    workers: int = option(
+        0,
+        "processes that attack beside each other; 0 for this one, on Ray for all there is room for",
+        least=0,
+        fixed=False,
+    )
+    gpus_per_worker: float = option(0.0, "of each of Ray's tasks, such as 0.25; 0 for the CPU", least=0, fixed=False)
     device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
     threads: int | None = option(
         None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"

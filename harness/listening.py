@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -12,8 +13,8 @@ from harness.store import Unit
 class Listener:
     """Hears how measuring goes on; the command line draws it."""
 
-    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
-        """A unit begins that this many images are measured for."""
+    def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
+        """A unit begins, or several beside each other, which this many images are measured for in all."""
 
     def images_done(self, count: int) -> None:
         """This many more images are done."""

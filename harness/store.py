@@ -86,6 +86,9 @@ class RunFolder:
     def bounds(self, epoch: int, unit: Unit) -> Path:
         return self.path / "bounds" / f"epoch-{epoch:03d}" / f"{unit.filename}.parquet"
 
+    def shards(self, epoch: int) -> Path:
+        return self.path / "shards" / f"epoch-{epoch:03d}"
+
     def unsound(self, epoch: int, unit: Unit) -> Path:
         return self.path / "unsound" / f"epoch-{epoch:03d}.{unit.filename}.safetensors"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import pandas as pd
 from rich import box
@@ -58,9 +59,9 @@ class Terminal(Listener):
         if self._progress is not None:
             self._progress.update(self._now, completed=done, total=total)
 
-    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
+    def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
         self._clock = time.monotonic()
-        self._task(f"measuring {unit}", images, "images")
+        self._task(f"measuring {units[0] if len(units) == 1 else f'{len(units)} units'}", images, "images")
 
     def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
         self._task(f"certifying {unit}", images, "images")

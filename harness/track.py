@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.data import Dataset
     from harness.probes import Probe
     from harness.store import RunFolder
+    from harness.tasks import Engine
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -102,6 +103,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
 
     from attacks.registry import create, text_form
     from harness.devices import choose_device, sized
+    from harness.engines import create_engine
     from harness.loggers import check_logger
     from harness.models import build
     from harness.store import RunFolder
@@ -129,9 +131,13 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     notes = _notes(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device)
-    with folder.locked():
-        folder.start(manifest, resume=resume)
-        return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent)
+    engine = create_engine(config.engine, config.workers, gpus=config.gpus_per_worker, threads=config.threads)
+    try:
+        with folder.locked():
+            folder.start(manifest, resume=resume)
+            return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent, engine)
+    finally:
+        engine.close()
 
 
 def _run(
@@ -144,6 +150,7 @@ def _run(
     lines: Sequence[str],
     existing: Mapping[int, Path],
     silent: bool,
+    engine: Engine,
 ) -> int:
     """Track, report unless ``silent``, and print; ``lines`` first."""
     from rich.console import Console
@@ -174,6 +181,7 @@ def _run(
             certify_every=config.certify_every,
             certify_probe=config.certify_probe,
             loggers=config.log,
+            engine=engine,
             listener=terminal,
         )
         run = TrackedRun(config, dataset, model, device, tracker, existing)

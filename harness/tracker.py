@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attacks.certify.certifiers import Certifier
 from attacks.checks import check_batches
-from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm, Status
-from attacks.measure import derive_seed, measure
+from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm
 from attacks.registry import create, text_form
 from harness.certifying import Certifying
+from harness.checking import check_files
 from harness.config import digest
-from harness.devices import device_of
+from harness.estimating import Estimating
 from harness.files import (
     StoreError,
     read_part,
     save_tensors,
     weights_checksum,
     write_csv,
-    write_part,
 )
 from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, create_logger
-from harness.measuring import margin_rows
 from harness.probes import Given, as_probe, check_labels, checksum
 from harness.statistics import SUMMARY_COLUMNS, summarise
-from harness.store import MARGIN_COLUMNS, RunFolder, Unit, environment
-from harness.units import describe, plan_units, starts_warm, warm_starts
-from harness.witnesses import keep_witnesses, starts, thin_witnesses
+from harness.store import RunFolder, Unit, environment
+from harness.tasks import Engine, InProcess
+from harness.units import describe, plan_units, warm_starts
 
 
 class MarginTracker:
@@ -58,12 +54,10 @@ class MarginTracker:
         certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
         certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
         loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of epochs as they are measured.
+        engine: what runs the attacks, such as `harness.workers.Workers`; by default this process.
 
     Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
     before; an epoch earlier than one that it has measured is refused.
-
-    Attributes:
-        broken: units that failed on every image of an epoch, with the library's message; also warned of.
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
@@ -90,6 +84,7 @@ class MarginTracker:
         certify_every: int = 5,
         certify_probe: int = 100,
         loggers: Sequence[str | Logger] = (),
+        engine: Engine | None = None,
         listener: Listener | None = None,
     ) -> None:
         self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
@@ -99,31 +94,51 @@ class MarginTracker:
         check_batches(batch_size, noise_retries)
         if cold_every < 1:
             raise InputError(f"expected cold_every of at least 1, got {cold_every}; give a number of epochs")
-        self.cold, said = set[str](), list[str]()
+        cold, said = set[str](), list[str]()
         if warm_start:
-            self.estimators, self.cold, said = warm_starts(self.estimators)
+            self.estimators, cold, said = warm_starts(self.estimators)
         self.units, self.skipped = (
             plan_units(self.estimators, norms, domain) if self.estimators or not certifiers else ([], [])
         )
         self.skipped = said + self.skipped
-        self.cold_every = cold_every
-        self.domain, self.bounds, self.seed = domain, bounds, int(seed)
-        self.noise_retries, self.batch_size = noise_retries, batch_size
+        self.domain, self.bounds = domain, bounds
         self.listener = listener or Listener()
         self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
-        self.broken: dict[Unit, str] = {}
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
-        self._thinned = set[Path]()
         if isinstance(out, RunFolder):
             self.folder = out
         else:
             self.folder = RunFolder(Path(out))
-            fingerprint = self._fingerprint()
+            fingerprint = {
+                "probes": {name: checksum(probe) for name, probe in self.probes.items()},
+                "domain": domain,
+                "bounds": list(bounds),
+                "noise_retries": noise_retries,
+                "measure_batch": batch_size,
+                "seed": int(seed),
+                **({"warm_start": True} if cold else {}),
+            }
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
             with self.folder.locked():
                 self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
         with self.folder.locked():
             self._keep_probes()
+            check_files(self.folder)
+        self.estimating = Estimating(
+            self.folder,
+            self.probes,
+            self.estimators,
+            self.units,
+            cold=cold,
+            cold_every=cold_every,
+            domain=domain,
+            bounds=bounds,
+            noise_retries=noise_retries,
+            batch_size=batch_size,
+            seed=int(seed),
+            engine=engine or InProcess(),
+            listener=self.listener,
+        )
         self.certifying = Certifying(
             self.folder,
             self.probes,
@@ -161,16 +176,11 @@ class MarginTracker:
 
     def _update(self, epoch: int, model: nn.Module, last: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
-        asked = self._asked(epoch, last)
-        missing = [unit for unit in asked if not self.folder.margins(epoch, unit).exists()]
+        missing = self.estimating.missing(epoch, last)
         if missing:
             check_labels(self.probes, model, self.bounds, self.domain)
-        warm = [unit for unit in missing if starts_warm(self.estimators[unit.estimator])]
-        begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
-        for unit in missing:
-            self._measure_unit(epoch, unit, model, weights, *begin.get(unit, (None, {})))
-        for unit in asked:
-            thin_witnesses(self.folder, unit, self._thinned)
+            self.estimating.measure(epoch, missing, model, weights)
+        self.estimating.thin(epoch, last)
         for unit in self.certifying.missing(epoch, last):
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
@@ -181,18 +191,19 @@ class MarginTracker:
         return here
 
     def close(self) -> None:
-        """End the loggers; nothing else is open between updates."""
+        """End the loggers and the engine; nothing else is open between updates."""
         for logger in self.loggers:
             logger.close()
+        self.estimating.engine.close()
+
+    @property
+    def broken(self) -> dict[Unit, str]:
+        """Units that failed on every image of an epoch, with the library's message; also warned of."""
+        return self.estimating.broken
 
     def has(self, epoch: int, *, last: bool = False) -> bool:
         """Whether `update` would find nothing to measure."""
-        measured = all(self.folder.margins(epoch, unit).exists() for unit in self._asked(epoch, last))
-        return measured and not self.certifying.missing(epoch, last)
-
-    def _asked(self, epoch: int, last: bool) -> list[Unit]:
-        sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
-        return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
+        return not self.estimating.missing(epoch, last) and not self.certifying.missing(epoch, last)
 
     def check(self, epoch: int, model: nn.Module) -> str:
         """The checksum of the model's weights, which must be those that the epoch was measured with, if it was.
@@ -218,56 +229,8 @@ class MarginTracker:
         write_csv(self.folder.summary_csv, table)
         return table
 
-    def _measure_unit(
-        self, epoch: int, unit: Unit, model: nn.Module, weights: str, before: int | None, start: Mapping[str, Tensor]
-    ) -> None:
-        estimator = self.estimators[unit.estimator]
-        self.listener.unit_started(epoch, unit, sum(len(probe.ids) for probe in self.probes.values()))
-        began, results = time.perf_counter(), {}
-        for split, probe in self.probes.items():
-            names = (self.seed, epoch, split, unit.estimator, unit.norm)
-            results[split] = measure(
-                model,
-                probe.images.to(device_of(model)),
-                estimator,
-                unit.norm,  # type: ignore[arg-type]
-                domain=self.domain,
-                bounds=self.bounds,
-                noise_retries=self.noise_retries,
-                batch_size=self.batch_size,
-                seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
-                start=start[split].to(device_of(model)) if start else None,
-                on_progress=self.listener.images_done,
-            )
-        rows = pd.concat(
-            [margin_rows(epoch, split, self.probes[split], unit, self.domain, m) for split, m in results.items()],
-            ignore_index=True,
-        )
-        rows["seconds"] = (time.perf_counter() - began) / len(rows)
-        if (rows["status"] == Status.FAILED.value).all():
-            # no part is written, so that --resume tries again
-            self.broken[unit] = rows["message"].iloc[0]
-            self.listener.unit_failed(epoch, unit, self.broken[unit])
-            return
-        keep_witnesses(self.folder, epoch, unit, self.probes, results)
-        self._thinned.discard(self.folder.witnesses(epoch, unit))
-        begun = {} if before is None else {"start": str(before)}
-        write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun)
-        self.listener.unit_ended(epoch, unit, rows)
-
     def _keep_probes(self) -> None:
         for split, probe in self.probes.items():
             path = self.folder.probes(split)
             if not path.exists():
                 save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "probes": {name: checksum(probe) for name, probe in self.probes.items()},
-            "domain": self.domain,
-            "bounds": list(self.bounds),
-            "noise_retries": self.noise_retries,
-            "measure_batch": self.batch_size,
-            "seed": self.seed,
-            **({"warm_start": True} if self.cold else {}),
-        }

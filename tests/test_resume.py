@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import harness.run
-import harness.tracker
+import harness.tasks
 from harness import files, store
 from harness.data import Dataset, draw_probe, load
 from harness.files import read_part, weights_checksum
@@ -226,8 +226,8 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
     tmp_path: Path, whole: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, measured, trained = copy_of(whole, tmp_path), [], []
-    measure, run_epoch = harness.tracker.measure, Trainer.run_epoch
-    monkeypatch.setattr(harness.tracker, "measure", lambda *a, **k: measured.append(a) or measure(*a, **k))
+    measure, run_epoch = harness.tasks.measure, Trainer.run_epoch
+    monkeypatch.setattr(harness.tasks, "measure", lambda *a, **k: measured.append(a) or measure(*a, **k))
     monkeypatch.setattr(Trainer, "run_epoch", lambda *a: trained.append(a) or run_epoch(*a))
     (folder / part).unlink()
     assert run(folder, "--epochs", "2", "--resume") == 0
@@ -248,7 +248,7 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
 def test_a_finished_run_resumes_to_itself(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # draws the figures
     folder = copy_of(whole, tmp_path)
-    monkeypatch.setattr(harness.tracker, "measure", None)
+    monkeypatch.setattr(harness.tasks, "measure", None)
     monkeypatch.setattr(Trainer, "run_epoch", None)
     assert run(folder, "--epochs", "2", "--resume") == 0
     before, after = contents(whole), contents(folder)

@@ -84,7 +84,7 @@ def play(terminal: Terminal) -> None:
             terminal.training_started(epoch)
             terminal.batch_done(1, 2)
             if epoch == 0:
-                terminal.unit_started(epoch, Unit("fmn", "l2"), 20)
+                terminal.units_started(epoch, [Unit("fmn", "l2")], 20)
                 terminal.images_done(12)
                 terminal.images_done(8)
                 terminal.unit_ended(epoch, Unit("fmn", "l2"), pd.DataFrame())

@@ -655,8 +655,8 @@ class Ears(Listener):
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
 
-    def unit_started(self, epoch: int, unit: Unit, images: int) -> None:
-        self.heard.append(("start", epoch, str(unit), images))
+    def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
+        self.heard.append(("start", epoch, *map(str, units), images))
 
     def images_done(self, count: int) -> None:
         self.heard.append(("done", count))

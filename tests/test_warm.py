@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.tracker
+import harness.estimating
 from attacks.deepfool import DeepFool
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, Status, setting
 from attacks.fmn import FMN, PUSHES, push_out
@@ -302,15 +302,15 @@ def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path:
 def test_thinning_before_the_margins_are_there_would_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep = harness.tracker.keep_witnesses
+    keep = harness.estimating.keep_witnesses
 
     def too_early(folder: RunFolder, epoch: int, unit: Unit, *given: Any) -> None:
         keep(folder, epoch, unit, *given)
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "measured_epochs", lambda *_: [epoch])
-            harness.tracker.thin_witnesses(folder, unit, set())
+            harness.estimating.thin_witnesses(folder, unit, set())
 
-    monkeypatch.setattr("harness.tracker.keep_witnesses", too_early)
+    monkeypatch.setattr("harness.estimating.keep_witnesses", too_early)
     assert interrupted(tmp_path / "run")[-1] == 1
     assert "to start from, got 16; " in capsys.readouterr().err
 

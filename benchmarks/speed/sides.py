@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from attacks.estimator import NORMS, Estimator, Norm
 from attacks.isolation import forked_generators, frozen_view
-from attacks.measure import chunk_size, derive_seed
-from attacks.memory import affordable
+from attacks.measure import derive_seed
+from attacks.memory import affordable, chunk_size
 from attacks.registry import create
 from benchmarks.speed import peers
 from benchmarks.speed.problems import Problem

@@ -66,7 +66,7 @@ def _survive(work: Path, kills: int, only: str | None, draw: random.Random) -> d
     told = {"moments": moments.counts(), "seconds": seconds}
     killed = _kill(work, whole, kills, moments.counts(), seconds, draw) if only != "cases" else _nothing()
     cases: list[Case] = []
-    for case in _cases(work, whole, seconds, draw) if only != "kills" else ():
+    for case in _cases(work, whole, draw) if only != "kills" else ():
         cases.append(case)
         print(f"survive: {case.name}: {case.tried} tried, {len(case.wrong)} wrong", file=sys.stderr, flush=True)
     return {"undisturbed": told, "kills": killed, "cases": [asdict(case) for case in cases]}
@@ -112,8 +112,8 @@ def _kill(work: Path, whole: Path, kills: int, counts: dict[str, int], seconds: 
     return {**said, "phases": {phase: phases[phase] for phase in PHASES}}
 
 
-def _cases(work: Path, whole: Path, seconds: float, draw: random.Random) -> Iterator[Case]:
-    yield from told_to_stop(whole, work, draw, seconds)
+def _cases(work: Path, whole: Path, draw: random.Random) -> Iterator[Case]:
+    yield from told_to_stop(whole, work, draw)
     yield from damaged_parts(whole, work, draw)
     yield damaged_manifest(whole, work, draw)
     for name, case in (("the disk full", full_disk(whole, work)), ("the folder read-only", read_only(whole, work))):

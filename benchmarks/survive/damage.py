@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.survive.comparing import DERIVED, compare_apart
-from benchmarks.survive.lives import End, live
+from benchmarks.survive.lives import OPTIONS, End, live
 
 # one line that says what is wrong and what to do
 ONE_LINE = re.compile(r"track: error: expected .+, got .+; .+\n")
+LONGER = (*OPTIONS, "--epochs", "4")
 # room on the full disk, from too little for the manifest to nearly all that a run needs
 ROOMS = ("4k", "16k", "64k", "128k", "192k", "256k")
 
@@ -80,7 +81,13 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case]:
-    """Every file of a finished run in turn, damaged in every way; then resumed."""
+    """Every file of a finished run in turn, damaged in every way; then resumed.
+
+    A trainer's state is what a longer run begins with: where one is damaged, the run is made longer.
+    """
+    longer = work / "longer"
+    shutil.copytree(whole, longer)
+    live(longer, report=False, options=LONGER)
     files = sorted(path for path in whole.rglob("*") if path.is_file())
     names = [path.relative_to(whole) for path in files]
     parts = [name for name in names if not str(name).startswith(DERIVED)]
@@ -91,12 +98,14 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(whole, folder)
             act(folder / name, draw)
-            first, second = live(folder, report=False), None
+            state = name.name.endswith(".trainer.pt")
+            options = LONGER if state else OPTIONS
+            first, second = live(folder, report=False, options=options), None
             if first.code != 0 and str(folder / name) in first.said:
                 # what the error says, whatever the file is
                 (folder / name).unlink(missing_ok=True)
-                second = live(folder, report=False)
-            case.judge(f"{name} {damage}", first, second, folder, whole)
+                second = live(folder, report=False, options=options)
+            case.judge(f"{name} {damage}", first, second, folder, longer if state else whole)
         yield case
 
 
@@ -139,7 +148,8 @@ def full_disk(whole: Path, work: Path) -> Case | None:
         with disk(work / "disk", room) as place:
             if place is None:
                 return None
-            first = live(place / "run", report=False)
+            # what is left of it is told elsewhere: here is no room for it
+            first = _beside(place / "run", work)
             _remount(place, "size=64m")
             case.judge(f"{room} of room", first, live(place / "run"), place / "run", whole)
     return case
@@ -159,7 +169,6 @@ def read_only(whole: Path, work: Path) -> Case | None:
                 for path in [*folder.glob("*/epoch-002*"), *folder.glob("*/epoch-003*")]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remount(place, "ro")
-            # what is left of it is told beside the folder, which cannot be written
             first = _beside(folder, work)
             _remount(place, "rw")
             case.judge(state, first, live(folder), folder, whole)
@@ -193,13 +202,16 @@ def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
     return case
 
 
-def told_to_stop(whole: Path, work: Path, draw: random.Random, longest: float, tries: int = 20) -> Iterator[Case]:
+def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Iterator[Case]:
     """SIGTERM and Ctrl-C at random times: the command says how to go on, and leaves no half-written file."""
+    began = time.perf_counter()
+    live(work / "timed", report=False)
+    longest = time.perf_counter() - began
     for number in (signal.SIGTERM, signal.SIGINT):
         case = Case(f"{number.name}")
         for turn in range(tries):
             folder = work / f"stopped-{number.name}-{turn}"
-            delay = draw.uniform(0.2, longest)
+            delay = draw.uniform(0.1, longest)
 
             def stop(child: int, delay: float = delay, number: signal.Signals = number) -> None:
                 time.sleep(delay)

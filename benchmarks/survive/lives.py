@@ -128,12 +128,12 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
     """Let moments be counted where the harness does its work."""
     import attacks.measure
     import harness.certifying
+    import harness.estimating
     import harness.figures.canvas
     import harness.files
     import harness.report.build
     import harness.run
     import harness.store
-    import harness.tracker
     import harness.training
 
     def before(owner: Any, name: str, phase: str) -> Any:
@@ -150,7 +150,7 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
     yield before(attacks.measure._Judge, "_attack", "attacking")
     yield before(attacks.measure._Judge, "_refine", "attacking")
     yield before(harness.certifying.Certifying, "_of_split", "certifying")
-    yield before(harness.tracker.MarginTracker, "_measure_unit", "between units")
+    yield before(harness.estimating.Estimating, "_keep", "between units")
     yield before(harness.figures.canvas, "_render", "drawing")
     really_write = harness.files.write_atomically
 

@@ -1,0 +1,179 @@
+"""Distances of the probe images at every epoch, by every estimator in each of its norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor, nn
+
+from attacks.estimator import Domain, Estimator, Status
+from attacks.isolation import Bounds
+from attacks.measure import derive_seed, join_margins
+from attacks.memory import chunk_length
+from harness.devices import device_of
+from harness.files import write_part
+from harness.listening import Listener
+from harness.measuring import margin_rows
+from harness.probes import Probe
+from harness.shards import drop_shards, find_shard, keep_shard
+from harness.store import MARGIN_COLUMNS, RunFolder, Unit
+from harness.tasks import Engine, Outcome, Task
+from harness.units import starts_warm
+from harness.witnesses import keep_witnesses, starts, thin_witnesses
+
+
+class Estimating:
+    """Estimators of a run, each in each of its norms; what the folder has already is not done again.
+
+    Attributes:
+        cold: estimators that are measured at some epochs only, every ``cold_every``.
+        broken: units that failed on every image of an epoch, with the library's message.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        probes: Mapping[str, Probe],
+        estimators: Mapping[str, Estimator],
+        units: Sequence[Unit],
+        *,
+        cold: set[str],
+        cold_every: int,
+        domain: Domain,
+        bounds: Bounds,
+        noise_retries: int,
+        batch_size: int,
+        seed: int,
+        engine: Engine,
+        listener: Listener,
+    ) -> None:
+        self.folder, self.probes, self.estimators, self.units = folder, probes, estimators, units
+        self.cold, self.cold_every = cold, cold_every
+        self.domain, self.bounds, self.seed = domain, bounds, seed
+        self.noise_retries, self.batch_size = noise_retries, batch_size
+        self.engine, self.listener = engine, listener
+        self.broken: dict[Unit, str] = {}
+        self._thinned = set[Path]()
+
+    def asked(self, epoch: int, last: bool) -> list[Unit]:
+        """The units of the epoch, done or not."""
+        sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
+        return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
+
+    def missing(self, epoch: int, last: bool) -> list[Unit]:
+        """What is to be done at the epoch: units without margins, or without the witnesses of them.
+
+        An estimator that starts warm cannot be measured at an earlier epoch again.
+        """
+        return [unit for unit in self.asked(epoch, last) if not self._is_done(epoch, unit)]
+
+    def _is_done(self, epoch: int, unit: Unit) -> bool:
+        warm = starts_warm(self.estimators[unit.estimator])
+        return self.folder.margins(epoch, unit).exists() and (warm or self.folder.witnesses(epoch, unit).exists())
+
+    def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
+        """Measure the units and write their parts; a unit that fails on every image gets none."""
+        warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
+        begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
+        for together in [units] if self.engine.parallel else [[unit] for unit in units]:
+            tasks = {
+                unit: list(self._tasks(epoch, unit, model, begin[unit][1] if unit in begin else {}))
+                for unit in together
+            }
+            images = sum(len(task.images) for several in tasks.values() for task in several)
+            self.listener.units_started(epoch, together, images)
+            for unit, outcomes in self._outcomes(epoch, tasks, model, weights):
+                before = begin[unit][0] if unit in begin else None
+                self._keep(epoch, unit, tasks[unit], outcomes, weights, before)
+
+    def thin(self, epoch: int, last: bool) -> None:
+        """Keep of earlier epochs' witnesses the extremes."""
+        for unit in self.asked(epoch, last):
+            thin_witnesses(self.folder, unit, self._thinned)
+
+    def _tasks(self, epoch: int, unit: Unit, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[Task]:
+        """The unit's images by split, in parts where they are measured beside each other."""
+        estimator = self.estimators[unit.estimator]
+        for split, probe in self.probes.items():
+            length = len(probe.ids)
+            if self.engine.parallel:
+                like = probe.images[:1].to(device_of(model))
+                given = {"domain": self.domain, "bounds": self.bounds, "batch_size": self.batch_size}
+                length = chunk_length(model, like, estimator, **given)  # type: ignore[arg-type]
+            names = (self.seed, epoch, split, unit.estimator, unit.norm)
+            for first in range(0, len(probe.ids), length):
+                part = slice(first, first + length)
+                yield Task(
+                    unit,
+                    split,
+                    first,
+                    estimator,
+                    probe.images[part],
+                    tuple(derive_seed(*names, image) for image in probe.ids[part].tolist()),
+                    start[split][part] if start else None,
+                    self.domain,
+                    self.bounds,
+                    self.noise_retries,
+                    self.batch_size,
+                )
+
+    def _outcomes(
+        self, epoch: int, tasks: Mapping[Unit, Sequence[Task]], model: nn.Module, weights: str
+    ) -> Iterator[tuple[Unit, list[Outcome]]]:
+        """Run what no shard is there of; yield each unit with its tasks' outcomes, in order, when it has all."""
+        got: dict[Unit, dict[int, Outcome]] = {unit: {} for unit in tasks}
+        place = {id(task): (unit, number) for unit, several in tasks.items() for number, task in enumerate(several)}
+        waiting = []
+        for task in (task for several in tasks.values() for task in several):
+            found = find_shard(self.folder, epoch, task, weights) if self.engine.parallel else None
+            if found is None:
+                waiting.append(task)
+                continue
+            unit, number = place[id(task)]
+            got[unit][number] = found
+            self.listener.images_done(len(task.images))
+        yield from ((unit, _in_order(done)) for unit, done in got.items() if len(done) == len(tasks[unit]))
+        for task, outcome in self.engine.run(model, waiting, self.listener.images_done):
+            unit, number = place[id(task)]
+            got[unit][number] = outcome
+            if len(got[unit]) == len(tasks[unit]):
+                yield unit, _in_order(got[unit])
+            elif self.engine.parallel:
+                keep_shard(self.folder, epoch, task, outcome, weights)
+
+    def _keep(
+        self,
+        epoch: int,
+        unit: Unit,
+        tasks: Sequence[Task],
+        outcomes: Sequence[Outcome],
+        weights: str,
+        before: int | None,
+    ) -> None:
+        """Write a unit's witnesses, then its margins."""
+        results = {
+            split: join_margins([o.margins for t, o in zip(tasks, outcomes, strict=True) if t.split == split])
+            for split in self.probes
+        }
+        rows = pd.concat(
+            [margin_rows(epoch, split, self.probes[split], unit, self.domain, m) for split, m in results.items()],
+            ignore_index=True,
+        )
+        rows["seconds"] = sum(outcome.seconds for outcome in outcomes) / len(rows)
+        if (rows["status"] == Status.FAILED.value).all():
+            # no part is written, so that --resume tries again
+            self.broken[unit] = rows["message"].iloc[0]
+            self.listener.unit_failed(epoch, unit, self.broken[unit])
+        else:
+            keep_witnesses(self.folder, epoch, unit, self.probes, results)
+            self._thinned.discard(self.folder.witnesses(epoch, unit))
+            begun = {} if before is None else {"start": str(before)}
+            write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun)
+            self.listener.unit_ended(epoch, unit, rows)
+        drop_shards(self.folder, epoch, unit)
+
+
+def _in_order(outcomes: Mapping[int, Outcome]) -> list[Outcome]:
+    return [outcomes[number] for number in sorted(outcomes)]

@@ -1,0 +1,129 @@
+"""Tasks on a Ray cluster, or on one that Ray starts on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from harness.options import ConfigError
+from harness.packing import measured, packed_model, packed_task
+from harness.tasks import EngineError, Outcome, ProcessSettings, Task
+
+# how often Ray starts a task again whose worker or machine was lost
+RETRIES = 3
+
+
+class OnRay:
+    """Runs tasks on Ray, each with so many CPUs and so much of a GPU; lost ones are run again."""
+
+    parallel = True
+
+    def __init__(
+        self, count: int = 0, *, address: str | None = None, gpus: float = 0.0, threads: int | None = None
+    ) -> None:
+        """Connect to a cluster, or start one here.
+
+        Args:
+            count: of tasks at a time; 0 for as many as there is room for.
+            address: of the cluster; by default what ``RAY_ADDRESS`` says, else one is started on this machine.
+            gpus: for each task, such as 0.25; 0 measures on CPUs.
+            threads: of each task, and its CPUs; by default 1.
+
+        Raises:
+            ConfigError: Ray is not installed, no cluster is at the address, or it has not what a task needs.
+        """
+        self._ray = ray = _package()
+        self.gpus, self.threads = gpus, threads or 1
+        address = address or os.environ.get("RAY_ADDRESS")
+        self._own = not ray.is_initialized()
+        if self._own:
+            room = {} if address else {"num_cpus": count * self.threads or None}
+            try:
+                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"expected a Ray cluster at {address or 'this machine'}, got {_first_line(error)}; start it, or "
+                    "take --engine local"
+                ) from None
+        try:
+            self.count = self._room(count)
+        except ConfigError:
+            self.close()
+            raise
+        needs = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES}
+        self._work = ray.remote(**needs)(_work)
+
+    def _room(self, count: int) -> int:
+        """How many tasks run at a time."""
+        there = self._ray.cluster_resources()
+        for name, needed in (("CPU", float(self.threads)), ("GPU", self.gpus)):
+            if needed > there.get(name, 0.0):
+                raise ConfigError(
+                    f"expected a Ray cluster with {needed:g} {name} for a task, got {there.get(name, 0.0):g}; give "
+                    f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or take a larger cluster"
+                )
+        room = there["CPU"] // self.threads
+        room = min(room, there["GPU"] // self.gpus) if self.gpus else room
+        return min(count, int(room)) if count else int(room)
+
+    def run(
+        self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """See `harness.tasks.Engine`."""
+        ray, settings = self._ray, ProcessSettings.here(self.threads)
+        network = ray.put(packed_model(model, ray.cloudpickle.dumps))
+        waiting, running = deque(tasks), dict[Any, Task]()
+        try:
+            while waiting or running:
+                # twice as many as run, so that none waits for its images
+                while waiting and len(running) < 2 * self.count:
+                    task = waiting.popleft()
+                    running[self._work.remote(network, packed_task(task), self.gpus > 0, settings)] = task
+                for done in ray.wait(list(running), num_returns=1)[0]:
+                    task = running.pop(done)
+                    outcome = self._outcome(done, task)
+                    on_progress(len(task.images))
+                    yield task, outcome
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _outcome(self, reference: Any, task: Task) -> Outcome:
+        errors = self._ray.exceptions
+        try:
+            found: Outcome = self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except errors.RayError as error:
+            raise EngineError(
+                f"expected {task} from Ray, got {type(error).__name__} after {RETRIES} more tries: "
+                f"{_first_line(error)}; mend the cluster, then go on with --resume"
+            ) from None
+        return found
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        if self._own and self._ray.is_initialized():
+            self._ray.shutdown()
+
+
+def _package() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "expected the package ray for --engine ray, got none; install margin-harness[ray], or take --engine local"
+        ) from None
+    return ray
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _work(network: bytes, task: bytes, gpu: bool, settings: ProcessSettings) -> Outcome:
+    return measured(network, task, "cuda" if gpu else "cpu", settings)

@@ -1,0 +1,60 @@
+"""Shards that are done, of units that are not yet: kept in the run folder, so that no death loses them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from torch import Tensor
+
+from attacks.estimator import Margins, Status
+from harness.files import StoreError, load_tensors, save_tensors
+from harness.store import RunFolder, Unit
+from harness.tasks import Outcome, Task
+
+TEXTS = "texts"  # what is not a tensor, as the bytes of JSON
+
+
+def keep_shard(folder: RunFolder, epoch: int, task: Task, outcome: Outcome, weights: str) -> None:
+    """Write a shard's outcome."""
+    values = vars(outcome.margins)
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    texts = {name: list(map(str, value)) for name, value in values.items() if name not in tensors}
+    said = json.dumps({**texts, "weights": weights, "seconds": outcome.seconds})
+    tensors[TEXTS] = torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
+    save_tensors(_path(folder, epoch, task), tensors)
+
+
+def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outcome | None:
+    """A shard's outcome, if it is there, whole, and of these weights."""
+    path = _path(folder, epoch, task)
+    if not path.exists():
+        return None
+    try:
+        tensors = load_tensors(path)
+        said = json.loads(bytes(tensors.pop(TEXTS).tolist()))
+        if said.pop("weights") != weights:
+            return None
+        seconds, status = float(said.pop("seconds")), tuple(map(Status, said.pop("status")))
+        margins = Margins(**tensors, status=status, message=tuple(said.pop("message")))
+    except (StoreError, KeyError, ValueError, TypeError):
+        return None  # it is only time that is lost
+    return Outcome(margins, seconds)
+
+
+def drop_shards(folder: RunFolder, epoch: int, unit: Unit) -> None:
+    """Delete the shards of a unit, which is whole."""
+    for path in folder.shards(epoch).glob(f"{unit.filename}.*.safetensors"):
+        path.unlink(missing_ok=True)
+    # the last one leaves no empty folders
+    with contextlib.suppress(OSError):
+        folder.shards(epoch).rmdir()
+        folder.shards(epoch).parent.rmdir()
+
+
+def _path(folder: RunFolder, epoch: int, task: Task) -> Path:
+    place = f"{quote(task.split, safe='')}-{task.first}-{len(task.images)}"
+    return folder.shards(epoch) / f"{task.unit.filename}.{place}.safetensors"

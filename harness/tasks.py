@@ -1,0 +1,144 @@
+"""What an engine runs: one estimator in one norm on some images of one split, for one network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import Domain, Estimator, Margins, Norm
+from attacks.isolation import Bounds
+from attacks.measure import measure
+from harness.devices import device_of
+from harness.store import Unit
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard of a unit; all that measuring it takes, but for the network.
+
+    Attributes:
+        split, first: whose images these are, and the place of the first one in the probe.
+        images: ``(N, C, H, W)`` on the CPU. seeds: one an image. start: like ``images``, or None.
+    """
+
+    unit: Unit
+    split: str
+    first: int
+    estimator: Estimator
+    images: Tensor
+    seeds: tuple[int, ...]
+    start: Tensor | None
+    domain: Domain
+    bounds: Bounds
+    noise_retries: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.unit}, {self.split} images {self.first} to {self.first + len(self.images) - 1}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task's margins, and the seconds that they took."""
+
+    margins: Margins
+    seconds: float
+
+
+class Engine(Protocol):
+    """Where tasks are run; the run folder is written by the caller alone."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether tasks run beside each other, so that it gets many at a time, and small ones."""
+
+    def run(
+        self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """Run the tasks, in any order; yield each as it ends.
+
+        Args:
+            on_progress: called with the number of images that are done more.
+
+        Raises:
+            InputError, EstimatorError: what `attacks.measure.measure` raises.
+            EngineError: the engine cannot run them.
+        """
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class EngineError(ValueError):
+    """Workers that cannot be had or do not live; the message is one line that says what to do."""
+
+
+class InProcess:
+    """Runs one task after the other, where the caller is."""
+
+    parallel = False
+
+    def run(
+        self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """See `Engine`."""
+        for task in tasks:
+            yield task, run_task(model, task, on_progress)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run_task(model: nn.Module, task: Task, on_progress: Callable[[int], None] | None = None) -> Outcome:
+    """Measure a task's images with the network, where that is."""
+    began, device = time.perf_counter(), device_of(model)
+    margins = measure(
+        model,
+        task.images.to(device),
+        task.estimator,
+        _norm(task.unit.norm),
+        domain=task.domain,
+        bounds=task.bounds,
+        noise_retries=task.noise_retries,
+        batch_size=task.batch_size,
+        seeds=task.seeds,
+        start=None if task.start is None else task.start.to(device),
+        on_progress=on_progress,
+    )
+    return Outcome(margins, time.perf_counter() - began)
+
+
+def _norm(text: str) -> Norm:
+    return "l2" if text == "l2" else "linf"
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """What a process that measures must have in common with this one, to round as it does."""
+
+    threads: int
+    deterministic: bool
+    precision: str
+    dtype: torch.dtype
+
+    @classmethod
+    def here(cls, threads: int | None = None) -> ProcessSettings:
+        """This process's, but for the threads, where they are given."""
+        return cls(
+            threads or torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.get_default_dtype(),
+        )
+
+    def apply(self) -> None:
+        """Make them this process's."""
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.set_float32_matmul_precision(self.precision)
+        torch.set_default_dtype(self.dtype)
