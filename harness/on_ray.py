@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -43,8 +47,12 @@ class OnRay:
         if self._own:
             room = {} if address else {"num_cpus": count * self.threads or None}
             try:
-                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+                _knock(address or "")
+                with _own_signals():
+                    ray.init(
+                        address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room
+                    )
+            except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"expected a Ray cluster at {address or 'this machine'}, got {_first_line(error)}; start it, or "
                     "take --engine local"
@@ -119,6 +127,28 @@ def _package() -> Any:
             "expected the package ray for --engine ray, got none; install margin-harness[ray], or take --engine local"
         ) from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody is at ``host:port``: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "://" not in address and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back what SIGTERM does here, which Ray takes for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _first_line(error: Exception) -> str:

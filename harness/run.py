@@ -103,6 +103,9 @@ class TrackedRun:
                 terminal.training_started(self.trainer.epoch + 1)
                 self.trainer.run_epoch(terminal.batch_done)
                 self.tracker.check(self.trainer.epoch, self.model)
+                if self.trainer.epoch < epoch and self._kept(self.trainer.epoch, epoch):
+                    # it was lost, else training would have begun with it
+                    save_trainer(folder.trainer(self.trainer.epoch), self.trainer.state_dict())
             seconds = time.perf_counter() - began
             # the state first: a checkpoint without one could not be trained further
             save_trainer(folder.trainer(epoch), self.trainer.state_dict())

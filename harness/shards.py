@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from urllib.parse import quote
@@ -23,20 +24,20 @@ def keep_shard(folder: RunFolder, epoch: int, task: Task, outcome: Outcome, weig
     values = vars(outcome.margins)
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     texts = {name: list(map(str, value)) for name, value in values.items() if name not in tensors}
-    said = json.dumps({**texts, "weights": weights, "seconds": outcome.seconds})
+    said = json.dumps({**texts, "of": _identity(task, weights), "seconds": outcome.seconds})
     tensors[TEXTS] = torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
     save_tensors(_path(folder, epoch, task), tensors)
 
 
 def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outcome | None:
-    """A shard's outcome, if it is there, whole, and of these weights."""
+    """A shard's outcome, if it is there, whole, and of this task and these weights."""
     path = _path(folder, epoch, task)
     if not path.exists():
         return None
     try:
         tensors = load_tensors(path)
         said = json.loads(bytes(tensors.pop(TEXTS).tolist()))
-        if said.pop("weights") != weights:
+        if said.pop("of") != _identity(task, weights):
             return None
         seconds, status = float(said.pop("seconds")), tuple(map(Status, said.pop("status")))
         margins = Margins(**tensors, status=status, message=tuple(said.pop("message")))
@@ -53,6 +54,11 @@ def drop_shards(folder: RunFolder, epoch: int, unit: Unit) -> None:
     with contextlib.suppress(OSError):
         folder.shards(epoch).rmdir()
         folder.shards(epoch).parent.rmdir()
+
+
+def _identity(task: Task, weights: str) -> str:
+    """The images' own seeds are those of the run's seed, the epoch, the split and the unit."""
+    return hashlib.sha256(f"{weights} {task} {task.seeds}".encode()).hexdigest()
 
 
 def _path(folder: RunFolder, epoch: int, task: Task) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from attacks.certify.certifiers import Certifier
 from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Norm
@@ -82,8 +83,9 @@ def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimato
 
 
 def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier]) -> list[dict[str, Any]]:
-    """Manifest entries: canonical text, name and all parameters."""
-    return [
+    """Manifest entries: canonical text, name and all parameters, as they come back from JSON."""
+    entries = [
         {"estimator": text, "name": estimator.name, "parameters": dataclasses.asdict(estimator)}  # type: ignore[call-overload]
         for text, estimator in estimators.items()
     ]
+    return cast("list[dict[str, Any]]", json.loads(json.dumps(entries)))

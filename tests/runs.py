@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +64,20 @@ def no_model() -> int:
     return 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Broken(Settings):
-    """Raises on every image."""
+class Anywhere:
+    """What is declared of the estimators below."""
 
-    name: ClassVar[str] = "broken"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0, "linf": 1.0}
     batch_invariant: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Anywhere, Settings):
+    """Raises on every image."""
+
+    name: ClassVar[str] = "broken"
 
     def perturb(
         self,
@@ -83,3 +90,27 @@ class Broken(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         raise RuntimeError("no\nluck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadly(Anywhere, Settings):
+    """Proposes ``1 - x``; kills its process as long as there are files in a folder, of which it takes one away."""
+
+    name: ClassVar[str] = "deadly"
+
+    folder: str = ""
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        for path in Path(self.folder).glob("*"):
+            path.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1 - images

@@ -1,0 +1,361 @@
+"""Workers beside each other give the rows of one process, and lose nothing when they die."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from attacks.estimator import EstimatorError
+from attacks.memory import REFILLED, chunk_length
+from attacks.registry import create
+from benchmarks.survive.comparing import compare
+from harness import MarginTracker
+from harness.engines import create_engine
+from harness.files import read_part
+from harness.listening import Listener
+from harness.options import ConfigError
+from harness.shards import find_shard, keep_shard
+from harness.store import RunFolder, Unit
+from harness.tasks import Engine, EngineError, InProcess, Task, run_task
+from harness.track import main
+from harness.workers import DEATHS, Workers
+from tests.runs import ONE_LINE, Deadly, contents
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = (
+    *("--model", "tests.runs:net", "--epochs", "1", "--train-images", "96", "--test-images", "60", "--probe", "32"),
+    # an attack that draws noise by chunks, one that fills its batches up, one that starts from the epoch before
+    *("--estimator", "torchattacks:PGD:steps=5", "--estimator", "deepfool:steps=5", "--estimator", "fmn:steps=10"),
+    *("--warm-start", "--measure-batch", "4", "--noise-retries", "1", "--device", "cpu", "--threads", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """Two processes for all tests that do not harm them: each takes seconds to start."""
+    engine = Workers(2, threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run in one process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["--out", str(folder), "--no-report", *OPTIONS]) == 0
+    return folder
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """But for the engine, which the manifest says."""
+    found = compare(folder, whole)
+    assert found.rows > 300
+    return [line for line in found.differences if line != "manifest.json has another config"]
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+
+
+def tracker(folder: Path, engine: Engine | None, *estimators: Any, images: int = 24, **more: Any) -> MarginTracker:
+    torch.manual_seed(1)
+    probes = {"train": (torch.rand(images, 1, 3, 3), torch.arange(images) % 3)}
+    return MarginTracker(folder, probes, estimators or ["deepfool"], ["l2"], batch_size=4, engine=engine, **more)
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, list[Any]]]:
+    parts = RunFolder(folder).margin_parts()
+    return {path.name: read_part(path)[0].drop(columns="seconds").to_dict("list") for path in parts}
+
+
+# the same rows
+
+
+def test_workers_give_the_rows_of_one_process(tmp_path: Path, whole: Path) -> None:
+    assert main(["--out", str(tmp_path / "run"), "--no-report", *OPTIONS, "--workers", "2"]) == 0
+    assert differences(tmp_path / "run", whole) == []
+    assert contents(tmp_path / "run").keys() == contents(whole).keys()
+
+
+def test_another_seed_would_be_noticed(tmp_path: Path, whole: Path) -> None:
+    options = [*OPTIONS, "--workers", "2", "--seed", "1"]
+    assert main(["--out", str(tmp_path / "run"), "--no-report", *options]) == 0
+    assert any("has other values of distance" in line for line in differences(tmp_path / "run", whole))
+
+
+@pytest.mark.parametrize("name", ["torchattacks:PGD:steps=5", "deepfool:steps=5"])
+def test_parts_of_a_chunks_length_have_the_margins_of_all(name: str) -> None:
+    model, images, estimator = linear(), torch.rand(40, 1, 3, 3), create(name)
+    length = chunk_length(model, images, estimator, domain="box", bounds=(0.0, 1.0), batch_size=4)
+    assert length == (4 * REFILLED if name.startswith("deepfool") else 4)
+
+    def in_parts(size: int) -> list[float]:
+        task = task_of(images, estimator)
+        parts = [slice(first, first + size) for first in range(0, 40, size)]
+        tasks = [replace(task, images=images[part], seeds=task.seeds[part], first=part.start) for part in parts]
+        return [d for one in tasks for d in run_task(model, one).margins.distance.tolist()]
+
+    together = in_parts(40)
+    assert in_parts(length) == together
+    if name.startswith("torchattacks"):
+        assert in_parts(length + 1) != together
+
+
+def task_of(images: torch.Tensor, estimator: Any, unit: Unit | None = None) -> Task:
+    seeds = tuple(range(len(images)))
+    unit = unit or Unit("some", "linf")
+    return Task(unit, "train", 0, estimator, images, seeds, None, "box", (0.0, 1.0), 1, 4)
+
+
+class Ears(Listener):
+    def __init__(self) -> None:
+        self.started: list[tuple[Sequence[Unit], int]] = []
+        self.images = 0
+
+    def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
+        self.started.append((list(units), images))
+
+    def images_done(self, count: int) -> None:
+        self.images += count
+
+
+def test_all_units_of_an_epoch_go_beside_each_other(tmp_path: Path, workers: Workers) -> None:
+    ears = Ears()
+    beside = tracker(tmp_path / "beside", workers, "linear", "fmn:steps=5", listener=ears)
+    beside.update(0, linear())
+    assert ears.started == [(beside.units, 48)]
+    assert ears.images == 48
+    alone = tracker(tmp_path / "alone", InProcess(), "linear", "fmn:steps=5")
+    alone.update(0, linear())
+    assert rows_of(tmp_path / "beside") == rows_of(tmp_path / "alone")
+
+
+def test_errors_are_those_of_one_process(tmp_path: Path, workers: Workers) -> None:
+    measuring = workers.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None)
+    with pytest.raises(EstimatorError, match=r"expected witnesses of shape .* got \(4,\); return one point an image"):
+        next(measuring)
+
+
+class Shapeless(Deadly):
+    name = "shapeless"
+
+    def perturb(self, *given: Any, **named: Any) -> torch.Tensor:
+        return torch.zeros(4)
+
+
+# what cannot be
+
+
+def test_a_model_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> None:
+    class Here(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Flatten(), Here(9, 3))
+    with pytest.raises(EngineError, match=ONE_LINE):
+        tracker(tmp_path, workers).update(0, model)
+
+
+def test_an_estimator_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> None:
+    class Here(Deadly):
+        pass
+
+    with pytest.raises(EngineError, match="expected an estimator that can be sent to another process, got some"):
+        next(workers.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Here())], lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--workers", "-1"), "expected --workers of at least 0, got -1; "),
+        (("--engine", "rey"), "expected --engine to be one of local, ray, got 'rey'; "),
+        (("--gpus-per-worker", "0.5"), "expected --gpus-per-worker with --engine ray, got 0.5 with local; "),
+    ],
+)
+def test_engines_that_there_are_not(
+    options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "run"), "--epochs", "0", "--probe", "2", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_workers_are_none() -> None:
+    with pytest.raises(EngineError, match="expected at least 1 worker, got 0"):
+        Workers(0)
+    assert isinstance(create_engine("local", 0), InProcess)
+    with pytest.raises(ConfigError):
+        create_engine("local", 2, gpus=1.0)
+
+
+# workers that die
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+    engine = Workers(2, threads=1)
+    # both kinds of unit have shards of their own; two of these tasks kill the process they are in
+    estimators = "fmn:steps=5", Deadly(folder=str(tmp_path / "lives"))
+    lives = tmp_path / "lives"
+    lives.mkdir()
+    for number in range(2):
+        (lives / str(number)).touch()
+    ears = Ears()
+    beside = tracker(tmp_path / "beside", engine, *estimators, listener=ears)
+    beside.update(0, linear())
+    beside.close()
+    assert list(lives.iterdir()) == []
+    assert engine.deaths in (1, 2)  # both may die at once
+    assert ears.images == 48
+    alone = tracker(tmp_path / "alone", None, *estimators)
+    alone.update(0, linear())
+    assert rows_of(tmp_path / "beside") == rows_of(tmp_path / "alone")
+    assert not (tmp_path / "beside" / "shards").exists()
+
+
+def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    lives.mkdir()
+    for number in range(10 * DEATHS):
+        (lives / str(number)).touch()
+    engine = Workers(1, threads=1)
+    beside = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
+    with pytest.raises(EngineError, match=f"got {DEATHS} deaths in a row at deadly.* images 0 to 3; if memory ran out"):
+        beside.update(0, linear())
+    beside.close()
+    # the other unit is whole
+    assert list(rows_of(tmp_path / "run")) == ["linear.l2.parquet"]
+
+
+def test_a_worker_that_dies_between_epochs(tmp_path: Path) -> None:
+    engine = Workers(1, threads=1)
+    beside = tracker(tmp_path / "run", engine, "linear")
+    beside.update(0, linear())
+    for child in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    beside.update(1, linear(1))
+    beside.close()
+    assert len(rows_of(tmp_path / "run")) == 1
+    assert RunFolder(tmp_path / "run").measured_epochs(Unit("linear", "l2")) == [0, 1]
+
+
+# shards
+
+
+def a_shard(folder: RunFolder) -> Task:
+    task = task_of(torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)), create("linear"))
+    keep_shard(folder, 3, task, run_task(linear(), task), "weights")
+    return task
+
+
+def test_a_shard_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    task = a_shard(folder)
+    found, measured = find_shard(folder, 3, task, "weights"), run_task(linear(), task)
+    assert found is not None
+    for name, value in vars(measured.margins).items():
+        back = getattr(found.margins, name)
+        assert torch.equal(back, value) if isinstance(value, torch.Tensor) else back == value
+
+
+def test_a_shard_of_something_else_is_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    task = a_shard(folder)
+    assert find_shard(folder, 3, task, "other weights") is None
+    assert find_shard(folder, 4, task, "weights") is None
+    assert find_shard(folder, 3, replace(task, seeds=(0, 1, 2, 3, 5)), "weights") is None
+
+
+def test_a_damaged_shard_is_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    task = a_shard(folder)
+    (path,) = folder.shards(3).iterdir()
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place])
+        assert find_shard(folder, 3, task, "weights") is None
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        assert find_shard(folder, 3, task, "weights") is None
+    path.write_bytes(content)
+    assert find_shard(folder, 3, task, "weights") is not None
+
+
+# the whole command
+
+
+def command(folder: Path) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "harness.track", "--out", str(folder), "--resume", "--no-report", *OPTIONS]
+    return subprocess.Popen(
+        [*line, "--workers", "2"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def first_shard(folder: Path) -> None:
+    end = time.monotonic() + 90
+    while not list(folder.glob("shards/*/[!.]*")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = command(tmp_path / "run")
+    first_shard(tmp_path / "run")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    kept = len(list(tmp_path.glob("run/shards/*/[!.]*")))
+    assert kept > 0
+    found: list[Any] = []
+    monkeypatch.setattr("harness.estimating.find_shard", lambda *given: found.append(find_shard(*given)) or found[-1])
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--no-report", *OPTIONS, "--workers", "2"]) == 0
+    assert sum(one is not None for one in found) == kept
+    assert differences(tmp_path / "run", whole) == []
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
+    process = command(tmp_path / "run")
+    first_shard(tmp_path / "run")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "track: interrupted; the same command with --resume and its --out goes on\n"
+
+
+def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    unit = Unit("deepfool:steps=5", "l2")
+    folder = RunFolder(tmp_path / "run")
+    folder.margins(1, unit).unlink()
+    left = folder.shards(1) / f"{unit.filename}.train-0-32.safetensors"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--no-report", *OPTIONS]) == 0
+    assert differences(tmp_path / "run", whole) == []
+
+
+def test_the_arguments_of_a_task_say_which_images(tmp_path: Path) -> None:
+    parts: Mapping[str, Any] = {"images": torch.rand(7, 1, 3, 3), "estimator": create("linear")}
+    assert str(replace(task_of(**parts), first=40)) == "some linf, train images 40 to 46"

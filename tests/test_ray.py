@@ -1,0 +1,144 @@
+"""Ray gives the rows of one process, starts lost tasks again and says what a cluster has not (`tox -e libraries`)."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.estimator import EstimatorError
+from harness.files import read_part
+from harness.options import ConfigError
+from harness.store import RunFolder
+from harness.tasks import EngineError
+from harness.track import main
+from tests.runs import ONE_LINE, Deadly
+from tests.test_engines import OPTIONS, Shapeless, differences, linear, rows_of, task_of, tracker
+
+ray = pytest.importorskip("ray")
+
+from harness.on_ray import RETRIES, OnRay  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of this machine that says that it has two cores and one GPU; no task here asks for the GPU."""
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_gives_the_rows_of_one_process(tmp_path: Path) -> None:
+    for name, more in (("whole", ()), ("run", ("--engine", "ray"))):
+        assert main(["--out", str(tmp_path / name), "--no-report", *OPTIONS, *more]) == 0
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
+    # the cluster was there before, and is left there
+    assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_model_of_the_script_itself_is_sent(tmp_path: Path) -> None:
+    class Here(nn.Linear):
+        pass
+
+    torch.manual_seed(0)
+    engine = OnRay()
+    for folder, last in (("here", Here(9, 3)), ("plain", None)):
+        torch.manual_seed(0)
+        model = linear()
+        if last is not None:
+            last.load_state_dict(model[1].state_dict())
+            model[1] = last
+        tracker(tmp_path / folder, engine, "linear").update(0, model)
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "plain")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    lives.mkdir()
+    for number in range(2):
+        (lives / str(number)).touch()
+    estimators = "fmn:steps=5", Deadly(folder=str(lives))
+    for folder, engine in (("beside", OnRay()), ("alone", None)):
+        tracker(tmp_path / folder, engine, *estimators).update(0, linear())
+    assert list(lives.iterdir()) == []
+    assert rows_of(tmp_path / "beside") == rows_of(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    lives.mkdir()
+    for number in range(100):
+        (lives / str(number)).touch()
+    with pytest.raises(EngineError, match=f"expected deadly.* from Ray, got .*Crash.* after {RETRIES} more tries: "):
+        tracker(tmp_path / "run", OnRay(1), Deadly(folder=str(lives)), images=4).update(0, linear())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_are_those_of_one_process() -> None:
+    with pytest.raises(EstimatorError, match=r"^expected witnesses of shape .* got \(4,\); return one point an image$"):
+        next(OnRay().run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None))
+
+
+def test_sigterm_stays_ours(cluster: None) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    ray.shutdown()
+    engine = OnRay(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+    engine.close()
+    assert not ray.is_initialized()
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_there_is_room_for() -> None:
+    assert OnRay().count == 2
+    assert OnRay(1).count == 1
+    assert OnRay(threads=2).count == 1
+    assert OnRay(gpus=1).count == 1
+    # four tasks share a GPU, and there are cores for two
+    assert OnRay(gpus=0.25).count == 2
+    with pytest.raises(ConfigError, match=r"expected a Ray cluster with 3 CPU for a task, got 2; give --threads less"):
+        OnRay(threads=3)
+    with pytest.raises(ConfigError, match=r"expected a Ray cluster with 2 GPU for a task, got 1; give --gpus-per"):
+        OnRay(gpus=2)
+
+
+# without a cluster
+
+
+def test_a_cluster_without_gpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    options: list[Any] = ["--engine", "ray", "--workers", "1", "--gpus-per-worker", "0.5"]
+    assert main(["--out", str(tmp_path / "run"), "--epochs", "0", "--probe", "2", *options]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "track: error: expected a Ray cluster with 0.5 GPU for a task, got 0; give --gpus-per-worker less, or take a "
+        "larger cluster\n"
+    )
+    assert not (tmp_path / "run").exists()
+    # one that was started for it is ended
+    assert not ray.is_initialized()
+
+
+def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"expected a Ray cluster at 127\.0\.0\.1:1, got ") as error:
+        OnRay()
+    assert ONE_LINE.fullmatch(str(error.value))
+
+
+def test_rows_of_a_part_are_there(tmp_path: Path) -> None:
+    """What the comparisons above stand on."""
+    tracker(tmp_path, None, "linear").update(0, linear())
+    (part,) = RunFolder(tmp_path).margin_parts()
+    assert len(read_part(part)[0]) == len(rows_of(tmp_path)[part.name]["distance"]) == 24
