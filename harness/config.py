@@ -49,7 +49,9 @@ class RunConfig:
     train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
     test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
     model: str = option(
-        "cnn", "dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory (which runs that code)"
+        "cnn",
+        "dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME (trained) or pkg.module:factory (which "
+        "runs that code)",
     )
     normalize: str = option(
         "", "MEAN:STD of pixels in [0, 1], each one number or one a channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
@@ -143,8 +145,8 @@ class RunConfig:
             )
         if self.model not in BUILT_IN_MODELS and ":" not in self.model:
             raise ConfigError(
-                f"expected --model {', '.join(BUILT_IN_MODELS)}, torchvision:NAME, timm:NAME or pkg.module:factory, "
-                f"got {self.model!r}; choose one"
+                f"expected --model {', '.join(BUILT_IN_MODELS)}, torchvision:NAME, timm:NAME, robustbench:NAME or "
+                f"pkg.module:factory, got {self.model!r}; choose one"
             )
         parse_normalize(self.normalize)
         for check, texts in ((check_name, self.estimator), (check_certifier, self.certify)):

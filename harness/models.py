@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.weights import Normalized, load_weights
+from harness.zoo import LIBRARIES, Shape, one_line
 
-Shape = tuple[int, int, int]
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 _CPU = torch.device("cpu")
@@ -37,9 +37,9 @@ def build(
     """Build a freshly initialised classifier, the same one for the same ``seed``.
 
     Args:
-        name: ``dense``, ``cnn``, ``resnet18``, ``torchvision:NAME``, ``timm:NAME``, or ``pkg.module:factory``, which is
-            called with those of the keyword arguments ``shape`` and ``classes`` that it has. The working directory is
-            importable.
+        name: ``dense``, ``cnn``, ``resnet18``, ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME`` (trained), or
+            ``pkg.module:factory``, which is called with those of the keyword arguments ``shape`` and ``classes`` that
+            it has. The working directory is importable.
         shape: ``(C, H, W)`` of the images.
         classes: number of logits.
         seed: of the initialisation; torch's global generator is left as it was.
@@ -54,14 +54,11 @@ def build(
     if name not in _ARCHITECTURES and ":" not in name:
         known = ", ".join(_ARCHITECTURES)
         raise ValueError(
-            f"expected a model of {known}, torchvision:NAME, timm:NAME or pkg.module:factory, got {name!r}; choose one"
+            f"expected a model of {known}, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory, got "
+            f"{name!r}; choose one"
         )
     with seeded(seed):
-        library, _, own = name.partition(":")
-        make = _ARCHITECTURES.get(name) or partial(
-            _LIBRARIES.get(library, _from_factory), own if library in _LIBRARIES else name
-        )
-        model = make(shape, classes)
+        model = _maker(name)(shape, classes)
         if weights is not None:
             load_weights(weights, model)
         if normalize is not None:
@@ -72,8 +69,8 @@ def build(
 
 def _maker(name: str) -> Callable[[Shape, int], nn.Module]:
     library, _, own = name.partition(":")
-    if library in _LIBRARIES:
-        return partial(_LIBRARIES[library], own)
+    if library in LIBRARIES:
+        return partial(LIBRARIES[library], own)
     return _ARCHITECTURES.get(name) or partial(_from_factory, name)
 
 
@@ -166,35 +163,6 @@ _ARCHITECTURES: Mapping[str, Callable[[Shape, int], nn.Module]] = {
 }
 
 
-def _torchvision(name: str, shape: Shape, classes: int) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    if name not in list_models():
-        raise ValueError(f"expected a model of torchvision.models.list_models(), got {name!r}; choose one of them")
-    return _made(f"torchvision:{name}", lambda: get_model(name, weights=None, num_classes=classes))
-
-
-def _timm(name: str, shape: Shape, classes: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError("expected the package timm, got none; install margin-harness[timm]") from None
-    if not timm.is_model(name):
-        raise ValueError(f"expected a model of timm.list_models(), got {name!r}; choose one of them")
-    make = partial(timm.create_model, name, pretrained=False, num_classes=classes, in_chans=shape[0])
-    return _made(f"timm:{name}", make)
-
-
-def _made(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return make()
-    except Exception as error:
-        raise ValueError(f"expected {name} to be made, got {_one_line(error)}; choose another model") from error
-
-
-_LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
-
-
 def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
     """Import and call a user's factory; whatever goes wrong in it becomes one line."""
     module, _, attribute = name.partition(":")
@@ -203,7 +171,7 @@ def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
             factory = operator.attrgetter(attribute)(importlib.import_module(module))
         except Exception as error:
             raise ValueError(
-                f"expected an importable factory {name!r}, got {_one_line(error)}; "
+                f"expected an importable factory {name!r}, got {one_line(error)}; "
                 "give it as pkg.module:factory, found from the working directory"
             ) from error
         if not callable(factory):
@@ -213,7 +181,7 @@ def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
         try:
             model = factory(**arguments)
         except Exception as error:
-            raise ValueError(f"expected {name!r} to return a model, got {_one_line(error)}; mend it") from error
+            raise ValueError(f"expected {name!r} to return a model, got {one_line(error)}; mend it") from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__
         raise ValueError(f"expected {name!r} to return a torch.nn.Module, got {found}; return the model")
@@ -261,7 +229,7 @@ def _check_logits(model: nn.Module, shape: Shape, classes: int) -> None:
             logits = model(torch.rand(2, *shape))
     except Exception as error:
         raise ValueError(
-            f"expected a model of images of shape {(2, *shape)}, got {_one_line(error)}; fit it to the data"
+            f"expected a model of images of shape {(2, *shape)}, got {one_line(error)}; fit it to the data"
         ) from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"expected logits as one tensor, got {type(logits).__name__}; return the tensor alone")
@@ -273,8 +241,3 @@ def _check_logits(model: nn.Module, shape: Shape, classes: int) -> None:
     if not logits.is_floating_point() or not logits.isfinite().all():
         found = f"{logits.dtype} with {int((~logits.isfinite()).sum())} that are NaN or infinite"
         raise ValueError(f"expected finite floating logits, got {found}; check the initialisation")
-
-
-def _one_line(error: Exception) -> str:
-    """Name an exception and its message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -14,12 +14,13 @@ from attacks.registry import create, create_certifier, text_form
 from harness.config import parse_normalize
 from harness.data import CLASSES
 from harness.files import StoreError, load_checkpoint, load_tensors
-from harness.models import Shape, build
+from harness.models import build
 from harness.probes import Probe
 from harness.runs import Run
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.units import describe, plan_units, starts_warm
+from harness.zoo import Shape
 
 
 def remeasure(

@@ -193,7 +193,7 @@ BAD_USAGE = [
     ("--device cuda:99", "expected a CUDA device for --device cuda:99", "use --device cpu"),
     (
         "--model vgg",
-        "expected --model dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory",
+        "expected --model dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory",
         "got 'vgg'",
     ),
     ("--frobnicate", "expected options that there are", "got --frobnicate"),

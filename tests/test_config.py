@@ -24,7 +24,8 @@ DESIGN = """--dataset --data-root --download --train-images --test-images --mode
     --training --pgd-epsilon --pgd-steps --pgd-step-size --pgd-norm --trades-beta --noise-sigma --augment
     --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
     --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
-    --certify-every --certify-probe --seed --deterministic --log --device --threads --measure-batch"""
+    --certify-every --certify-probe --seed --deterministic --log --engine --workers --gpus-per-worker --device
+    --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -261,7 +262,11 @@ def test_any_configuration_survives_json() -> None:
         ("--norm l2 --norm l2", "each --norm once", "l2, l2"),
         ("--estimator fmn --estimator fmn", "each --estimator once", "fmn, fmn"),
         ("--estimator depfool", "deepfool, fmn, ddn", "'depfool'; did you mean 'deepfool'?"),
-        ("--model vgg", "dense, cnn, resnet18, torchvision:NAME, timm:NAME or pkg.module:factory", "'vgg'"),
+        (
+            "--model vgg",
+            "dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory",
+            "'vgg'",
+        ),
     ],
 )
 def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: str, got: str) -> None:
@@ -418,6 +423,9 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--seed": "0",
         "--deterministic": "no",
         "--log": "none",
+        "--engine": "local",
+        "--workers": "0",
+        "--gpus-per-worker": "0.0",
         "--device": "auto",
         "--threads": "1 on digits, too small to share, else torch's choice",
         "--measure-batch": "500 on digits, else 128, on CUDA all of a split",

@@ -26,6 +26,7 @@ ORDER = [
         "data",
         "sources",
         "weights",
+        "zoo",
         "models",
         "objectives",
         "training",

@@ -160,7 +160,7 @@ def test_factories_are_seeded(factories: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "torchvision:NAME, timm:NAME or pkg.module:factory, got 'resnet'; choose one"),
+        ("resnet", "torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory, got 'resnet'; choose one"),
         ("my_missing:make", "expected an importable factory 'my_missing:make', got ModuleNotFoundError: No"),
         ("my_broken_module:make", "got ModuleNotFoundError: No module named 'my_missing_dependency'; give it"),
         ("my_factories:missing", "got AttributeError: module 'my_factories' has no attribute 'missing'; give"),

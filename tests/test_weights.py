@@ -2,7 +2,9 @@
 
 import importlib.util
 import pickle
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from harness.config import parse_normalize
 from harness.models import build
 from harness.options import ConfigError
 from harness.weights import Normalized, load_weights
+from harness.zoo import check_robustbench
 from tests.runs import ONE_LINE
 
 SHAPE = (3, 8, 8)
@@ -125,3 +128,54 @@ def test_a_torchvision_model_is_built(tmp_path: Path) -> None:
 def test_a_timm_model_is_built() -> None:
     model = build("timm:resnet10t", (1, 32, 32), 5, seed=0)
     assert model.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+
+
+def is_robustbench_here() -> bool:
+    try:
+        return bool(metadata.version("robustbench"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(is_robustbench_here(), reason="RobustBench is installed")
+def test_torchattacks_folder_is_not_robustbench() -> None:
+    assert importlib.util.find_spec("robustbench") is not None
+    with pytest.raises(ValueError, match=r"expected the package robustbench, got none \(torchattacks") as caught:
+        build("robustbench:Standard", (3, 32, 32), 10, seed=0)
+    assert ONE_LINE.fullmatch(str(caught.value))
+
+
+@pytest.mark.skipif(not is_robustbench_here(), reason="RobustBench is not installed")
+def test_a_network_of_robustbench_has_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
+    from robustbench.utils import load_model
+
+    # as `load_model` would have fetched them
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = WideResNet(depth=28, widen_factor=10).state_dict()
+    (tmp_path / "models/cifar10/Linf").mkdir(parents=True)
+    torch.save({"state_dict": state}, "models/cifar10/Linf/Standard.pt")
+    model = build("robustbench:Standard", (3, 32, 32), 10, seed=0)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.eval()(images), load_model("Standard", threat_model="Linf")(images))
+    for name, classes in (("Nobody2020", 10), ("L3/Standard", 10), ("Standard", 7)):
+        with pytest.raises(ValueError, match=r"expected .*obust.*ench") as caught:
+            build(f"robustbench:{name}", (3, 32, 32), classes, seed=0)
+        assert ONE_LINE.fullmatch(str(caught.value)), caught.value
+
+
+def test_files_of_torchattacks_over_those_of_robustbench_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class File(str):
+        hash = SimpleNamespace(mode="sha256", value="47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU")  # of nothing
+        content = b""
+
+        def read_binary(self) -> bytes:
+            return self.content
+
+    file = File("robustbench/utils.py")
+    monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(files=[file]))
+    check_robustbench()
+    file.content = b"import other"
+    with pytest.raises(ValueError, match="got torchattacks' over them; reinstall"):
+        check_robustbench()
