@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fuzz.__main__ import table
-from benchmarks.fuzz.readers import READERS, Reader, fingerprint
+from benchmarks.fuzz.readers import READERS
+from benchmarks.fuzz.reading import Reader, fingerprint
 from benchmarks.fuzz.trying import Tally, fuzz, judge
 from harness.files import StoreError
 

@@ -1,12 +1,10 @@
-"""Everything that reads what it did not just write: a whole file of each kind, and how it may be refused."""
+"""Everything that reads what it did not just write: a whole file of each kind, and how it may be refused.
+
+Here are the files of a run; those of the user are in `benchmarks.fuzz.inputs`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,9 @@ from torch import nn
 
 from attacks.certify.cache import Record, read_record, write_record
 from attacks.certify.search import Budget
-from attacks.estimator import EstimatorError
-from attacks.registry import create, create_certifier
-from benchmarks.reproduce.study import read_study
-from harness.config import RunConfig, from_namespace
-from harness.data import DataError, _cifar10_split, _Folder, _mnist_split
+from attacks.registry import create
+from benchmarks.fuzz.inputs import INPUTS
+from benchmarks.fuzz.reading import Reader
 from harness.files import (
     StoreError,
     load_checkpoint,
@@ -33,48 +29,12 @@ from harness.files import (
     write_part,
 )
 from harness.objectives import TrainingOptions
-from harness.options import ConfigError, OneLineParser, add_options
 from harness.runs import read_run
-from harness.store import RunFolder
+from harness.shards import find_shard, keep_shard
+from harness.store import RunFolder, Unit
+from harness.tasks import Task, run_task
 from harness.tracker import MarginTracker
 from harness.training import Trainer
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One kind of file.
-
-    Attributes:
-        make: writes a whole one into an empty folder and returns its path.
-        read: reads what lies at a path; `fingerprint` tells two results apart.
-        refuses: what it may raise, in one line.
-        checked: a damaged file that is read has to give the same as the whole one.
-    """
-
-    name: str
-    make: Callable[[Path], Path]
-    read: Callable[[Path], object]
-    refuses: tuple[type[Exception], ...]
-    checked: bool = False
-
-
-def fingerprint(value: object) -> str:
-    """A text that is the same for equal values of what readers return."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().contiguous()
-        content = value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(content).hexdigest()}"
-    if isinstance(value, nn.Module):
-        return fingerprint(dict(value.state_dict()))
-    if isinstance(value, pd.DataFrame):
-        return value.to_csv(index=False, float_format="%r")
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key!r}:{fingerprint(one)}" for key, one in sorted(value.items(), key=str)) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(fingerprint, value)) + "]"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return fingerprint({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    return repr(value)
 
 
 def _model() -> nn.Module:
@@ -153,53 +113,6 @@ def _read_run_of(path: Path) -> object:
     return {"margins": run.margins, "epochs": run.epochs}
 
 
-def _config(folder: Path) -> Path:
-    path = folder / "run.toml"
-    path.write_text(
-        'dataset = "digits"\nmodel = "dense"\nepochs = 3\nlearning-rate = 1e-3\n'
-        'estimator = ["deepfool", "fmn:steps=5"]\n'
-        'norm = ["l2"]\nprobe = 20\npgd_epsilon = 0.1\nwarm_start = false\n',
-        encoding="utf-8",
-    )
-    return path
-
-
-def _read_config(path: Path) -> object:
-    parser = OneLineParser()
-    add_options(parser, dataclasses.fields(RunConfig))
-    return from_namespace(parser.parse_args(["--config", str(path)]))
-
-
-def _study(folder: Path) -> Path:
-    path = folder / "study.toml"
-    path.write_text(Path("benchmarks/reproduce.toml").read_text(encoding="utf-8"), encoding="utf-8")
-    return path
-
-
-def _text_of(content: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / "text").write_text(content, encoding="utf-8")
-        return folder / "text"
-
-    return make
-
-
-NESTED = "best:of=cascade+fmn:steps=20/gamma=0.1"
-
-
-def _read_estimator(path: Path) -> object:
-    return create(_word(path))
-
-
-def _read_certifier(path: Path) -> object:
-    return create_certifier(_word(path))
-
-
-def _word(path: Path) -> str:
-    """What a command line can carry: no zero byte, and bytes that are no text as Python takes them in."""
-    return path.read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape")
-
-
 _QUESTION = {"weights": "ab", "image": "cd", "norm": "l2", "gap": 1e-5}
 
 
@@ -217,29 +130,23 @@ def _read_answer(path: Path) -> object:
     return found
 
 
-def _idx(folder: Path) -> Path:
-    images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
-    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in images.shape)
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2, 3]))
-    (folder / "t10k-images-idx3-ubyte").write_bytes(head + images.tobytes())
-    return folder / "t10k-images-idx3-ubyte"
+def _task() -> Task:
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    unit = Unit("linear", "l2")
+    return Task(unit, "test", 0, create("linear"), images, (0, 1, 2), None, "box", (0.0, 1.0), 0, 8)
 
 
-def _read_idx(path: Path) -> object:
-    # without the MD5 that torchvision lists, which damage never gets past
-    split = _mnist_split(_Folder(path.parent, {}), "t10k")
-    return split.images, split.labels
+def _shard(folder: Path) -> Path:
+    keep_shard(RunFolder(folder), 0, _task(), run_task(_model(), _task()), "ab")
+    return next(folder.rglob("*.safetensors"))
 
 
-def _batch(folder: Path) -> Path:
-    entry = {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [1, 2]}
-    (folder / "test_batch").write_bytes(pickle.dumps(entry, protocol=2))
-    return folder / "test_batch"
-
-
-def _read_cifar(path: Path) -> object:
-    split = _cifar10_split(_Folder(path.parent, {}), [(path.name, "")])
-    return split.images, split.labels
+def _read_shard(path: Path) -> object:
+    # what is damaged is measured anew, which is as good as refused
+    found = find_shard(RunFolder(path.parents[2]), 0, _task(), "ab")
+    if found is None:
+        raise StoreError("expected a shard, got none; measure it again")
+    return found.margins
 
 
 READERS = (
@@ -248,14 +155,9 @@ READERS = (
     Reader("checkpoint", _checkpoint, _read_checkpoint, (StoreError,), checked=True),
     Reader("trainer's state", _trainer, load_trainer, (StoreError,), checked=True),
     Reader("witnesses and probes", _tensors, load_tensors, (StoreError,), checked=True),
+    Reader("shard", _shard, _read_shard, (StoreError,), checked=True),
     Reader("run folder, a part", _margins, _read_run_of, (StoreError,), checked=True),
     Reader("run folder, epochs.csv", _epochs, _read_run_of, (StoreError,)),
-    Reader("options file", _config, _read_config, (ConfigError,)),
-    Reader("study file", _study, lambda path: read_study(path), (ValueError,)),
-    Reader("estimator text", _text_of("fmn:steps=30,gamma=0.05,warm=4"), _read_estimator, (EstimatorError,)),
-    Reader("estimator text, nested", _text_of(NESTED), _read_estimator, (EstimatorError,)),
-    Reader("certifier text", _text_of("crown:rounds=2,cuts=3"), _read_certifier, (EstimatorError,)),
     Reader("exact margins' cache", _record, _read_answer, (StoreError,), checked=True),
-    Reader("MNIST images", _idx, _read_idx, (DataError,)),
-    Reader("CIFAR-10 batch", _batch, _read_cifar, (DataError,)),
+    *INPUTS,
 )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks.forking import fork
 from benchmarks.fuzz.mutations import hostile, in_torch_file, mutate
-from benchmarks.fuzz.readers import READERS, Reader, fingerprint
+from benchmarks.fuzz.readers import READERS
+from benchmarks.fuzz.reading import Reader, fingerprint
 
 # seconds after which a reader hangs
 PATIENCE = 20
