@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CHECKSUM = "sha256"
 FORMAT = ("pandas", "ARROW:schema")
 FACTS = {"epoch", "seconds", "weights", "start"}
+# of tensors that are kept
+NAMES = {"images", "labels", "ids", "image", "witness", "distance", "label", "lower", "upper"}
 
 
 class StoreError(ValueError):
@@ -126,10 +128,10 @@ def weights_checksum(model: nn.Module) -> str:
     return _tensors_checksum({n: v for n, v in model.state_dict().items() if isinstance(v, torch.Tensor)})
 
 
-def _tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+def _tensors_checksum(tensors: Mapping[str, Tensor], kind: str = "") -> str:
     import torch
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(kind.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -167,20 +169,20 @@ def load_checkpoint(path: Path, model: nn.Module) -> None:
         )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors, with their checksum."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str = "") -> None:
+    """Write named tensors as safetensors, with a checksum of them and of what ``kind`` of file it is."""
     from safetensors.torch import save_file
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    facts = {CHECKSUM: _tensors_checksum(whole)}
+    facts = {CHECKSUM: _tensors_checksum(whole, kind)}
     write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata=facts))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, *, kind: str = "") -> dict[str, Tensor]:
     """Read named tensors.
 
     Raises:
-        StoreError: missing or damaged.
+        StoreError: missing, damaged, or of another kind.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -193,8 +195,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise StoreError(
             f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
         ) from None
-    # files of earlier versions say nothing of themselves; one that says other things is a file of something else
-    if facts and facts.get(CHECKSUM) != _tensors_checksum(tensors):
+    # files of earlier versions say nothing of themselves, but have these names
+    earlier = not facts and not kind and {name.rpartition(".")[2] for name in tensors} <= NAMES
+    if not earlier and facts.get(CHECKSUM) != _tensors_checksum(tensors, kind):
         raise StoreError(
             f"expected the tensors that were at {path}, got others; restore the file, or delete it and --resume"
         )
@@ -230,7 +233,7 @@ def load_trainer(path: Path) -> dict[str, Any]:
         raise StoreError(f"expected a trainer's state at {path}, got {error}; delete it and --resume") from None
     except Exception:  # torch raises many kinds for a damaged file, most of them with advice that is none here
         state = None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or state.keys() != {"epoch", "optimizer"}:
         raise StoreError(f"expected a trainer's state at {path}, got a damaged or foreign file; delete it and --resume")
     return state
 

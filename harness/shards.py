@@ -16,6 +16,7 @@ from harness.files import StoreError, load_tensors, save_tensors
 from harness.store import RunFolder, Unit
 from harness.tasks import Outcome, Task
 
+KIND = "shard"
 TEXTS = "texts"  # what is not a tensor, as the bytes of JSON
 
 
@@ -26,7 +27,7 @@ def keep_shard(folder: RunFolder, epoch: int, task: Task, outcome: Outcome, weig
     texts = {name: list(map(str, value)) for name, value in values.items() if name not in tensors}
     said = json.dumps({**texts, "of": _identity(task, weights), "seconds": outcome.seconds})
     tensors[TEXTS] = torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
-    save_tensors(_path(folder, epoch, task), tensors)
+    save_tensors(_path(folder, epoch, task), tensors, kind=KIND)
 
 
 def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outcome | None:
@@ -35,7 +36,7 @@ def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outco
     if not path.exists():
         return None
     try:
-        tensors = load_tensors(path)
+        tensors = load_tensors(path, kind=KIND)
         said = json.loads(bytes(tensors.pop(TEXTS).tolist()))
         if said.pop("of") != _identity(task, weights):
             return None
