@@ -65,6 +65,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.close(descriptor)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Replace a derived table; blank where a statistic is undefined."""
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))

@@ -20,6 +20,7 @@ class GrowingTable:
         self._known: dict[Path, int] = {}
         self._table = pd.DataFrame(columns=self._columns)
         self._part = np.empty(0, dtype=int)
+        self._lines: list[str] = []
 
     def of(self, parts: Sequence[Path]) -> pd.DataFrame:
         """The rows of these parts, in their order."""
@@ -27,6 +28,7 @@ class GrowingTable:
         tables = [self._rows_of(path) for path in new]
         numbers = np.arange(len(self._known), len(self._known) + len(new))
         self._known |= dict(zip(new, numbers.tolist(), strict=True))
+        self._lines += [table.to_csv(index=False, header=False) for table in tables]
         self._part = np.concatenate([self._part, np.repeat(numbers, [len(table) for table in tables])])
         self._table = concatenate([self._table, *tables], self._columns)
         # a part may come between earlier ones, or be gone
@@ -34,3 +36,8 @@ class GrowingTable:
         place[[self._known[path] for path in parts]] = range(len(parts))
         order = np.argsort(place[self._part], kind="stable")
         return self._table.iloc[order[place[self._part][order] >= 0]].reset_index(drop=True)
+
+    def csv(self, parts: Sequence[Path]) -> str:
+        """The rows of these parts, all of which `of` was given before, as CSV; a row is put into words once."""
+        head = ",".join(self._columns) + "\n"
+        return head + "".join(self._lines[self._known[path]] for path in parts)

@@ -22,8 +22,8 @@ from harness.files import (
     read_part,
     save_checkpoint,
     save_trainer,
-    write_csv,
     write_part,
+    write_text,
 )
 from harness.growing import GrowingTable
 from harness.objectives import TrainingOptions
@@ -78,8 +78,9 @@ class TrackedRun:
 
     def epoch_table(self) -> pd.DataFrame:
         """Loss, error and seconds of every epoch, also written to ``epochs.csv``."""
-        table = self._epochs.of(self.folder.prediction_parts())
-        write_csv(self.folder.epochs_csv, table)
+        parts = self.folder.prediction_parts()
+        table = self._epochs.of(parts)
+        write_text(self.folder.epochs_csv, self._epochs.csv(parts))
         return table
 
     def _checkpointed(self, terminal: Terminal) -> Iterator[tuple[int, float]]:

@@ -22,7 +22,7 @@ from harness.files import (
     read_part,
     save_tensors,
     weights_checksum,
-    write_csv,
+    write_text,
 )
 from harness.growing import GrowingTable
 from harness.listening import Listener
@@ -225,8 +225,9 @@ class MarginTracker:
 
     def summary(self) -> pd.DataFrame:
         """All epochs' summary, also written to ``summary.csv``."""
-        table = self._summary.of(self.folder.margin_parts())
-        write_csv(self.folder.summary_csv, table)
+        parts = self.folder.margin_parts()
+        table = self._summary.of(parts)
+        write_text(self.folder.summary_csv, self._summary.csv(parts))
         return table
 
     def _keep_probes(self) -> None:
