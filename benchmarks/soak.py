@@ -126,7 +126,7 @@ def draw(table: pd.DataFrame, stem: Path) -> None:
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(table["epoch"], table["memory"], color="black")
-    left.set(xlabel="epoch", ylabel="memory of the process (MB)", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="memory of the process (MB)", ylim=(0, 1.2 * table["memory"].max()))
     right.plot(table["epoch"], table["disk"], color="black", label="run folder")
     right.plot(table["epoch"], table["checkpoints"], color="tab:blue", label="of it checkpoints and trainer's states")
     right.set(xlabel="epoch", ylabel="disk (MB)", ylim=(0, None))
