@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(*given.workers, given.images, given.batch, given.repeats) < 1:
         parser.error("expected numbers of at least 1, got less; give larger ones")
     torch.set_num_threads(1)
+    if "ray" in given.engine:
+        # here, as it is an extra; one cluster with room for all
+        import ray
+
+        ray.init(num_cpus=max(given.workers), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     engines = {"one process": create_engine("local", 0)}
     engines |= {
         f"{name}, {count} worker{'s'[: count > 1]}": create_engine(name, count, threads=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from harness.store import MARGIN_COLUMNS, RunFolder, Unit
 from harness.tasks import Engine, Outcome, Task
 from harness.units import starts_warm
 from harness.witnesses import keep_witnesses, starts, thin_witnesses
+
+# of a split's images in a unit, for each worker, at most: each costs some milliseconds beside its attack
+SHARDS = 4
 
 
 class Estimating:
@@ -97,11 +101,7 @@ class Estimating:
         """The unit's images by split, in parts where they are measured beside each other."""
         estimator = self.estimators[unit.estimator]
         for split, probe in self.probes.items():
-            length = len(probe.ids)
-            if self.engine.parallel:
-                like = probe.images[:1].to(device_of(model))
-                given = {"domain": self.domain, "bounds": self.bounds, "batch_size": self.batch_size}
-                length = chunk_length(model, like, estimator, **given)  # type: ignore[arg-type]
+            length = self._length(probe, estimator, model) if self.engine.parallel else len(probe.ids)
             names = (self.seed, epoch, split, unit.estimator, unit.norm)
             for first in range(0, len(probe.ids), length):
                 part = slice(first, first + length)
@@ -118,6 +118,12 @@ class Estimating:
                     self.noise_retries,
                     self.batch_size,
                 )
+
+    def _length(self, probe: Probe, estimator: Estimator, model: nn.Module) -> int:
+        """Images of a shard: whole chunks, as many as leave each worker a few shards to end together."""
+        like = probe.images[:1].to(device_of(model))
+        chunk = chunk_length(model, like, estimator, domain=self.domain, bounds=self.bounds, batch_size=self.batch_size)
+        return chunk * math.ceil(len(probe.ids) / (chunk * SHARDS * self.engine.count))
 
     def _outcomes(
         self, epoch: int, tasks: Mapping[Unit, Sequence[Task]], model: nn.Module, weights: str

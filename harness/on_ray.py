@@ -45,12 +45,12 @@ class OnRay:
         address = address or os.environ.get("RAY_ADDRESS")
         self._own = not ray.is_initialized()
         if self._own:
-            room = {} if address else {"num_cpus": count * self.threads or None}
+            cores = {} if address else {"num_cpus": count * self.threads or None}
             try:
                 _knock(address or "")
                 with _own_signals():
                     ray.init(
-                        address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room
+                        address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **cores
                     )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
@@ -58,15 +58,18 @@ class OnRay:
                     "take --engine local"
                 ) from None
         try:
-            self.count = self._room(count)
+            room = self._room()
         except ConfigError:
             self.close()
             raise
+        self.count = min(count, room) if count else room
+        # where all that there is room for is used, as many more wait with their images
+        self._most = 2 * room if self.count == room else self.count
         needs = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES}
         self._work = ray.remote(**needs)(_work)
 
-    def _room(self, count: int) -> int:
-        """How many tasks run at a time."""
+    def _room(self) -> int:
+        """How many tasks there is room for at a time."""
         there = self._ray.cluster_resources()
         for name, needed in (("CPU", float(self.threads)), ("GPU", self.gpus)):
             if needed > there.get(name, 0.0):
@@ -75,8 +78,7 @@ class OnRay:
                     f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or take a larger cluster"
                 )
         room = there["CPU"] // self.threads
-        room = min(room, there["GPU"] // self.gpus) if self.gpus else room
-        return min(count, int(room)) if count else int(room)
+        return int(min(room, there["GPU"] // self.gpus) if self.gpus else room)
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
@@ -87,8 +89,7 @@ class OnRay:
         waiting, running = deque(tasks), dict[Any, Task]()
         try:
             while waiting or running:
-                # twice as many as run, so that none waits for its images
-                while waiting and len(running) < 2 * self.count:
+                while waiting and len(running) < self._most:
                     task = waiting.popleft()
                     running[self._work.remote(network, packed_task(task), self.gpus > 0, settings)] = task
                 for done in ray.wait(list(running), num_returns=1)[0]:

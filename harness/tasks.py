@@ -57,6 +57,10 @@ class Engine(Protocol):
     def parallel(self) -> bool:
         """Whether tasks run beside each other, so that it gets many at a time, and small ones."""
 
+    @property
+    def count(self) -> int:
+        """How many run at a time."""
+
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
     ) -> Iterator[tuple[Task, Outcome]]:
@@ -82,6 +86,7 @@ class InProcess:
     """Runs one task after the other, where the caller is."""
 
     parallel = False
+    count = 1
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]

@@ -103,6 +103,20 @@ def test_the_example_of_an_estimator_runs_and_its_claim_holds() -> None:
     assert ratio[ratio.isfinite()].median() < names["Straight"].tightness["l2"]
 
 
+def test_the_example_of_workers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {
+        "__name__": "__main__",
+        "images": torch.rand(3, 1, 4, 4),
+        "labels": torch.tensor([0, 1, 2]),
+        "model": nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
+    }
+    (text,) = blocks(ROOT / "docs" / "scaling.md", "python")
+    exec(compile(text, "docs/scaling.md", "exec"), names)
+    assert list((tmp_path / "runs" / "mine" / "margins" / "epoch-000").glob("cascade.*.parquet"))
+
+
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from harness.statistics.brackets import BRACKET_COLUMNS, bracket_table, brackete
 from harness.statistics.evidence import Evidence
 from harness.statistics.pairing import Measured, couples, find_pairs, seed_groups
 from harness.statistics.panels import Panel
+from harness.statistics.side_by_side import side_by_side
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
 from harness.statistics.verdicts import UNDECIDED
@@ -58,6 +59,7 @@ def assemble(evidence: Evidence) -> ReportContent:
         savings=savings,
         bracketed=bracket_sentences(band, proofs),
         proofs=proofs,
+        side_by_side=side_by_side(evidence.measured),
     )
 
 

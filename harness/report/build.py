@@ -42,6 +42,8 @@ def check_out(out: Path, runs: Sequence[Path]) -> None:
 def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str]:
     """Write ``out``, its tests as ``<stem>-observations.csv`` beside it, and the figures.
 
+    Several runs' averages go to ``<stem>-runs.csv``.
+
     The figures of one run go to its own folder; those of several to ``<stem>-figures``, as what is in them
     depends on the company: the envelope, for one.
 
@@ -54,6 +56,7 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
     write_atomically(out, lambda path: path.write_text(render(content), encoding="utf-8"))
     write_csv(out.with_name(f"{out.stem}-observations.csv"), content.findings)
     if len(runs) > 1:
+        write_csv(out.with_name(f"{out.stem}-runs.csv"), content.side_by_side)
         folder = out.with_name(f"{out.stem}-figures")
         write_comparison(content.runs, folder)
         for run in content.runs:

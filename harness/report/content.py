@@ -94,6 +94,7 @@ class ReportContent:
         savings: see `harness.statistics.warm.warm_savings`, with the run first.
         bracketed: what lower bounds say, in sentences; none where there are none.
         proofs: see `harness.statistics.brackets.proved`.
+        side_by_side: see `harness.statistics.side_by_side.side_by_side`; empty for a single run.
     """
 
     title: str
@@ -111,3 +112,4 @@ class ReportContent:
     savings: pd.DataFrame = field(default_factory=pd.DataFrame)
     bracketed: list[str] = field(default_factory=list)
     proofs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    side_by_side: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -15,7 +15,7 @@ from harness.report.content import ReportContent
 from harness.report.graph import Graph
 from harness.report.interactive import graphs
 from harness.report.pictures import groups
-from harness.report.sections import MARKS, differences, facts, observations, trust_tables
+from harness.report.sections import MARKS, differences, facts, observations, side_tables, trust_tables
 from harness.report.tables import Table
 from harness.report.view import View, norm_name
 from harness.report.warm import warm_tables
@@ -36,6 +36,7 @@ def render(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     view, drawn, parts, trust = View(content), graphs(content), observations(content), trust_tables(content)
+    sides = side_tables(content)
     listed, warm, bands = tables(drawn), warm_tables(content), bracket_tables(content)
     scripts = [library(), own("report.js")]
     return environment.get_template("report.html.jinja").render(
@@ -46,9 +47,10 @@ def render(content: ReportContent) -> str:
         observations=parts,
         trust=trust,
         warm=warm,
+        sides=sides,
         bands=bands,
         tables=listed,
-        packed=[*(table for part in parts for table in part.tables), *trust, *warm, *bands, *listed],
+        packed=[*(table for part in parts for table in part.tables), *trust, *sides, *warm, *bands, *listed],
         groups={run.name: groups(run.name, run.images) for run in content.runs},
         facts=[(run, facts(run)) for run in content.runs],
         differences=differences(content.runs),

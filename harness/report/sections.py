@@ -18,6 +18,7 @@ TITLES = {
     3: "Misclassified images are closer to the boundary",
 }
 MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", "mixed": "±", "not tested": "–"}
+SIDE_PRINTED = ("run", "norm", "split", "estimator", "error", "average", "se", "ratio", "low", "high")
 # of the manifest, what a reader asks for first; other fields follow
 FACTS = {
     "config": "Configuration",
@@ -72,6 +73,14 @@ def trust_tables(content: ReportContent) -> list[Table]:
         Table("verdicts", "Verdicts by estimator", content.verdicts, first=20),
     ]
     return [table for table in found if len(table.frame)]
+
+
+def side_tables(content: ReportContent) -> list[Table]:
+    """Runs at their last epochs; those of the first estimator, norm and split are shown at once."""
+    rows = content.side_by_side
+    first = int((rows["estimator"] == rows["estimator"].iloc[0]).sum()) if len(rows) else 0
+    title = "Average margins at the last epoch, and their ratios to the first run's"
+    return [Table("side-by-side", title, rows, first, printed=SIDE_PRINTED, open=True)] if len(rows) else []
 
 
 def _of(rows: pd.DataFrame, number: int) -> pd.DataFrame:

@@ -23,6 +23,7 @@ class Table:
     Attributes:
         first: so many rows stand in the page; all are in ``packed``.
         printed: the columns that fit on paper, where it is printed; nothing for a table that is not.
+        open: whether it is shown without being asked for.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Table:
     frame: pd.DataFrame
     first: int = 8
     printed: tuple[str, ...] = ()
+    open: bool = False
 
     @property
     def columns(self) -> list[str]:
