@@ -1,8 +1,10 @@
 """Measuring on a CUDA device: the CPU's distances, nothing moved, generators given back."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from attacks.estimator import InputError, Status
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
+from harness import MarginTracker
+from harness.files import read_part
+from harness.workers import Workers
 
 pytestmark = pytest.mark.gpu
 
@@ -140,3 +145,18 @@ def test_the_librarys_deepfool_and_pgd_run_on_the_device() -> None:
         on_gpu = measure(small_cnn().cuda(), some_images().cuda(), create(text), norm)  # type: ignore[arg-type]
         assert on_gpu.status == on_cpu.status
         torch.testing.assert_close(on_gpu.distance, on_cpu.distance, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_workers_share_the_device(device: str, tmp_path: Path) -> None:
+    engine, probes = Workers(2), {"test": (some_images(), torch.arange(16) % 5)}
+    distances = []
+    for name, chosen in (("alone", None), ("beside", engine)):
+        model = small_cnn().to(device)
+        tracker = MarginTracker(tmp_path / name, probes, ["deepfool"], batch_size=2, engine=chosen)
+        tracker.update(0, model)
+        tracker.close()
+        parts = [read_part(path)[0] for path in tracker.folder.margin_parts()]
+        distances.append(torch.tensor(pd.concat(parts)["distance"].to_numpy()))
+        assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    torch.testing.assert_close(*distances, rtol=1e-3, atol=0)
