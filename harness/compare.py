@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
+from harness.config import ENGINES
 from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from rich.console import Console
 
     from harness.report.content import ReportContent
@@ -31,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_name(text)
         for text in given.certify:
             check_certifier(text)
+        if given.workers < 0 or not 0 <= given.gpus_per_worker < float("inf"):
+            raise ConfigError(
+                f"expected --workers and --gpus-per-worker of at least 0, got {given.workers} and "
+                f"{given.gpus_per_worker:g}; raise them"
+            )
         if given.certify_probe < 1:
             raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
         with terminated_is_interrupted():
@@ -66,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="where to measure: auto, cpu or cuda[:i] (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--engine", choices=ENGINES, default="local", help="where attacks run (default: local)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="see harness.track (default: 0)")
+    parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="on Ray (default: 0)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
     )
@@ -86,11 +96,9 @@ def _compare(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.devices import choose_device
-    from harness.remeasure import remeasure
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
-    from harness.terminal import Terminal
 
     device = choose_device(given.device)
     if given.threads is not None:
@@ -98,13 +106,7 @@ def _compare(given: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
     check_out(out, given.run)
-    runs = read_runs(given.run)
-    for run in runs if given.estimator or given.certify else ():
-        with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
-            terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
-            remeasure(
-                run, given.estimator, given.norm, given.epoch, device, terminal, given.certify, given.certify_probe
-            )
+    _measure(given, device, console)
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)
@@ -112,6 +114,36 @@ def _compare(given: argparse.Namespace) -> int:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
     return DONE
+
+
+def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> None:
+    """Add to the runs what they do not have of what is asked for."""
+    from harness.engines import create_engine
+    from harness.remeasure import remeasure
+    from harness.runs import read_runs
+    from harness.terminal import Terminal
+
+    runs = read_runs(given.run)
+    if not given.estimator and not given.certify:
+        return
+    engine = create_engine(given.engine, given.workers, gpus=given.gpus_per_worker, threads=given.threads)
+    try:
+        for run in runs:
+            with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
+                terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
+                remeasure(
+                    run,
+                    given.estimator,
+                    given.norm,
+                    given.epoch,
+                    device,
+                    terminal,
+                    given.certify,
+                    given.certify_probe,
+                    engine,
+                )
+    finally:
+        engine.close()
 
 
 def _print_comparison(console: Console, content: ReportContent) -> None:

@@ -17,6 +17,7 @@ from harness.files import StoreError, load_checkpoint, load_tensors
 from harness.models import build
 from harness.probes import Probe
 from harness.runs import Run
+from harness.tasks import Engine
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.units import describe, plan_units, starts_warm
@@ -32,6 +33,7 @@ def remeasure(
     terminal: Terminal,
     certifiers: Sequence[str] = (),
     certify_probe: int = 100,
+    engine: Engine | None = None,
 ) -> None:
     """Add margins by more estimators and lower bounds to a run; units that are there already are not done again.
 
@@ -43,6 +45,7 @@ def remeasure(
         norms: default those of the run.
         epochs: default all that the run measured and has a checkpoint of.
         certifiers: text forms; of every one of the epochs. certify_probe: images of each split.
+        engine: what runs the attacks; by default this process. It is left open.
 
     Raises:
         StoreError: a run that does not say its model, an epoch that it did not measure, a damaged file, single
@@ -76,6 +79,7 @@ def remeasure(
             certifiers=list(proving.values()),
             certify_every=1,
             certify_probe=certify_probe,
+            engine=engine,
             listener=terminal,
         )
         for line in skipped:

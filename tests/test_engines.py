@@ -21,6 +21,7 @@ from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
 from benchmarks.survive.comparing import compare
 from harness import MarginTracker
+from harness.compare import main as compare_again
 from harness.engines import create_engine
 from harness.files import read_part
 from harness.listening import Listener
@@ -292,6 +293,20 @@ def test_a_damaged_shard_is_none(tmp_path: Path) -> None:
 
 
 # the whole command
+
+
+def test_a_finished_run_is_measured_again_by_workers(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
+    for name, more in (("beside", ["--workers", "2"]), ("alone", [])):
+        shutil.copytree(whole, tmp_path / name)
+        assert compare_again([str(tmp_path / name), "--estimator", "fmn:steps=5", "--threads", "1", *more]) == 0
+    assert differences(tmp_path / "beside", tmp_path / "alone") == []
+    folder = RunFolder(tmp_path / "beside")
+    assert folder.measured_epochs(Unit("fmn:steps=5", "linf")) == [0, 1]
+    assert compare_again([str(whole), "--estimator", "fmn", "--workers", "-1"]) == 2
+    assert "expected --workers and --gpus-per-worker of at least 0, got -1 and 0; raise" in capsys.readouterr().err
 
 
 def command(folder: Path) -> "subprocess.Popen[str]":
