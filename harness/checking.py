@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.files import load_tensors, load_trainer, read_part
+from harness.files import load_tensors, read_part
 from harness.store import RunFolder
 
 
@@ -17,5 +17,3 @@ def check_files(folder: RunFolder) -> None:
             load_tensors(path)
     for path in folder.bound_parts():
         read_part(path)
-    for epoch in folder.trainer_epochs():
-        load_trainer(folder.trainer(epoch))

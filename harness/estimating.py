@@ -66,16 +66,25 @@ class Estimating:
         sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
         return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
 
-    def missing(self, epoch: int, last: bool) -> list[Unit]:
+    def missing(self, epoch: int, last: bool, *, witnesses: bool = True, passed: bool = True) -> list[Unit]:
         """What is to be done at the epoch: units without margins, or without the witnesses of them.
 
-        An estimator that starts warm cannot be measured at an earlier epoch again.
-        """
-        return [unit for unit in self.asked(epoch, last) if not self._is_done(epoch, unit)]
+        An estimator that starts warm cannot be measured again at an epoch that it has measured.
 
-    def _is_done(self, epoch: int, unit: Unit) -> bool:
-        warm = starts_warm(self.estimators[unit.estimator])
-        return self.folder.margins(epoch, unit).exists() and (warm or self.folder.witnesses(epoch, unit).exists())
+        Args:
+            witnesses: whether those count that have margins but no witnesses.
+            passed: whether those count that start warm and have measured a later epoch, which is too late for them.
+        """
+        found = []
+        for unit in self.asked(epoch, last):
+            warm = starts_warm(self.estimators[unit.estimator])
+            done = self.folder.margins(epoch, unit).exists()
+            if done and (warm or not witnesses or self.folder.witnesses(epoch, unit).exists()):
+                continue
+            if warm and not passed and max(self.folder.measured_epochs(unit), default=0) > epoch:
+                continue
+            found.append(unit)
+        return found
 
     def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
         """Measure the units and write their parts; a unit that fails on every image gets none."""

@@ -26,13 +26,13 @@ class GrowingTable:
         """The rows of these parts, in their order."""
         new = [path for path in parts if path not in self._known]
         tables = [self._rows_of(path) for path in new]
-        numbers = np.arange(len(self._known), len(self._known) + len(new))
+        numbers = np.arange(len(self._lines), len(self._lines) + len(new))
         self._known |= dict(zip(new, numbers.tolist(), strict=True))
         self._lines += [table.to_csv(index=False, header=False) for table in tables]
         self._part = np.concatenate([self._part, np.repeat(numbers, [len(table) for table in tables])])
         self._table = concatenate([self._table, *tables], self._columns)
         # a part may come between earlier ones, or be gone
-        place = np.full(len(self._known), -1)
+        place = np.full(len(self._lines), -1)
         place[[self._known[path] for path in parts]] = range(len(parts))
         order = np.argsort(place[self._part], kind="stable")
         return self._table.iloc[order[place[self._part][order] >= 0]].reset_index(drop=True)
@@ -41,3 +41,7 @@ class GrowingTable:
         """The rows of these parts, all of which `of` was given before, as CSV; a row is put into words once."""
         head = ",".join(self._columns) + "\n"
         return head + "".join(self._lines[self._known[path]] for path in parts)
+
+    def forget(self, path: Path) -> None:
+        """Read the part again when it is asked for next: it was written again."""
+        self._known.pop(path, None)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 from torch import nn
 
 from harness.options import ConfigError
-from harness.packing import measured, packed_model, packed_task
+from harness.packing import Packed, packed_model, packed_task
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task
 
 # how often Ray starts a task again whose worker or machine was lost
@@ -40,58 +42,75 @@ class OnRay:
         Raises:
             ConfigError: Ray is not installed, no cluster is at the address, or it has not what a task needs.
         """
-        self._ray = ray = _package()
+        self._ray = _package()
         self.gpus, self.threads = gpus, threads or 1
-        address = address or os.environ.get("RAY_ADDRESS")
-        self._own = not ray.is_initialized()
-        if self._own:
-            cores = {} if address else {"num_cpus": count * self.threads or None}
+        self._asked, self._address = count, address or os.environ.get("RAY_ADDRESS")
+        self._own = False
+        self._connect()
+
+    def _connect(self) -> None:
+        """Be connected, which another engine's end may have undone."""
+        ray = self._ray
+        if not ray.is_initialized():
+            cores = {} if self._address else {"num_cpus": self._asked * self.threads or None}
             try:
-                _knock(address or "")
+                _knock(self._address or "")
                 with _own_signals():
                     ray.init(
-                        address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **cores
+                        address=self._address,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                        **cores,
                     )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"expected a Ray cluster at {address or 'this machine'}, got {_first_line(error)}; start it, or "
-                    "take --engine local"
+                    f"expected a Ray cluster at {self._address or 'this machine'}, got {_first_line(error)}; start it, "
+                    "or take --engine local"
                 ) from None
+            self._own = True
         try:
             room = self._room()
         except ConfigError:
             self.close()
             raise
-        self.count = min(count, room) if count else room
+        self.count = min(self._asked, room) if self._asked else room
         # where all that there is room for is used, as many more wait with their images
         self._most = 2 * room if self.count == room else self.count
-        needs = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES}
+        # a worker that had a GPU goes on to the next task
+        needs = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 0}
         self._work = ray.remote(**needs)(_work)
 
     def _room(self) -> int:
-        """How many tasks there is room for at a time."""
-        there = self._ray.cluster_resources()
-        for name, needed in (("CPU", float(self.threads)), ("GPU", self.gpus)):
-            if needed > there.get(name, 0.0):
-                raise ConfigError(
-                    f"expected a Ray cluster with {needed:g} {name} for a task, got {there.get(name, 0.0):g}; give "
-                    f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or take a larger cluster"
-                )
-        room = there["CPU"] // self.threads
-        return int(min(room, there["GPU"] // self.gpus) if self.gpus else room)
+        """How many tasks there is room for at a time, each on one machine of the cluster."""
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        needs = {"CPU": float(self.threads), "GPU": self.gpus}
+        room = sum(
+            min(int(one.get(name, 0.0) / needed) for name, needed in needs.items() if needed) for one in machines
+        )
+        if room:
+            return room
+        name = next((n for n, needed in needs.items() if max(m.get(n, 0.0) for m in machines) < needed), "GPU")
+        most = max(machine.get(name, 0.0) for machine in machines)
+        raise ConfigError(
+            f"expected a machine of the Ray cluster with {needs[name]:g} {name} for a task, got {most:g}; give "
+            f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or take a larger cluster"
+        )
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `harness.tasks.Engine`."""
+        self._connect()
         ray, settings = self._ray, ProcessSettings.here(self.threads)
-        network = ray.put(packed_model(model, ray.cloudpickle.dumps))
+        dumps = ray.cloudpickle.dumps
+        network = ray.put(packed_model(model, dumps))
         waiting, running = deque(tasks), dict[Any, Task]()
         try:
             while waiting or running:
                 while waiting and len(running) < self._most:
                     task = waiting.popleft()
-                    running[self._work.remote(network, packed_task(task), self.gpus > 0, settings)] = task
+                    running[self._work.remote(network, packed_task(task, dumps), self.gpus > 0, settings)] = task
                 for done in ray.wait(list(running), num_returns=1)[0]:
                     task = running.pop(done)
                     outcome = self._outcome(done, task)
@@ -104,20 +123,21 @@ class OnRay:
     def _outcome(self, reference: Any, task: Task) -> Outcome:
         errors = self._ray.exceptions
         try:
-            found: Outcome = self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+            found = pickle.loads(self._ray.get(reference))
         except errors.RayError as error:
             raise EngineError(
                 f"expected {task} from Ray, got {type(error).__name__} after {RETRIES} more tries: "
                 f"{_first_line(error)}; mend the cluster, then go on with --resume"
             ) from None
-        return found
+        if isinstance(found, Exception):
+            raise found
+        return cast(Outcome, found)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         if self._own and self._ray.is_initialized():
             self._ray.shutdown()
+        self._own = False
 
 
 def _package() -> Any:
@@ -156,5 +176,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _work(network: bytes, task: bytes, gpu: bool, settings: ProcessSettings) -> Outcome:
-    return measured(network, task, "cuda" if gpu else "cpu", settings)
+def _work(network: bytes, task: bytes, gpu: bool, settings: ProcessSettings) -> bytes:
+    return _unpacked(network).answer(task, "cuda" if gpu else "cpu", settings)
+
+
+# an epoch has one network, and many tasks
+@lru_cache(maxsize=1)
+def _unpacked(network: bytes) -> Packed:
+    return Packed(network)

@@ -5,54 +5,94 @@ They are pickled, as they are objects of any class; nothing that is read from a 
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import cast
 
 from torch import nn
 
+from harness.devices import device_of
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task, run_task
 
+Pickler = Callable[[object], bytes]
 
-def packed_model(model: nn.Module, dumps: Callable[[object], bytes] = pickle.dumps) -> bytes:
-    """A model for another process.
 
-    Args:
-        dumps: a pickler.
+def packed_model(model: nn.Module, dumps: Pickler = pickle.dumps) -> bytes:
+    """A model for another process, on the CPU, as that may have other devices.
 
     Raises:
         EngineError: it cannot be sent.
     """
     try:
-        return dumps(model)
-    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        return dumps(model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu())
+    except Exception as error:  # picklers raise many kinds
         raise EngineError(
-            f"expected a model that can be sent to another process, got {type(model).__name__}: {error}; define it and "
-            "its parts at the top of a module, or measure without workers"
+            f"expected a model that can be sent to another process, got {type(model).__name__}: {_one_line(error)}; "
+            "define it and its parts at the top of a module, or measure without workers"
         ) from None
 
 
-def packed_task(task: Task) -> bytes:
-    """A task for another process: of its images, not all that they were cut from."""
+def packed_task(task: Task, dumps: Pickler = pickle.dumps) -> bytes:
+    """A task for another process: of its images, not all that they were cut from.
+
+    Raises:
+        EngineError: its estimator cannot be sent.
+    """
     start = None if task.start is None else task.start.clone()
     try:
-        return pickle.dumps(replace(task, images=task.images.clone(), start=start))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return dumps(replace(task, images=task.images.clone(), start=start))
+    except Exception as error:
         raise EngineError(
-            f"expected an estimator that can be sent to another process, got {task.unit.estimator}: {error}; define it "
-            "at the top of a module, or measure without workers"
+            f"expected an estimator that can be sent to another process, got {task.unit.estimator}: {_one_line(error)}"
+            "; define it at the top of a module, or measure without workers"
         ) from None
 
 
-def measured(network: bytes, task: bytes, device: str, settings: ProcessSettings) -> Outcome:
-    """In the other process: measure the task's images with the network."""
-    settings.apply()
-    return run_task(_unpacked(network, device), cast(Task, pickle.loads(task)))
+class Packed:
+    """A network that arrived packed; it is unpacked once for a device."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self._network: nn.Module | None = None
+        self._device = ""
+
+    def answer(self, task: bytes, device: str, settings: ProcessSettings) -> bytes:
+        """The packed `Outcome` of a packed task, or what it raised, as an exception that can be sent."""
+        try:
+            return pickle.dumps(self.measured(task, device, settings))
+        except Exception as error:
+            return pickle.dumps(sendable(error))
+
+    def measured(self, task: bytes, device: str, settings: ProcessSettings) -> Outcome:
+        """Measure a packed task's images with the network.
+
+        Raises:
+            EngineError: the network or the estimator is of a class that is not here.
+        """
+        settings.apply()
+        try:
+            if self._network is None or self._device != device:
+                self._network, self._device = cast(nn.Module, pickle.loads(self.content)).to(device), device
+            unpacked = cast(Task, pickle.loads(task))
+        except (AttributeError, ImportError) as error:
+            raise EngineError(
+                f"expected workers that can import the model and the estimator, got {_one_line(error)}; define them "
+                "in a module (a notebook is none), or measure without workers"
+            ) from error
+        return run_task(self._network, unpacked)
 
 
-# an epoch has one network, and many tasks
-@lru_cache(maxsize=1)
-def _unpacked(network: bytes, device: str) -> nn.Module:
-    return cast(nn.Module, pickle.loads(network)).to(device)
+def sendable(error: Exception) -> Exception:
+    """The exception itself, or one in its place where it does not come back from a pickle."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:
+        pass
+    return EngineError(f"expected margins, got {_one_line(error)} in a worker; mend it, or measure without workers")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -64,10 +64,12 @@ class TrackedRun:
             ValueError: training diverged, or the network cannot be measured.
             StoreError: a part is damaged or of another network.
         """
+        for epoch in self.folder.trainer_epochs():
+            load_trainer(self.folder.trainer(epoch))  # a damaged one is told now, not when training goes on
         for epoch, seconds in self._existing() if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (
-                self.tracker.update(epoch, self.model, last=epoch == self.last)
+                self.tracker.update(epoch, self.model, last=epoch == self.last, passed=False)
                 if self._asked(epoch)
                 else pd.DataFrame(columns=SUMMARY_COLUMNS)
             )
@@ -137,7 +139,9 @@ class TrackedRun:
 
     def _done(self, epoch: int) -> bool:
         """Whether nothing is left to be done at the epoch."""
-        whole = not self._asked(epoch) or self.tracker.has(epoch, last=epoch == self.last)
+        # without its checkpoint, witnesses alone are not worth training again
+        kept = self.folder.checkpoint(epoch).exists()
+        whole = not self._asked(epoch) or self.tracker.has(epoch, last=epoch == self.last, witnesses=kept)
         return whole and self.folder.predictions(epoch).exists()
 
     def _rewind(self, epoch: int) -> None:

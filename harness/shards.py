@@ -49,19 +49,39 @@ def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outco
 
 def drop_shards(folder: RunFolder, epoch: int, unit: Unit) -> None:
     """Delete the shards of a unit, which is whole."""
-    for path in folder.shards(epoch).glob(f"{unit.filename}.*.safetensors"):
+    for path in folder.shards(epoch).glob(f"{_short(unit.filename)}.*.safetensors"):
         path.unlink(missing_ok=True)
-    # the last one leaves no empty folders
+    _drop_empty(folder.shards(epoch))
+
+
+def drop_stale_shards(folder: RunFolder) -> None:
+    """Delete shards of units that are whole: who wrote the last one was killed before it could."""
+    for part in folder.margin_parts() if folder.shards(0).parent.exists() else ():
+        shards = folder.shards(0).parent / part.parent.name
+        for path in shards.glob(f"{_short(part.stem)}.*.safetensors"):
+            path.unlink(missing_ok=True)
+        _drop_empty(shards)
+
+
+def _drop_empty(shards: Path) -> None:
     with contextlib.suppress(OSError):
-        folder.shards(epoch).rmdir()
-        folder.shards(epoch).parent.rmdir()
+        shards.rmdir()
+        shards.parent.rmdir()
+
+
+def _short(filename: str) -> str:
+    """A unit in a shard's name, which is longer than a part's: some file systems end at 255 bytes."""
+    return hashlib.sha256(filename.encode()).hexdigest()[:16]
 
 
 def _identity(task: Task, weights: str) -> str:
     """The images' own seeds are those of the run's seed, the epoch, the split and the unit."""
-    return hashlib.sha256(f"{weights} {task} {task.seeds}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{weights} {task} {task.seeds} {task.batch_size} {task.noise_retries}".encode())
+    if task.start is not None:
+        digest.update(task.start.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _path(folder: RunFolder, epoch: int, task: Task) -> Path:
     place = f"{quote(task.split, safe='')}-{task.first}-{len(task.images)}"
-    return folder.shards(epoch) / f"{task.unit.filename}.{place}.safetensors"
+    return folder.shards(epoch) / f"{_short(task.unit.filename)}.{place}.safetensors"

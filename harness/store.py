@@ -145,11 +145,11 @@ class RunFolder:
 
     def checkpoint_epochs(self) -> list[int]:
         """Epochs that there is a checkpoint of, in order."""
-        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-*.safetensors")))
+        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-[0-9]*.safetensors")))
 
     def trainer_epochs(self) -> list[int]:
         """Epochs that there is a trainer's state of, in order."""
-        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-*.trainer.pt")))
+        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-[0-9]*.trainer.pt")))
 
     def exists(self) -> bool:
         """Whether a run has been started here."""

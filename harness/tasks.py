@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,22 +129,32 @@ class ProcessSettings:
 
     threads: int
     deterministic: bool
+    warn_only: bool
     precision: str
     dtype: torch.dtype
+    cudnn: tuple[bool, bool, bool]
 
     @classmethod
     def here(cls, threads: int | None = None) -> ProcessSettings:
         """This process's, but for the threads, where they are given."""
+        cudnn = torch.backends.cudnn
         return cls(
             threads or torch.get_num_threads(),
             torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.get_float32_matmul_precision(),
             torch.get_default_dtype(),
+            (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic),
         )
 
     def apply(self) -> None:
         """Make them this process's."""
+        if self.deterministic:
+            # cuBLAS reads it when it starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(self.deterministic)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
         torch.set_float32_matmul_precision(self.precision)
         torch.set_default_dtype(self.dtype)
+        cudnn = torch.backends.cudnn
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = self.cudnn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, create_logger
 from harness.probes import Given, as_probe, check_labels, checksum
+from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
 from harness.tasks import Engine, InProcess
@@ -124,6 +126,7 @@ class MarginTracker:
         with self.folder.locked():
             self._keep_probes()
             check_files(self.folder)
+            drop_stale_shards(self.folder)
         self.estimating = Estimating(
             self.folder,
             self.probes,
@@ -150,7 +153,7 @@ class MarginTracker:
             probe=certify_probe,
         )
 
-    def update(self, epoch: int, model: nn.Module, *, last: bool = False) -> pd.DataFrame:
+    def update(self, epoch: int, model: nn.Module, *, last: bool = False, passed: bool = True) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
 
         The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
@@ -159,6 +162,7 @@ class MarginTracker:
             epoch: at least 0.
             model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
             last: no epoch will follow; with ``warm_start``, the cold forms are measured then.
+            passed: refuse an epoch that is too late for an estimator that starts warm; else it is left out.
 
         Returns:
             This epoch's summary rows (see `harness.statistics.summarise`).
@@ -172,13 +176,15 @@ class MarginTracker:
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
         with self.folder.locked():
-            return self._update(epoch, model, last)
+            return self._update(epoch, model, last, passed)
 
-    def _update(self, epoch: int, model: nn.Module, last: bool) -> pd.DataFrame:
+    def _update(self, epoch: int, model: nn.Module, last: bool, passed: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
-        missing = self.estimating.missing(epoch, last)
+        missing = self.estimating.missing(epoch, last, passed=passed)
         if missing:
             check_labels(self.probes, model, self.bounds, self.domain)
+            for unit in missing:
+                self._summary.forget(self.folder.margins(epoch, unit))
             self.estimating.measure(epoch, missing, model, weights)
         self.estimating.thin(epoch, last)
         for unit in self.certifying.missing(epoch, last):
@@ -192,18 +198,24 @@ class MarginTracker:
 
     def close(self) -> None:
         """End the loggers and the engine; nothing else is open between updates."""
-        for logger in self.loggers:
-            logger.close()
-        self.estimating.engine.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.estimating.engine.close)
+            for logger in self.loggers:
+                stack.callback(logger.close)
 
     @property
     def broken(self) -> dict[Unit, str]:
         """Units that failed on every image of an epoch, with the library's message; also warned of."""
         return self.estimating.broken
 
-    def has(self, epoch: int, *, last: bool = False) -> bool:
-        """Whether `update` would find nothing to measure."""
-        return not self.estimating.missing(epoch, last) and not self.certifying.missing(epoch, last)
+    def has(self, epoch: int, *, last: bool = False, witnesses: bool = True) -> bool:
+        """Whether `update` would find nothing to measure.
+
+        Args:
+            witnesses: whether margins without their witnesses count as missing.
+        """
+        missing = self.estimating.missing(epoch, last, witnesses=witnesses, passed=False)
+        return not missing and not self.certifying.missing(epoch, last)
 
     def check(self, epoch: int, model: nn.Module) -> str:
         """The checksum of the model's weights, which must be those that the epoch was measured with, if it was.

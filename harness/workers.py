@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 import torch
 from torch import nn
 
 from harness.devices import device_of
-from harness.packing import measured, packed_model, packed_task
+from harness.packing import Packed, packed_model, packed_task
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task
 
-# deaths of workers after each of which nothing was finished: what kills them will go on to
+# workers that one task may kill, and that may die in a row before they are ready: what kills them goes on to
 DEATHS = 3
 
 
 class Workers:
-    """Runs tasks in so many processes; when one is killed, what was running is run again.
+    """Runs tasks in so many processes; when one is killed, another takes its place and its task is run again.
 
-    A script that uses it has its own work under ``if __name__ == "__main__":``, as each process imports it.
+    A script that uses it has its own work under ``if __name__ == "__main__":``, as each process imports it. Each worker
+    has a pipe of its own and shares no lock, so that it may be killed at any moment.
 
     Attributes:
-        deaths: how often workers were lost.
+        deaths: how often a worker was lost.
     """
 
     parallel = True
@@ -40,7 +41,7 @@ class Workers:
         """Prepare; processes start with the first task.
 
         Args:
-            count: of processes, at least 1; with CUDA they share the GPUs in turn.
+            count: of processes, at least 1; with CUDA they are on the GPUs in turn, from the model's on.
             threads: of each process; by default as many as there are cores for it.
 
         Raises:
@@ -51,89 +52,159 @@ class Workers:
         self.count, self.deaths = count, 0
         self._threads = threads or max(1, (os.cpu_count() or 1) // count)
         self._context = multiprocessing.get_context("spawn")
-        self._pool: ProcessPoolExecutor | None = None
-        self._over = self._context.Event()
+        self._workers: dict[int, _Worker] = {}
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
     ) -> Iterator[tuple[Task, Outcome]]:
         """See `harness.tasks.Engine`."""
-        device, network = device_of(model), packed_model(model)
+        network, first = Packed(packed_model(model)), device_of(model)
         settings = ProcessSettings.here(self._threads)
-        waiting, running = deque(tasks), dict[Future[bytes], tuple[Task, int]]()
-        slots, in_vain = list(range(self.count)), 0
+        waiting, killed, unready = deque(tasks), Counter[int](), 0
         try:
-            while waiting or running:
-                while waiting and slots:
-                    slot = slots.pop()
-                    future = self._submit(network, packed_task(waiting[0]), str(_of_slot(device, slot)), settings)
-                    running[future] = waiting.popleft(), slot
-                lost = []
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task, slot = running.pop(future)
-                    slots.append(slot)
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        lost.append(task)
-                        continue
-                    in_vain = 0
-                    on_progress(len(task.images))
-                    yield task, pickle.loads(future.result())
-                if lost:
-                    # a pool that lost one process has given up all
-                    lost += [task for task, _ in running.values()]
-                    running, slots, in_vain = {}, list(range(self.count)), in_vain + 1
-                    waiting.extendleft(lost)
-                    self.deaths += 1
-                    self._pool = None
-                    if in_vain >= DEATHS:
-                        raise EngineError(
-                            f"expected workers that live, got {in_vain} deaths in a row at {lost[0]}; if memory ran "
-                            "out, take fewer workers or a smaller batch, then go on with --resume"
-                        )
+            while waiting or self._busy():
+                for worker in self._free():
+                    if not waiting:
+                        break
+                    worker.give(waiting.popleft(), network, str(_device(first, worker.number)), settings)
+                for worker in self._heard():
+                    message = worker.answer()
+                    if message is None:
+                        task, ready = worker.task, worker.ready
+                        self._bury(worker)
+                        assert task is not None
+                        waiting.appendleft(task)
+                        killed[id(task)] += ready
+                        unready = 0 if ready else unready + 1
+                        _check_deaths(killed[id(task)], unready, task)
+                    elif isinstance(message, BaseException):
+                        raise message
+                    elif isinstance(message, Outcome):
+                        task, worker.task, unready = worker.task, None, 0
+                        assert task is not None
+                        on_progress(len(task.images))
+                        yield task, message
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
-        if self._pool is not None:
-            self._over.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
-            self._over = self._context.Event()
+        """End the processes, whatever they do; the next task would start others."""
+        for worker in list(self._workers.values()):
+            worker.end()
+        self._workers.clear()
 
-    def _submit(self, network: bytes, task: bytes, device: str, settings: ProcessSettings) -> Future[bytes]:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.count, self._context, _begin, (self._over,))
-        try:
-            return self._pool.submit(_work, network, task, device, settings)
-        except BrokenProcessPool as error:  # one died while there was nothing to do
-            failed: Future[bytes] = Future()
-            failed.set_exception(error)
-            return failed
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.task is not None]
+
+    def _free(self) -> list[_Worker]:
+        """Workers without a task; those that are not there yet are started."""
+        for number in range(self.count):
+            worker = self._workers.get(number)
+            if worker is not None and worker.task is None and not worker.process.is_alive():
+                self._bury(worker)  # it died while there was nothing to do
+            if number not in self._workers:
+                self._workers[number] = _Worker(self._context, number)
+        return [worker for worker in self._workers.values() if worker.task is None]
+
+    def _heard(self) -> list[_Worker]:
+        """Busy workers that have said something, or died; waits for one."""
+        busy = self._busy()
+        ready = wait([thing for worker in busy for thing in (worker.pipe, worker.process.sentinel)])
+        return [worker for worker in busy if worker.pipe in ready or worker.process.sentinel in ready]
+
+    def _bury(self, worker: _Worker) -> None:
+        self.deaths += 1
+        worker.end()
+        del self._workers[worker.number]
 
 
-def _of_slot(device: torch.device, slot: int) -> torch.device:
+def _check_deaths(killed: int, unready: int, task: Task) -> None:
+    if killed >= DEATHS:
+        raise EngineError(
+            f"expected workers that live, got {killed} deaths at {task}; if memory ran out, take fewer workers or a "
+            "smaller batch, then go on with --resume"
+        )
+    if unready >= DEATHS:
+        raise EngineError(
+            f"expected workers that start, got {unready} deaths in a row before that; put a script's own work under "
+            'if __name__ == "__main__", or measure without workers'
+        )
+
+
+def _device(first: torch.device, number: int) -> torch.device:
     """The GPU of a worker, where the model is on any."""
-    if device.type != "cuda":
-        return device
-    return torch.device("cuda", slot % torch.cuda.device_count())
+    if first.type != "cuda":
+        return first
+    return torch.device("cuda", ((first.index or 0) + number) % torch.cuda.device_count())
 
 
-def _begin(over: Any) -> None:
-    """Make a process a worker: it leaves Ctrl-C to its parent, and dies with it, or when it is told to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, context: SpawnContext, number: int) -> None:
+        self.number, self.ready = number, False
+        self.task: Task | None = None
+        self._network: Packed | None = None
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _interrupts_ignored():
+            self.process.start()
+        # the only other end is the process's own: its death is an end of file
+        theirs.close()
+
+    def give(self, task: Task, network: Packed, device: str, settings: ProcessSettings) -> None:
+        """Send a task, and the network if it is another one than before."""
+        self.task, content = task, packed_task(task)
+        with contextlib.suppress(OSError):  # a worker that died is noticed by who listens
+            self.pipe.send((device, settings, network is not self._network))
+            if network is not self._network:
+                self.pipe.send_bytes(network.content)
+                self._network = network
+            self.pipe.send_bytes(content)
+
+    def answer(self) -> Any:
+        """What it says: that it is ready (True), an outcome, or an exception; None if it is dead."""
+        try:
+            if not self.pipe.poll():
+                return None
+            message = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        self.ready = True
+        return message
+
+    def end(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let a process that is started ignore Ctrl-C from its first moment: it leaves that to its parent."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life: it dies with its parent."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def watch() -> None:
-        while not over.is_set() and not wait_for([parent.sentinel], timeout=0.2):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(network: bytes, task: bytes, device: str, settings: ProcessSettings) -> bytes:
-    return pickle.dumps(measured(network, task, device, settings))
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    pipe.send_bytes(pickle.dumps(True))
+    network = Packed(b"")
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            device, settings, another = pipe.recv()
+            if another:
+                network = Packed(pipe.recv_bytes())
+            pipe.send_bytes(network.answer(pipe.recv_bytes(), device, settings))

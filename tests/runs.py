@@ -110,7 +110,7 @@ class Deadly(Anywhere, Settings):
         seeds: Tensor,
         start: Tensor | None = None,
     ) -> Tensor:
-        for path in Path(self.folder).glob("*"):
+        for path in Path(self.folder).glob("*") if self.folder else ():
             path.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return 1 - images

@@ -37,6 +37,17 @@ def test_parts_are_read_once_and_stand_in_the_order_asked_for() -> None:
     assert read == ["1", "4", "0", "2", "5"]
 
 
+def test_a_part_that_was_written_again_is_read_again() -> None:
+    read: list[str] = []
+    table = made(read)
+    table.of(parts(1, 2, 4))
+    table.forget(Path("2"))
+    table.forget(Path("7"))
+    assert table.of(parts(1, 2, 4))["epoch"].tolist() == [1, 2, 2, 4]
+    assert read == ["1", "2", "4", "2"]
+    assert table.csv(parts(1, 2, 4)).count("\n") == 5
+
+
 def test_the_csv_holds_the_table() -> None:
     table = made([])
     for asked in (parts(1, 4), parts(0, 1, 2, 4, 5), parts(4, 2), parts()):

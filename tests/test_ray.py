@@ -58,6 +58,30 @@ def test_a_model_of_the_script_itself_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_an_estimator_of_the_script_itself_is_sent() -> None:
+    class Here(Deadly):
+        name = "here"
+
+    ((_, outcome),) = OnRay().run(linear(), [task_of(torch.rand(4, 1, 3, 3), Here())], lambda _: None)
+    assert len(outcome.margins.distance) == 4
+
+
+def test_an_engine_that_was_ended_begins_again(cluster: None) -> None:
+    ray.shutdown()
+    engine = OnRay(1)
+    engine.close()
+    engine.close()
+    assert not ray.is_initialized()
+    list(engine.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Deadly())], lambda _: None))
+    assert ray.cluster_resources()["CPU"] == 1
+    engine.close()
+    # what the user starts then is the user's
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    engine.close()
+    assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
@@ -104,9 +128,13 @@ def test_what_there_is_room_for() -> None:
     assert OnRay(gpus=1).count == 1
     # four tasks share a GPU, and there are cores for two
     assert OnRay(gpus=0.25).count == 2
-    with pytest.raises(ConfigError, match=r"expected a Ray cluster with 3 CPU for a task, got 2; give --threads less"):
+    with pytest.raises(
+        ConfigError, match=r"machine of the Ray cluster with 3 CPU for a task, got 2; give --threads less"
+    ):
         OnRay(threads=3)
-    with pytest.raises(ConfigError, match=r"expected a Ray cluster with 2 GPU for a task, got 1; give --gpus-per"):
+    with pytest.raises(
+        ConfigError, match=r"machine of the Ray cluster with 2 GPU for a task, got 1; give --gpus-per-worker"
+    ):
         OnRay(gpus=2)
 
 
@@ -120,8 +148,8 @@ def test_a_cluster_without_gpus_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert main(["--out", str(tmp_path / "run"), "--epochs", "0", "--probe", "2", *options]) == 2
     said = capsys.readouterr().err
     assert said == (
-        "track: error: expected a Ray cluster with 0.5 GPU for a task, got 0; give --gpus-per-worker less, or take a "
-        "larger cluster\n"
+        "track: error: expected a machine of the Ray cluster with 0.5 GPU for a task, got 0; give --gpus-per-worker "
+        "less, or take a larger cluster\n"
     )
     assert not (tmp_path / "run").exists()
     # one that was started for it is ended

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from torch import nn
 from benchmarks.survive.comparing import compare
 from benchmarks.survive.lives import OPTIONS
 from harness import files
+from harness.compare import main as compare_again
 from harness.files import StoreError, read_part
 from harness.store import RunFolder, Unit
 from harness.track import main
 from harness.tracker import MarginTracker
+from harness.training import Trainer
 from tests.runs import ONE_LINE
 
 ROOT = Path(__file__).parents[1]
@@ -310,3 +313,48 @@ def test_a_difference_is_found(tmp_path: Path, whole: Path) -> None:
         "checkpoints/epoch-002.safetensors has other values",
         "margins/epoch-002/deepfool%3Asteps=5.l2.parquet has other values of distance in 1 rows",
     ]
+
+
+# witnesses
+
+
+def lost_witnesses(folder: Path, epoch: int) -> None:
+    parts = list((folder / "witnesses" / f"epoch-{epoch:03d}").iterdir())
+    assert len(parts) == 4
+    for path in parts:
+        path.unlink()
+
+
+def test_lost_witnesses_are_found_again_where_the_checkpoint_is(tmp_path: Path, short: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    lost_witnesses(folder, 0)
+    lost_witnesses(folder, 1)
+    assert track(folder, "--epochs", "1") == 0
+    assert compare(folder, short).differences == []
+
+
+def test_lost_witnesses_alone_are_not_trained_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    assert track(folder, "--epochs", "5", "--keep-checkpoints", "0") == 0
+    assert checkpoints(folder) == [0, 1, 4, 5]
+    lost_witnesses(folder, 3)
+    before = {path: path.read_bytes() for path in (folder / "margins").rglob("*.parquet")}
+    monkeypatch.setattr(Trainer, "run_epoch", None)
+    assert track(folder, "--epochs", "5", "--keep-checkpoints", "0") == 0
+    assert {path: path.read_bytes() for path in (folder / "margins").rglob("*.parquet")} == before
+
+
+def test_a_damaged_trainers_state_is_told_by_tracking_and_no_matter_to_comparing(
+    tmp_path: Path, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(short, folder)
+    state = folder / "checkpoints" / "epoch-001.trainer.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    (folder / "checkpoints" / "epoch-best.trainer.pt").touch()
+    assert compare_again([str(folder), "--estimator", "linear", "--threads", "1"]) == 0
+    assert track(folder, "--epochs", "1") == 1
+    assert f"expected a trainer's state at {state}, got a damaged" in capsys.readouterr().err
+    state.unlink()
+    assert track(folder, "--epochs", "2") == 0

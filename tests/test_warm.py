@@ -204,6 +204,18 @@ def test_every_epoch_starts_from_the_witnesses_of_the_one_before(tmp_path: Path,
     assert 0 < len(kept["test.image"]) < 40
 
 
+def test_an_epoch_that_is_too_late_is_refused_or_left_out(tmp_path: Path, trained_digits: Trained) -> None:
+    network, images = trained_digits[0], trained_digits[1][:4]
+    tracker = track(tmp_path, images, FMN(steps=5, warm=3), "linear")
+    for epoch in (0, 2):
+        tracker.update(epoch, later(network, epoch))
+    assert not tracker.has(1)  # linear
+    with pytest.raises(StoreError, match="expected epochs in order for fmn"):
+        tracker.update(1, later(network, 1))
+    assert set(tracker.update(1, later(network, 1), passed=False)["estimator"]) == {"linear"}
+    assert tracker.has(1)
+
+
 def test_cold_forms_are_measured_at_a_sample_of_epochs(tmp_path: Path, trained_digits: Trained) -> None:
     network, images = trained_digits[0], trained_digits[1][:4]
     tracker = track(tmp_path, images, FMN(steps=5), "linear", warm_start=True, cold_every=3)

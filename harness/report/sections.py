@@ -76,7 +76,7 @@ def trust_tables(content: ReportContent) -> list[Table]:
 
 
 def side_tables(content: ReportContent) -> list[Table]:
-    """Runs at their last epochs; those of the first estimator, norm and split are shown at once."""
+    """Runs at their last epochs; the rows of the first estimator are shown at once."""
     rows = content.side_by_side
     first = int((rows["estimator"] == rows["estimator"].iloc[0]).sum()) if len(rows) else 0
     title = "Average margins at the last epoch, and their ratios to the first run's"

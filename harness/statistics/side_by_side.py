@@ -19,7 +19,7 @@ SIDE_COLUMNS = (
     *("ratio", "low", "high", "images"),
 )
 # options by which two runs have the same images; runs of `MarginTracker` have ``probes``
-SAME = ("data", "dataset", "train_images", "test_images", "probe", "probe_seed", "probes", "domain")
+SAME = ("data", "dataset", "train_images", "test_images", "probe", "probe_seed", "probes", "domain", "bounds")
 
 
 def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -42,7 +42,8 @@ def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
             average = float(found.mean()) if len(found) else np.nan
             numbers = {"error": errors.get((epoch, panel.split), np.nan), "average": average}
             counts = {"epoch": epoch, "se": standard_error(found), "found": len(found)}
-            rows.append(where | counts | numbers | _ratio(panel, first.get(panel.key)))
+            beside = first.get(panel.key) if _same_parameters(one, measured[0], panel.estimator) else None
+            rows.append(where | counts | numbers | _ratio(panel, beside))
     table = pd.DataFrame(rows, columns=list(SIDE_COLUMNS))
     if not len(table):
         return table
@@ -56,6 +57,11 @@ def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
 def _comparable(one: Measured, other: Measured) -> bool:
     """Whether they are two runs that measured the same images."""
     return one is not other and bool(_images(one.run)) and _images(one.run) == _images(other.run)
+
+
+def _same_parameters(one: Measured, other: Measured, estimator: str) -> bool:
+    """A text leaves out defaults, which may change between versions."""
+    return one.run.parameters.get(estimator) == other.run.parameters.get(estimator)
 
 
 def _images(run: Run) -> dict[str, object]:
