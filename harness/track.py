@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
-from harness.config import DATASETS, RunConfig, as_dict, digest, from_namespace, parse_normalize
+from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
 from harness.existing import existing_checkpoints
 from harness.options import ConfigError, OneLineParser, add_options
 from harness.stopping import terminated_is_interrupted
@@ -102,6 +102,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     import torch
 
     from attacks.registry import create, text_form
+    from harness.describing import manifest_of, notes_of
     from harness.devices import choose_device, sized
     from harness.engines import create_engine
     from harness.loggers import check_logger
@@ -128,9 +129,9 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         weights=Path(config.weights) if config.weights else None,
     )
     folder = RunFolder(Path(out) if out else _default_folder(config))
-    notes = _notes(model, config, dataset, device)
+    notes = notes_of(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
-    manifest = {"notes": notes} | _manifest(config, dataset, estimators, torch.get_num_threads(), device)
+    manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
     if config.engine == "ray" and device.type == "cuda" and not config.gpus_per_worker:
         raise ConfigError(
             "expected --gpus-per-worker for Ray's tasks beside a network on CUDA, got 0; give it, such as 0.5, or "
@@ -260,51 +261,6 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
         index = draw_probe(split, config.probe, config.probe_seed)
         probes[name] = Probe(split.pixels(index), split.labels[index], split.ids[index])
     return probes
-
-
-def _notes(model: nn.Module, config: RunConfig, dataset: Dataset, device: torch.device) -> list[str]:
-    """What a reader of the run's curves must know of the network and of the machine."""
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from attacks.checks import PROBABILITIES, are_probabilities
-    from harness.models import eval_mode
-
-    notes = []
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        notes.append(
-            "batch norm: its statistics are not estimated at epoch 0, so the step from epoch 0 to 1 is partly theirs"
-        )
-    with eval_mode(model), torch.no_grad():
-        if are_probabilities(model(dataset.test.pixels(torch.arange(min(8, len(dataset.test)))))):
-            notes.append(PROBABILITIES)
-    if config.checkpoints:
-        notes.append("checkpoints that were there already: training, loss and optimiser here are not theirs")
-    if device.type == "cuda" and not config.deterministic:
-        notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
-    return notes
-
-
-def _manifest(
-    config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
-) -> dict[str, Any]:
-    from attacks.registry import create_certifier, text_form
-    from harness.store import environment
-    from harness.units import describe
-
-    fingerprint = config.fingerprint | {"data": dataset.checksums}
-    return {
-        "config": as_dict(config),
-        "fingerprint": fingerprint,
-        "digest": digest(fingerprint),
-        "seeds": {"seed": config.seed, "probe_seed": config.probe_seed},
-        "data": dataset.checksums,
-        "classes": dataset.classes,
-        "estimators": describe(estimators),
-        "certifiers": describe({text_form(one): one for one in map(create_certifier, config.certify)}),
-        "device": str(device),
-        **environment(threads),
-    }
 
 
 if __name__ == "__main__":

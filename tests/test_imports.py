@@ -28,6 +28,7 @@ ORDER = [
         "weights",
         "zoo",
         "models",
+        "describing",
         "objectives",
         "training",
         "probes",
