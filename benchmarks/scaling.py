@@ -44,14 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(*given.workers, given.images, given.batch, given.repeats) < 1:
         parser.error("expected numbers of at least 1, got less; give larger ones")
     torch.set_num_threads(1)
+    device = torch.device("cpu")
     if "ray" in given.engine:
         # here, as it is an extra; one cluster with room for all
         import ray
 
         ray.init(num_cpus=max(given.workers), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    engines = {"one process": create_engine("local", 0)}
+    engines = {"one process": create_engine("local", 0, device)}
     engines |= {
-        f"{name}, {count} worker{'s'[: count > 1]}": create_engine(name, count, threads=1)
+        f"{name}, {count} worker{'s'[: count > 1]}": create_engine(name, count, device, threads=1)
         for name in given.engine
         for count in given.workers
     }
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(table))
     if given.out:
         facts = {"options": vars(given) | {"out": None}, "seconds": rounds, "rows equal": same}
-        text = json.dumps({**made_with(torch.device("cpu")), **facts}, indent=2) + "\n"
+        text = json.dumps({**made_with(device), **facts}, indent=2) + "\n"
         write_atomically(given.out, lambda path: path.write_text(text, encoding="utf-8"))
         write_atomically(given.out.with_suffix(".md"), lambda path: path.write_text("\n".join(table) + "\n"))
     if not same:

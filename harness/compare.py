@@ -126,7 +126,7 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
     runs = read_runs(given.run)
     if not given.estimator and not given.certify:
         return
-    engine = create_engine(given.engine, given.workers, gpus=given.gpus_per_worker, threads=given.threads)
+    engine = create_engine(given.engine, given.workers, device, gpus=given.gpus_per_worker, threads=given.threads)
     try:
         for run in runs:
             with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:

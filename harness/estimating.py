@@ -66,14 +66,14 @@ class Estimating:
         sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
         return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
 
-    def missing(self, epoch: int, last: bool, *, witnesses: bool = True, passed: bool = True) -> list[Unit]:
+    def missing(self, epoch: int, last: bool, *, witnesses: bool = True, late: bool = True) -> list[Unit]:
         """What is to be done at the epoch: units without margins, or without the witnesses of them.
 
         An estimator that starts warm cannot be measured again at an epoch that it has measured.
 
         Args:
             witnesses: whether those count that have margins but no witnesses.
-            passed: whether those count that start warm and have measured a later epoch, which is too late for them.
+            late: whether those count that start warm and have measured a later epoch, which is too late for them.
         """
         found = []
         for unit in self.asked(epoch, last):
@@ -81,7 +81,7 @@ class Estimating:
             done = self.folder.margins(epoch, unit).exists()
             if done and (warm or not witnesses or self.folder.witnesses(epoch, unit).exists()):
                 continue
-            if warm and not passed and max(self.folder.measured_epochs(unit), default=0) > epoch:
+            if warm and not late and max(self.folder.measured_epochs(unit), default=0) > epoch:
                 continue
             found.append(unit)
         return found

@@ -69,7 +69,7 @@ class TrackedRun:
         for epoch, seconds in self._existing() if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (
-                self.tracker.update(epoch, self.model, last=epoch == self.last, passed=False)
+                self.tracker.update(epoch, self.model, last=epoch == self.last, refuse_late=False)
                 if self._asked(epoch)
                 else pd.DataFrame(columns=SUMMARY_COLUMNS)
             )

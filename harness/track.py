@@ -132,12 +132,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     notes = notes_of(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
-    if config.engine == "ray" and device.type == "cuda" and not config.gpus_per_worker:
-        raise ConfigError(
-            "expected --gpus-per-worker for Ray's tasks beside a network on CUDA, got 0; give it, such as 0.5, or "
-            "--device cpu"
-        )
-    engine = create_engine(config.engine, config.workers, gpus=config.gpus_per_worker, threads=config.threads)
+    engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)

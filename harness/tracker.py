@@ -153,7 +153,7 @@ class MarginTracker:
             probe=certify_probe,
         )
 
-    def update(self, epoch: int, model: nn.Module, *, last: bool = False, passed: bool = True) -> pd.DataFrame:
+    def update(self, epoch: int, model: nn.Module, *, last: bool = False, refuse_late: bool = True) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
 
         The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
@@ -162,7 +162,7 @@ class MarginTracker:
             epoch: at least 0.
             model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
             last: no epoch will follow; with ``warm_start``, the cold forms are measured then.
-            passed: refuse an epoch that is too late for an estimator that starts warm; else it is left out.
+            refuse_late: an epoch that is too late for an estimator that starts warm is an error; else that is left out.
 
         Returns:
             This epoch's summary rows (see `harness.statistics.summarise`).
@@ -176,11 +176,11 @@ class MarginTracker:
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
         with self.folder.locked():
-            return self._update(epoch, model, last, passed)
+            return self._update(epoch, model, last, refuse_late)
 
-    def _update(self, epoch: int, model: nn.Module, last: bool, passed: bool) -> pd.DataFrame:
+    def _update(self, epoch: int, model: nn.Module, last: bool, refuse_late: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
-        missing = self.estimating.missing(epoch, last, passed=passed)
+        missing = self.estimating.missing(epoch, last, late=refuse_late)
         if missing:
             check_labels(self.probes, model, self.bounds, self.domain)
             for unit in missing:
@@ -214,7 +214,7 @@ class MarginTracker:
         Args:
             witnesses: whether margins without their witnesses count as missing.
         """
-        missing = self.estimating.missing(epoch, last, witnesses=witnesses, passed=False)
+        missing = self.estimating.missing(epoch, last, witnesses=witnesses, late=False)
         return not missing and not self.certifying.missing(epoch, last)
 
     def check(self, epoch: int, model: nn.Module) -> str:

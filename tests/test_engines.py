@@ -196,9 +196,15 @@ def test_engines_that_there_are_not(
 def test_no_workers_are_none() -> None:
     with pytest.raises(EngineError, match="expected at least 1 worker, got 0"):
         Workers(0)
-    assert isinstance(create_engine("local", 0), InProcess)
+    device = torch.device("cpu")
+    assert isinstance(create_engine("local", 0, device), InProcess)
     with pytest.raises(ConfigError):
-        create_engine("local", 2, gpus=1.0)
+        create_engine("local", 2, device, gpus=1.0)
+
+
+def test_ray_does_not_measure_on_the_cpu_what_is_on_cuda() -> None:
+    with pytest.raises(ConfigError, match=r"expected --gpus-per-worker for Ray's tasks .*, got 0; give it"):
+        create_engine("ray", 2, torch.device("cuda"))
 
 
 # workers that die

@@ -212,7 +212,7 @@ def test_an_epoch_that_is_too_late_is_refused_or_left_out(tmp_path: Path, traine
     assert not tracker.has(1)  # linear
     with pytest.raises(StoreError, match="expected epochs in order for fmn"):
         tracker.update(1, later(network, 1))
-    assert set(tracker.update(1, later(network, 1), passed=False)["estimator"]) == {"linear"}
+    assert set(tracker.update(1, later(network, 1), refuse_late=False)["estimator"]) == {"linear"}
     assert tracker.has(1)
 
 
