@@ -1,7 +1,7 @@
-"""The tutorial followed to the letter, on the clock: ``python -m benchmarks.newcomer --out docs/newcomer``.
+"""The tutorial followed to the letter, on the clock: ``python -m benchmarks.newcomer --out docs/newcomer/newcomer``.
 
-In a fresh clone of this checkout with a virtual environment of its own: commands are typed as they stand, and the Python
-goes into ``mine.py``, which is started where the page goes on to a command.
+In a fresh clone of this checkout with a virtual environment of its own: commands are typed as they stand, and the
+Python goes into ``mine.py``, which is started where the page goes on to a command.
 """
 
 from __future__ import annotations
