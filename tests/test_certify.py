@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.certify.milp import linf_margin
-from attacks.certify.network import ReluNetwork
-from attacks.certify.reading import read_network
+from attacks.certify.network import ReluNetwork, read_network
 from attacks.certify.region import HalfSpace, Region
 from attacks.certify.relaxation import Lines, Surroundings, interval_bounds, steeper_slopes, tighten, upper_lines
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
@@ -107,12 +106,12 @@ def branching(logits: Tensor) -> Tensor:
         (nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)), "the layer 2: Sigmoid"),
         (Lambda(torch.sigmoid), "the operation sigmoid"),
         (Lambda(lambda z: functional.relu(z) + z), "a path around a ReLU"),
-        (Lambda(lambda z: z * z), "the operation mul of two results of the image"),
-        (Lambda(lambda z: 1 / z), "the operation truediv of two results of the image"),
-        (Lambda(lambda z: (z, z)), "an output of what is no tensor of the image"),
-        (Lambda(branching), "a forward pass that cannot be traced"),
-        (Lambda(lambda z: z - z.mean(0)), "operations that mix images"),
-        (Lambda(lambda z: z[:, :1]), "expected at least 2 classes, got 1"),
+        (Lambda(lambda z: z * z), "the operation mul in the forward pass of two results of the image"),
+        (Lambda(lambda z: 1 / z), "the operation reciprocal in the forward pass"),
+        (Lambda(lambda z: (z, z)), "got tuple as the result"),
+        (Lambda(branching), "_local_scalar_dense in the forward pass, which makes a number of the image's values"),
+        (Lambda(lambda z: z - z.mean(0)), "leave out what mixes images"),
+        (Lambda(lambda z: z[:, :1]), "expected logits (B, K) of at least 2 classes, got (1, 1) of one image"),
         (Lambda(lambda z: z / 0.0), "expected finite weights, got NaN or inf"),
         (nn.Sequential(nn.Flatten(), nn.Linear(71, 3)), "RuntimeError"),
         (nn.Sequential(nn.Conv2d(2, 200, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 3)), "got 7200"),

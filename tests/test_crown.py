@@ -206,7 +206,7 @@ def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
     found = Crown().certify(model, pixels, norm, domain=domain, upper=expected * 1.5)
     reachable = expected.isfinite()
     assert (found.lower <= expected * (1 + 1e-9)).all()
-    torch.testing.assert_close(found.lower[reachable], expected[reachable], rtol=2e-6, atol=1e-12)
+    torch.testing.assert_close(found.lower[reachable], expected[reachable], rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -296,7 +296,14 @@ def test_residual_networks_of_torchvision_are_bounded() -> None:
     assert [len(block.sources) for block in network.blocks].count(2) == 8
     radius = torch.full((10,), 1e-3).double()
     assert (
-        reached(network, balls(pixels.double(), radius, "linf", "box"), _leads(network, pixels), Effort()).reach >= 0
+        reached(
+            network,
+            balls(pixels.double(), radius, "linf", "box"),
+            _leads(network, pixels),
+            torch.zeros(10).double(),
+            Effort(),
+        ).reach
+        >= 0
     ).all()
 
 
@@ -317,9 +324,18 @@ def test_a_tie_has_radius_0() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 3)), "the layer 2: Sigmoid"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Softmax(1)), "the layer 2: Softmax"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.LeakyReLU(-0.5)), "the layer 2: LeakyReLU"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Sigmoid(), nn.Linear(4, 3)),
+            "the operation sigmoid in the layer 2: Sigmoid",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Softmax(1)),
+            "the operation _softmax in the layer 2: Softmax",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.LeakyReLU(-0.5)),
+            "the operation leaky_relu in the layer 2: LeakyReLU",
+        ),
     ],
 )
 def test_layers_that_cannot_be_bounded_are_named(model: nn.Module, words: str) -> None:
@@ -336,16 +352,9 @@ class Mixing(nn.Module):
         return (flat - flat.mean(0))[:, :4]
 
 
-class Weighted(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        return torch.add(flat[:, :4], flat[:, 4:8], alpha=3.0)
-
-
-@pytest.mark.parametrize(("model", "words"), [(Mixing(), "computes every image by itself"), (Weighted(), "alpha")])
-def test_what_would_be_misread_is_refused(model: nn.Module, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        Crown().certify(model, images(), "l2", domain="box", upper=torch.ones(4).double())
+def test_what_mixes_a_batch_is_refused() -> None:
+    with pytest.raises(InputError, match="computes every image by itself"):
+        Crown().certify(Mixing(), images(), "l2", domain="box", upper=torch.ones(4).double())
 
 
 def test_certifiers_have_texts() -> None:
@@ -392,11 +401,6 @@ def _no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(piecewise.Block, "constant", property(lambda self: 0 * self.result.detach().flatten()))
 
 
-def _training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = piecewise.evaluation_copy
-    monkeypatch.setattr(piecewise, "evaluation_copy", lambda model: copied(model).train())
-
-
 @pytest.mark.parametrize("plant", [_wrong_dual, _no_bias], ids=["wrong dual", "no bias"])
 def test_planted_defects_are_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -405,18 +409,17 @@ def test_planted_defects_are_found(
     network = PiecewiseNetwork(dense().eval(), SHAPE, CPU)
     assert violations(network, "l2", "free") == 0
     plant(monkeypatch)
+    # a block that is read wrong would be refused at once
+    monkeypatch.setattr(piecewise, "check_reading", lambda network: None)
     torch.manual_seed(3)
     assert violations(PiecewiseNetwork(dense().eval(), SHAPE, CPU), "l2", "free") > 0
 
 
-def test_batch_norm_in_training_mode_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(3)
-    model = Residual().eval()
-    honest = PiecewiseNetwork(model, SHAPE, CPU)
-    _training_mode(monkeypatch)
-    planted = PiecewiseNetwork(model, SHAPE, CPU)
-    planted.model = honest.model  # its bounds are held against what the model computes in evaluation
-    assert violations(planted, "linf", "box") > 0
+def test_batch_norm_in_training_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = piecewise.evaluation_copy
+    monkeypatch.setattr(piecewise, "evaluation_copy", lambda model: copied(model).train())
+    with pytest.raises(InputError, match="the operation native_batch_norm in the layer norm: BatchNorm2d"):
+        PiecewiseNetwork(Residual().eval(), SHAPE, CPU)
 
 
 @pytest.mark.parametrize("norm", NORMS)

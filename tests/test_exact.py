@@ -23,8 +23,7 @@ from attacks.certify import cache as cached
 from attacks.certify import tree
 from attacks.certify.exact import ExactMargins, exact_margins
 from attacks.certify.milp import linf_margin
-from attacks.certify.network import ReluNetwork
-from attacks.certify.reading import read_network
+from attacks.certify.network import ReluNetwork, read_network
 from attacks.certify.search import Search, UnsoundError
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
 from attacks.geometry import row_norm

@@ -16,8 +16,7 @@ from torch import nn
 
 from attacks.certify.certifiers import Crown
 from attacks.certify.exact import exact_margins
-from attacks.certify.network import ReluNetwork
-from attacks.certify.reading import read_network
+from attacks.certify.network import ReluNetwork, read_network
 from tests.brute_force import brute_force, tiny
 
 scip = pytest.importorskip("pyscipopt")

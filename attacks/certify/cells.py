@@ -79,13 +79,7 @@ class Cells:
 
     def values(self, points: Tensor) -> Tensor:
         """All functionals at points ``(B, C, H, W)``, as if the regions had no end: ``(B, U + K)`` float64."""
-        inputs: list[Tensor] = []
-
-        def at_kink(kink: int, values: Tensor) -> Tensor:
-            inputs.append(values.flatten(1))
-            return values * self.slopes[kink].view_as(values)
-
-        logits = self.network.run(points, at_kink)
+        inputs, logits = self.network.run(points, self.slopes)
         self.passes.forwards.index_add_(0, self.owners, torch.ones_like(logits[:, 0]))
         leads = logits - logits.gather(1, self.labels[:, None])
         return torch.cat([torch.cat([*inputs, logits[:, :0]], 1) * self.signs, leads], 1)
@@ -153,13 +147,8 @@ def check_units(network: PiecewiseNetwork) -> int:
 
 def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor, owners: Tensor, passes: Passes) -> Cells:
     """The regions that points ``(B, C, H, W)`` lie in; see `Cells`."""
-    signs: list[Tensor] = []
-
-    def at_kink(kink: int, values: Tensor) -> Tensor:
-        signs.append(torch.where(values >= 0, 1.0, -1.0).to(values).flatten(1))
-        return torch.maximum(values, network.kinks[kink].least_slope * values)
-
-    logits = network.run(points, at_kink)
+    inputs, logits = network.run(points)
+    signs = [torch.where(values >= 0, 1.0, -1.0).to(values) for values in inputs]
     passes.forwards.index_add_(0, owners, torch.ones_like(logits[:, 0]))
     return Cells(network, torch.cat([*signs, logits[:, :0]], 1), labels, owners, passes)
 

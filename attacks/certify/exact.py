@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.certify.cache import VERSION, Record, path_of, read_record, write_record
+from attacks.certify.network import read_network
 from attacks.certify.place import Place, flat, place
-from attacks.certify.reading import read_network
 from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
 from attacks.certify.tracing import evaluation_copy
 from attacks.checks import check_images

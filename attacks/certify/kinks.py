@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from attacks.certify.tracing import Operation, Value
 
 
 @dataclass(frozen=True)
@@ -208,38 +210,25 @@ class _Windows:
         return pulled.scatter_add(2, self.place[:, None].expand_as(linear), linear), offsets
 
 
-def kink_of_module(module: nn.Module) -> Kink | None:
-    """None where it is no kink that is known."""
-    if isinstance(module, nn.ReLU):
-        return Leaky()
-    if isinstance(module, nn.LeakyReLU) and 0 <= module.negative_slope <= 1:
-        return Leaky(module.negative_slope)
-    if isinstance(module, nn.MaxPool2d):
-        return _pool(module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-    return None
-
-
-def kink_of_call(name: str, node: fx.Node) -> Kink | None:
-    """Of a function or a method."""
-    given = dict(node.kwargs)
-    if name in ("relu", "relu_"):
-        return Leaky()
-    if name in ("leaky_relu", "leaky_relu_"):
-        slope: Any = node.args[1] if len(node.args) > 1 else given.get("negative_slope", 0.01)
-        return Leaky(slope) if 0 <= slope <= 1 else None
-    if name in ("max_pool2d", "boolean_dispatch"):
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        defaults = dict(zip(names, (None, None, 0, 1, False), strict=True))
-        options: dict[str, Any] = {**defaults, **dict(zip(names, node.args[1:], strict=False)), **given}
-        return _pool(*(options[key] for key in names))
-    return None
-
-
-def _pool(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> MaxPool | None:
-    if ceil_mode:
+def kink_of(operation: Operation) -> Kink | None:
+    """None where the operation is no kink that is known."""
+    rest = operation.args[1:]
+    if len(operation.values) != 1 or not isinstance(operation.args[0], Value):
         return None
-    return MaxPool(*(_pair(kernel if one is None else one) for one in (kernel, stride, padding, dilation)))
+    if operation.name == "relu" or (operation.name in ("clamp", "clamp_min") and rest in ((0,), (0, None))):
+        return Leaky()
+    if operation.name == "leaky_relu":
+        slope = rest[0] if rest else 0.01
+        return Leaky(slope) if 0 <= slope <= 1 else None
+    if operation.name == "max_pool2d_with_indices":
+        defaults: tuple[Any, ...] = (None, None, 0, 1, False)
+        kernel, stride, padding, dilation, ceil_mode = rest + defaults[len(rest) :]
+        # an empty stride is the kernel's size
+        return None if ceil_mode else MaxPool(*map(_pair, (kernel, stride or kernel, padding, dilation)))
+    return None
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    """Of a number for both sides, alone or in a list, or of two."""
+    sides = [value] if isinstance(value, int) else list(value)
+    return int(sides[0]), int(sides[-1])

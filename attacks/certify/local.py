@@ -49,7 +49,7 @@ def localise(blocks: Sequence[Block]) -> Local | None:
     sizes = [block.leaves[0].numel() for block in blocks] + [blocks[-1].result.numel()]
     if any(before * after > LARGEST for before, after in itertools.pairwise(sizes)):
         return None
-    matrices = [_matrix(block) for block in blocks]
+    matrices = [matrix_of(block) for block in blocks]
     patterns, members = torch.unique(matrices[-1] != 0, dim=0, return_inverse=True)
     supports = [patterns]
     for matrix in reversed(matrices[:-1]):
@@ -72,8 +72,8 @@ def localise(blocks: Sequence[Block]) -> Local | None:
     return Local(units, seen, tuple(weights), tuple(constants), real)
 
 
-def _matrix(block: Block) -> Tensor:
-    """``(n_after, n_before)``, some rows at a time."""
+def matrix_of(block: Block) -> Tensor:
+    """Of a block of one stage, ``(n_after, n_before)``, some rows at a time."""
     eye = torch.eye(block.result.numel(), dtype=torch.float64, device=block.result.device)
     step = max(1, LARGEST // max(math.prod(block.shape), block.leaves[0].numel()))
     return torch.cat([block.transposed(rows)[block.sources[0]] for rows in torch.split(eye, step)])

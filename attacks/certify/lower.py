@@ -12,6 +12,7 @@ from attacks.certify.ball import Balls, balls
 from attacks.certify.crown import relax
 from attacks.certify.kinks import Intervals
 from attacks.certify.piecewise import PiecewiseNetwork
+from attacks.certify.reading import check_bounds
 from attacks.estimator import Domain, Norm
 
 # how often a fifth of the radius is tried where nothing held
@@ -53,6 +54,7 @@ def certified_radii(
     upper: Tensor,
     effort: Effort,
     start: Tensor | None = None,
+    doubt: Tensor | None = None,
 ) -> Tensor:
     """Radii within which no point of the domain has another class than ``labels``.
 
@@ -63,17 +65,19 @@ def certified_radii(
         images: ``(B, C, H, W)`` float64 in ``[0, 1]``. labels: ``(B,)`` int64.
         upper: ``(B,)`` float64, finite: no larger radius is tried.
         start: ``(B,)`` the first radius to try.
+        doubt: ``(B,)`` the lead over every other class that must remain, for rounding; 0 if not given.
 
     Returns:
         ``(B,)`` float64.
     """
     leads = lead_rows(labels, network.blocks[-1].constant.numel())
-    clean = (leads @ network.logits(images)[..., None])[..., 0].amax(1)
+    doubt = torch.zeros_like(upper) if doubt is None else doubt
+    clean = (leads @ network.logits(images)[..., None])[..., 0].amax(1) + doubt
     low, high = _Side(torch.zeros_like(upper), clean), _Side(upper, torch.full_like(upper, torch.nan))
     radii = upper * effort.first if start is None else torch.minimum(start, upper)
     certified = torch.zeros_like(upper)
     for _ in range(effort.evaluations):
-        step = reached(network, balls(images, radii, norm, domain), leads, effort)
+        step = reached(network, balls(images, radii, norm, domain), leads, doubt, effort)
         certified = torch.maximum(certified, torch.minimum(step.reach, radii))
         holds = step.reach >= radii
         low, high = low.where(~holds, radii, step.most), high.where(holds, radii, step.most)
@@ -86,7 +90,7 @@ def certified_radii(
         if not len(none):
             break
         radii = high.radii[none] = high.radii[none] / 5
-        step = reached(network, balls(images[none], radii, norm, domain), leads[none], effort)
+        step = reached(network, balls(images[none], radii, norm, domain), leads[none], doubt[none], effort)
         certified[none] = torch.minimum(step.reach, radii)
     growth = torch.full_like(upper, effort.growth)
     for _ in range(effort.rounds):
@@ -94,7 +98,8 @@ def certified_radii(
         if not len(on):
             break
         radii = torch.minimum(certified[on] * growth[on], upper[on])
-        step = reached(network, balls(images[on], radii, norm, domain), leads[on], effort, effort.cuts)
+        around = balls(images[on], radii, norm, domain)
+        step = reached(network, around, leads[on], doubt[on], effort, effort.cuts)
         certified[on] = torch.maximum(certified[on], torch.minimum(step.reach, radii))
         growth[on] = torch.where(step.reach < radii, 1 + (growth[on] - 1) / 2, growth[on])
     return certified * (1 - SHRINK)
@@ -131,15 +136,20 @@ class Step:
     most: Tensor
 
 
-def reached(network: PiecewiseNetwork, around: Balls, leads: Tensor, effort: Effort, cuts: int = 0) -> Step:
+def reached(
+    network: PiecewiseNetwork, around: Balls, leads: Tensor, doubt: Tensor, effort: Effort, cuts: int = 0
+) -> Step:
     """Relax the network on balls.
 
     Args:
-        leads: ``(B, K - 1, K)``. cuts: how often a class that may be on the ball is looked for again beyond its line.
+        leads: ``(B, K - 1, K)``. doubt: ``(B,)`` see `certified_radii`.
+        cuts: how often a class that may be on the ball is looked for again beyond its line.
     """
     last = len(network.blocks) - 1
     relaxation = relax(network, around, effort.inner)
+    check_bounds(relaxation)
     rows, values = relaxation.above(last, leads, relaxation.slopes(last, leads, effort.alpha))
+    values = values + doubt[:, None]
     most = (values + around.gain(rows)).amax(1)
     reach = around.crossing(rows, -values)
     image, other = torch.nonzero(reach < around.radii[:, None], as_tuple=True)
@@ -153,6 +163,7 @@ def reached(network: PiecewiseNetwork, around: Balls, leads: Tensor, effort: Eff
         lead = leads[image, other][:, None]
         relaxation = relax(network, part, effort.inner, bounds)
         found, at = relaxation.above(last, lead, relaxation.slopes(last, lead, effort.alpha))
+        at = at + doubt[image, None]
         farther = torch.where(relaxation.empty, math.inf, part.crossing(found, -at)[:, 0])
         before = reach[image, other]
         reach[image, other] = torch.maximum(before, farther)

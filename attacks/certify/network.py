@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
+from attacks.certify.kinks import Leaky
+from attacks.certify.local import LARGEST, matrix_of
+from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.certify.region import Array
+from attacks.estimator import InputError
+
+_SUPPORTED = "Linear, convolutions, BatchNorm, Dropout, average pooling, Flatten, ReLU and arithmetic with constants"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +91,35 @@ class ReluNetwork:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()
+
+
+def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
+    """The model's blocks in float64, as it computes in evaluation; the model is left untouched.
+
+    Args:
+        model: affine layers and ReLUs one after the other, in modules of any nesting.
+        shape: ``(C, H, W)`` of the images.
+
+    Raises:
+        InputError: a layer that is neither affine nor a ReLU, a path around a ReLU, more than about 4,000 pixels or
+            units of a layer, or a model that cannot be read (see `PiecewiseNetwork`).
+    """
+    network = PiecewiseNetwork(model, shape, torch.device("cpu"))
+    for index, block in enumerate(network.blocks):
+        if block.sources != (index,):
+            raise _refusal("a path around a ReLU")
+        size = block.leaves[0].numel()
+        if size * size > LARGEST:
+            raise InputError(
+                f"expected at most {math.isqrt(LARGEST)} pixels and units per layer, got {size}; take a smaller network"
+            )
+    for kink, place in zip(network.kinks, network.places, strict=False):
+        if kink != Leaky():
+            raise _refusal(place)
+    weights = tuple(np.ascontiguousarray(matrix_of(block).numpy()) for block in network.blocks)
+    biases = tuple(block.constant.numpy().copy() for block in network.blocks)
+    return ReluNetwork(weights=weights, biases=biases)
+
+
+def _refusal(what: str) -> InputError:
+    return InputError(f"expected a network of {_SUPPORTED}, got {what}; exact margins cannot be had of it")

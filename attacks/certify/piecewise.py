@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from attacks.certify.kinks import Intervals, Kink, Leaky, kink_of_call, kink_of_module
+from attacks.certify.kinks import Intervals, Kink, Leaky, kink_of
 from attacks.certify.local import Local, localise
-from attacks.certify.spread import spread
-from attacks.certify.tracing import (
-    AFFINE,
-    LAYERS,
-    PRODUCTS,
-    constant_of,
-    evaluation_copy,
-    function_of,
-    is_normalize,
-    name_of,
-    one_line,
-    trace,
-)
+from attacks.certify.reading import check_reading
+from attacks.certify.spread import absolute, spread
+from attacks.certify.tracing import Operation, Recording, Untraceable, Value, evaluation_copy, one_line, record
 from attacks.estimator import InputError
 
 # entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
@@ -33,7 +23,7 @@ from attacks.estimator import InputError
 AFFORDED = 2**24
 
 _SUPPORTED = (
-    "Linear, Conv2d, BatchNorm, Dropout, average and max pooling, Flatten, ReLU, LeakyReLU and arithmetic with "
+    "Linear, convolutions, BatchNorm, Dropout, average and max pooling, Flatten, ReLU, LeakyReLU and arithmetic with "
     "constants and between branches"
 )
 
@@ -79,8 +69,11 @@ class Block:
 class PiecewiseNetwork:
     """Stage 0 is the image, stage k the outcome of kink k - 1, which follows block k - 1; the last block's are logits.
 
+    What is read are the operations that the model carries out (see `record`), not what its layers are called; the
+    reading is held against the model before it is used.
+
     Attributes:
-        blocks: in the order of the forward pass. kinks: one fewer.
+        model: a copy in float64 and evaluation mode. blocks: in the order of the forward pass. kinks: one fewer.
     """
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
@@ -90,18 +83,26 @@ class PiecewiseNetwork:
             model: left untouched. shape: ``(C, H, W)`` of the images.
 
         Raises:
-            InputError: an operation that is neither affine nor a known kink, or a model that cannot be traced.
+            InputError: an operation that is neither affine nor a known kink, named with its layer; a model that cannot
+                be recorded; or one that computes something else than what was read.
         """
         self.model, self.shape, self.device = evaluation_copy(model).to(device), shape, device
+        draw = torch.Generator().manual_seed(0)
+        image = torch.rand(1, *shape, generator=draw, dtype=torch.float64).to(device)
         try:
-            self._graph = trace(self.model)
+            self._recording: Recording = record(self.model, image)
+        except Untraceable as error:
+            raise refusal(str(error)) from error
         except Exception as error:
-            raise _refusal(f"a forward pass that cannot be traced ({one_line(error)})") from error
+            raise refusal(f"a forward pass that cannot be recorded ({one_line(error)})") from error
         self.blocks: list[Block] = []
         self.kinks: list[Kink] = []
-        self._spreads: dict[fx.Node, Callable[..., Any]] = {}
+        self.places: list[str] = []
+        self._kink_at: dict[int, int] = {}
+        self._absolutes: dict[int, Operation] = {}
         self._locals: dict[int, Local | None] = {}
         self._read()
+        check_reading(self)
 
     def intervals(self, low: Tensor, high: Tensor, tighten: Callable[[int, Tensor, Tensor], Intervals]) -> Tensor:
         """Interval arithmetic from pixels ``(B, C, H, W)`` to logits, with each block's result offered to ``tighten``.
@@ -112,56 +113,53 @@ class PiecewiseNetwork:
         Returns:
             Least logits ``(B, K)``.
         """
-        results: dict[fx.Node, Any] = {}
-        block = 0
-        for node in self._graph.nodes:
-            args, options = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
-            if node.op == "placeholder":
-                results[node] = Intervals.between(low, high)
-            elif node.op == "get_attr":
-                results[node] = constant_of(self.model, node)
-            elif node.op == "output":
-                return tighten(block, *args[0].flat()).low
-            elif (kink := self._kink(node)) is not None:
-                tightened = tighten(block, *args[0].flat()).shaped(self.blocks[block].shape)
-                results[node] = kink.intervals(tightened)
-                block += 1
-            else:
-                results[node] = spread(node, self._callable(node), args, options, self._spreads)
-        raise AssertionError("a traced graph ends with its output")
+
+        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+            inputs = {value: found(value) for value in operation.values}
+            kink = self._kink_at.get(number)
+            if kink is None:
+                return spread(operation, self._absolutes[number], inputs)
+            (given,) = inputs.values()
+            tightened = tighten(kink, *given.flat()).shaped(self.blocks[kink].shape)
+            outcome = self.kinks[kink].intervals(tightened)
+            return Intervals(outcome.low[:, None], outcome.high[:, None])
+
+        logits = self._recording.replay(Intervals(low[:, None], high[:, None]), compute)
+        return tighten(len(self.kinks), *logits.flat()).low
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of images ``(B, C, H, W)``: ``(B, K)``."""
+        """Of images ``(B, C, H, W)``, by the model itself: ``(B, K)``."""
         with torch.no_grad():
             logits: Tensor = self.model(images)
         return logits
 
-    def run(self, images: Tensor, at_kink: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """A forward pass in which ``at_kink(kink, inputs (B, ...))`` takes every kink's place.
+    def run(self, images: Tensor, slopes: Sequence[Tensor] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The forward pass that was read.
 
         Args:
             images: ``(B, C, H, W)`` float64.
+            slopes: ``(B, n_k)`` of each kink: what every input is multiplied by in its place.
 
         Returns:
-            Logits ``(B, K)``.
+            The inputs ``(B, n_k)`` of each kink, and the logits ``(B, K)``.
         """
-        results: dict[fx.Node, Any] = {}
-        kinks = 0
-        for node in self._graph.nodes:
-            args, options = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
-            if node.op == "placeholder":
-                results[node] = images
-            elif node.op == "get_attr":
-                results[node] = constant_of(self.model, node)
-            elif node.op == "output":
-                logits: Tensor = args[0]
-                return logits
-            elif self._kink(node) is not None:
-                results[node] = at_kink(kinks, args[0])
-                kinks += 1
-            else:
-                results[node] = self._callable(node)(*args, **options)
-        raise AssertionError("a traced graph ends with its output")
+
+        def of_one(image: Tensor, *given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            inputs: list[Tensor] = []
+
+            def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+                kink = self._kink_at.get(number)
+                if kink is None:
+                    return operation(found)
+                (value,) = operation.values
+                inputs.append(found(value).flatten())
+                return found(value) * given[kink].view_as(found(value)) if given else operation(found)
+
+            logits = self._recording.replay(image[None], compute)
+            return tuple(inputs), logits[0]
+
+        inputs, logits = torch.vmap(of_one)(images, *slopes)
+        return inputs, logits
 
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""
@@ -180,73 +178,52 @@ class PiecewiseNetwork:
         return self._locals[block]
 
     def _read(self) -> None:
-        results: dict[fx.Node, Any] = {}
-        stages: dict[fx.Node, frozenset[int]] = {}
         leaves: list[Tensor] = []
+        sources: dict[int, frozenset[int]] = {-1: frozenset({0})}
 
         def stage(shape: tuple[int, ...]) -> Tensor:
             leaves.append(torch.zeros(1, *shape, dtype=torch.float64, device=self.device, requires_grad=True))
             return leaves[-1]
 
-        def close(value: object, used: frozenset[int]) -> None:
-            if not isinstance(value, Tensor) or not used:
-                raise _refusal("a kink or an output of what is no tensor of the image")
-            if not value.isfinite().all():
+        def close(result: Tensor, used: frozenset[int], place: str) -> None:
+            if len(result) != 1:
+                raise refusal(f"an image on another axis than the first, before {place}")
+            if not result.isfinite().all():
                 raise InputError("expected finite weights, got NaN or inf; check them (did training diverge?)")
-            sources = tuple(sorted(used))
-            self.blocks.append(Block(sources, value, tuple(leaves[source] for source in sources)))
+            ascending = tuple(sorted(used))
+            self.blocks.append(Block(ascending, result, tuple(leaves[source] for source in ascending)))
+            self.places.append(place)
 
-        for node in self._graph.nodes:
-            used = frozenset[int]().union(*(stages[one] for one in node.all_input_nodes))
-            args, options = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
-            kink = self._kink(node)
-            if node.op == "placeholder":
-                results[node], stages[node] = stage(self.shape), frozenset({0})
-            elif node.op == "get_attr":
-                results[node], stages[node] = constant_of(self.model, node), used
-            elif node.op == "output":
-                close(args[0], used)
-            elif kink is not None:
-                close(args[0], used)
+        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+            used = frozenset[int]().union(*(sources[value.operation] for value in operation.values))
+            if any(found(value) is None for value in operation.values):
+                raise refusal(f"the places of a pool's largest pixels, used by {operation.place}")
+            kink = kink_of(operation)
+            if kink is not None:
+                close(found(operation.values[0]), used, operation.place)
+                self._kink_at[number] = len(self.kinks)
                 self.kinks.append(kink)
-                results[node], stages[node] = stage(kink.shape(self.blocks[-1].shape)), frozenset({len(self.kinks)})
-            else:
-                self._check(node, stages)
-                try:
-                    with torch.enable_grad():
-                        results[node] = self._callable(node)(*args, **options)
-                except Exception as error:
-                    raise _refusal(f"{one_line(error)} in {node.name} on images of shape {self.shape}") from error
-                # a size is the same for every image
-                stages[node] = used if isinstance(results[node], Tensor | tuple | list) else frozenset()
+                sources[number] = frozenset({len(self.kinks)})
+                outcome = stage(kink.shape(self.blocks[-1].shape))
+                # the places of the largest pixels of a pool are no piecewise linear function
+                return (outcome, None) if operation.name == "max_pool2d_with_indices" else outcome
+            changed = absolute(operation)
+            if changed is None:
+                several = sum(isinstance(one, Value) for one in operation.args) > 1
+                raise refusal(operation.place + " of two results of the image" * several)
+            self._absolutes[number], sources[number] = changed, used
+            with torch.enable_grad():
+                return operation(found)
 
-    def _kink(self, node: fx.Node) -> Kink | None:
-        if node.op == "call_module":
-            return kink_of_module(self.model.get_submodule(str(node.target)))
-        return kink_of_call(name_of(node), node) if node.op in ("call_function", "call_method") else None
-
-    def _callable(self, node: fx.Node) -> Callable[..., Any]:
-        if node.op == "call_module":
-            return self.model.get_submodule(str(node.target))
-        # an addition in place would change a leaf
-        function: Any = torch.add if name_of(node) == "iadd" else function_of(node)
-        return function  # type: ignore[no-any-return]
-
-    def _check(self, node: fx.Node, stages: dict[fx.Node, frozenset[int]]) -> None:
-        if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
-            if not isinstance(module, LAYERS) and not is_normalize(module):
-                raise _refusal(f"the layer {node.target}: {type(module).__name__}")
-            return
-        name = name_of(node)
-        if name not in AFFINE | PRODUCTS:
-            raise _refusal(f"the operation {name}")
-        moving = [isinstance(one, fx.Node) and bool(stages[one]) for one in node.args]
-        if "alpha" in node.kwargs:
-            raise _refusal(f"the operation {name} with alpha")
-        if name in PRODUCTS and (sum(moving) > 1 or ("div" in name and moving[-1])):
-            raise _refusal(f"the operation {name} of two results of the image")
+        logits = self._recording.replay(stage(self.shape), compute)
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise InputError(
+                f"expected logits (B, K) of at least 2 classes, got {tuple(logits.shape)} of one image; "
+                "return one logit per class"
+            )
+        close(logits, sources[self._recording.logits.operation], "the logits")
 
 
-def _refusal(what: str) -> InputError:
+def refusal(what: str) -> InputError:
+    """An error for a network that cannot be read."""
     return InputError(f"expected a network of {_SUPPORTED}, got {what}; linear bounds cannot be had of it")

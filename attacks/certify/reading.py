@@ -1,175 +1,151 @@
-"""Read a model as a `ReluNetwork`: trace it, and push a basis through what lies between two ReLUs."""
+"""Hold the reading of a network against the network itself, before and while anything is proved of it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from attacks.certify.network import ReluNetwork
-from attacks.certify.region import Array
-from attacks.certify.tracing import (
-    AFFINE,
-    LAYERS,
-    PRODUCTS,
-    constant_of,
-    evaluation_copy,
-    function_of,
-    is_normalize,
-    name_of,
-    one_line,
-    trace,
-)
-from attacks.estimator import InputError
+from attacks.certify.kinks import Intervals
+from attacks.estimator import InputError, UnsoundError
+from attacks.isolation import forked_generators, frozen_view
 
-# entries of one block's matrix: 128 MiB of float64
-LARGEST = 2**24
+if TYPE_CHECKING:
+    from attacks.certify.crown import Relaxation
+    from attacks.certify.piecewise import PiecewiseNetwork
 
-_SUPPORTED = "Linear, Conv2d, BatchNorm, Dropout, average pooling, Flatten, ReLU and arithmetic with constants"
+# of random points: in a box around all pixels, and far outside of it
+INSIDE, OUTSIDE, FAR = 8, 4, 10.0
+# functionals of each block's result that are compared
+FUNCTIONALS = 3
+# of float64 sums, the part of the sum of sizes by which two orders of summation may differ
+SUMS = 1e-10
+# how many times its estimate rounding may be, before the difference is one of functions
+WRONG = 64
 
 
-def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
-    """The model's blocks in float64, as it computes in evaluation; the model is left untouched.
+def rounding(network: PiecewiseNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """An estimate ``(B,)`` of what rounding in ``dtype`` adds to a logit of each image ``(B, C, H, W)``.
 
-    Args:
-        model: affine layers and ReLUs one after the other, in modules of any nesting.
-        shape: ``(C, H, W)`` of the images.
+    Every block adds the unit roundoff of the largest number that it computes.
+    """
+    inputs, logits = network.run(pixels)
+    size = torch.stack([one.abs().amax(1) for one in (*inputs, logits)]).amax(0)
+    return 2 * torch.finfo(dtype).eps * len(network.blocks) * size
+
+
+def check_reading(network: PiecewiseNetwork) -> None:
+    """Compare what was read with the model, in float64, at random points inside of a box and far outside.
 
     Raises:
-        InputError: a layer that is neither affine nor a ReLU, a path around a ReLU, a block of more than
-            ``LARGEST`` entries, or a model that cannot be traced.
+        InputError: the model computes something else.
+        UnsoundError: a block is not what the operations compute that it was made of.
     """
-    own = evaluation_copy(model)
-    reader = _Reader(own, shape)
-    with torch.no_grad():
-        network = reader.read()
-        _check(network, own, shape)
-    return network
+    draw = torch.Generator().manual_seed(1)
+    box = 3 * torch.rand(INSIDE, *network.shape, generator=draw, dtype=torch.float64) - 1
+    far = FAR * torch.randn(OUTSIDE, *network.shape, generator=draw, dtype=torch.float64)
+    points = torch.cat([box, far]).to(network.device)
+    _check_blocks(network, points)
+    said, read = network.logits(points), network.run(points)[1]
+    if said.shape != read.shape:
+        raise _another(f"logits of shape {tuple(said.shape)} where {tuple(read.shape)} were read")
+    allowed = WRONG * rounding(network, points, torch.float64)
+    wrong = (said - read).abs().amax(1) / allowed
+    # comparisons with NaN are false
+    if not (wrong <= 1).all():
+        raise _another(f"logits that differ by {float((said - read).abs().max()):.3g} from what was read")
 
 
-def _refusal(what: str) -> InputError:
-    return InputError(f"expected a network of {_SUPPORTED}, got {what}; exact margins cannot be had of it")
+def _another(what: str) -> InputError:
+    return InputError(
+        "expected a network that computes every image by itself, the same every time and by operations that its "
+        f"values do not choose, got {what}; leave out what mixes images, draws at random, counts or branches"
+    )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What a block makes of its inputs' origin and unit vectors: ``(1 + n, ...)``; the difference is its matrix."""
-
-    block: int
-    values: Tensor
-
-
-class _Reader:
-    """Runs the traced graph once, on `_Rows`."""
-
-    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
-        self.model, self.shape = model, shape
-        self.weights: list[Array] = []
-        self.biases: list[Array] = []
-
-    def read(self) -> ReluNetwork:
-        results: dict[fx.Node, Any] = {}
-        for node in self._trace().nodes:
-            arguments = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
-            if node.op == "output":
-                return self._finish(arguments[0][0])
-            try:
-                results[node] = self._run(node, *arguments)
-            except InputError:
-                raise
-            except Exception as error:
-                raise _refusal(f"{one_line(error)} in {node.name} on images of shape {self.shape}") from error
-        raise _refusal("no output")
-
-    def _trace(self) -> fx.Graph:
-        try:
-            return trace(self.model)
-        except Exception as error:
-            raise _refusal(f"a forward pass that cannot be traced ({one_line(error)})") from error
-
-    def _run(self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if node.op == "placeholder":
-            return self._start(self.shape)
-        if node.op == "get_attr":
-            return constant_of(self.model, node)
-        if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
-            if isinstance(module, nn.ReLU):
-                return self._relu(args[0])
-            if not isinstance(module, LAYERS) and not is_normalize(module):
-                raise _refusal(f"the layer {node.target}: {type(module).__name__}")
-            return self._apply(module, args, options)
-        name = name_of(node)
-        if name in ("relu", "relu_"):
-            return self._relu(args[0])
-        if name not in AFFINE | PRODUCTS:
-            raise _refusal(f"the operation {name}")
-        if name in PRODUCTS and (isinstance(args[-1], _Rows) and ("div" in name or isinstance(args[0], _Rows))):
-            raise _refusal(f"the operation {name} of two results of the image")
-        return self._apply(function_of(node), args, options)
-
-    def _apply(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Call it on the rows themselves; what it makes of them belongs to their block."""
-        blocks = set()
-
-        def bare(value: Any) -> Any:
-            if isinstance(value, _Rows):
-                blocks.add(value.block)
-                return value.values
-            if isinstance(value, tuple | list):
-                return type(value)(map(bare, value))
-            return value
-
-        bare_args, bare_options = bare(args), {key: bare(value) for key, value in options.items()}
-        if len(blocks) > 1:
-            raise _refusal("a path around a ReLU")
-        result = function(*bare_args, **bare_options)
-        return _Rows(blocks.pop(), result) if blocks and isinstance(result, Tensor) else result
-
-    def _start(self, shape: tuple[int, ...]) -> _Rows:
-        """The first rows of a new block."""
-        size = math.prod(shape)
-        if size * size > LARGEST:
-            raise InputError(
-                f"expected at most {math.isqrt(LARGEST)} pixels and units a layer, got {size}; take a smaller network"
+def _check_blocks(network: PiecewiseNetwork, points: Tensor) -> None:
+    """Every block's transpose and constant, against the inputs that the recorded operations give the next kink."""
+    inputs, logits = network.run(points)
+    outcomes = [points.flatten(1)]
+    for kink, block, values in zip(network.kinks, network.blocks, inputs, strict=False):
+        shaped = Intervals(values, values).shaped(block.shape)
+        outcomes.append(kink.intervals(shaped).low.flatten(1))
+    draw = torch.Generator().manual_seed(2)
+    for block, values, place in zip(network.blocks, (*inputs, logits), network.places, strict=True):
+        rows = torch.randn(FUNCTIONALS, values.shape[1], generator=draw, dtype=torch.float64).to(values)
+        expected = values @ rows.T
+        found, sizes = rows @ block.constant, rows.abs() @ block.constant.abs() + expected.abs()
+        for source, part in block.transposed(rows).items():
+            found = found + outcomes[source] @ part.T
+            sizes = sizes + outcomes[source].abs() @ part.abs().T
+        if not ((found - expected).abs() <= SUMS * sizes).all():
+            raise UnsoundError(
+                f"expected the affine function before {place} to be what the model computes there, got values that "
+                f"differ by {float((found - expected).abs().max()):.3g}; no bound of this network can be trusted: "
+                "report it with the model"
             )
-        basis = torch.cat([torch.zeros(1, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)])
-        return _Rows(len(self.weights), basis.view(1 + size, *shape))
-
-    def _relu(self, rows: object) -> _Rows:
-        values = self._close(rows)
-        return self._start(tuple(values.shape[1:]))
-
-    def _close(self, rows: object) -> Tensor:
-        """End the current block with these rows."""
-        if not isinstance(rows, _Rows):
-            raise _refusal("a ReLU or an output of what is no tensor of the image")
-        if rows.block != len(self.weights):
-            raise _refusal("a path around a ReLU")
-        flat = rows.values.reshape(len(rows.values), -1).numpy()
-        if not np.isfinite(flat).all():
-            raise InputError("expected finite weights, got NaN or inf; check them (did training diverge?)")
-        self.weights.append(np.ascontiguousarray((flat[1:] - flat[0]).T))
-        self.biases.append(flat[0].copy())
-        return rows.values
-
-    def _finish(self, rows: object) -> ReluNetwork:
-        self._close(rows)
-        return ReluNetwork(weights=tuple(self.weights), biases=tuple(self.biases))
 
 
-def _check(network: ReluNetwork, model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Compare with the model itself, on images that leave no ReLU always on: nothing may have been misread."""
-    draw = torch.Generator().manual_seed(0)
-    images = 3 * torch.rand(8, *shape, generator=draw, dtype=torch.float64) - 1
-    expected = model(images).numpy()
-    if network.classes < 2:
-        raise InputError(f"expected at least 2 classes, got {network.classes} logits; return one logit a class")
-    got = np.stack([network.logits(image.flatten().numpy()) for image in images])
-    if expected.shape != got.shape or not np.allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max()):
-        raise _refusal("operations that mix images or depend on more than the image")
+def check_bounds(relaxation: Relaxation) -> None:
+    """Compare all bounds with what the network computes at the images and at a random point on the edge of each ball.
+
+    Raises:
+        UnsoundError: a value is outside of its bounds.
+    """
+    around, network = relaxation.around, relaxation.network
+    draw = torch.Generator().manual_seed(3)
+    move = torch.randn(around.images.shape, generator=draw, dtype=torch.float64).to(around.images)
+    move = move.sign() if around.norm == "linf" else move / move.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    # the images themselves may lie a rounding outside of the limits
+    low, high = around.images.clamp_max(around.limits[0]), around.images.clamp_min(around.limits[1])
+    edge = around.images + around.radii.view(-1, 1, 1, 1) * move
+    points = torch.cat([around.images, torch.minimum(torch.maximum(edge, low), high)])
+    for values, bounds, place in zip(network.run(points)[0], relaxation.bounds, network.places, strict=False):
+        least, most = (side.repeat(2, 1) for side in bounds.flat())
+        slack = SUMS * (values.abs().amax(1, keepdim=True) + 1)
+        if not ((values >= least - slack) & (values <= most + slack)).all():
+            raise UnsoundError(
+                f"expected values within their bounds before {place}, got one outside at a point within the radius; no "
+                "bound of this network can be trusted: report it with the model"
+            )
+
+
+def rounding_of(network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, radii: Tensor) -> Tensor:
+    """How much nearer rounding in the model's own dtype may bring another class's logit, ``(B,)``.
+
+    The model itself, with its own weights and precision, is compared with what was read: at the images, at points
+    around them and far outside.
+
+    Args:
+        model: the caller's; left untouched. pixels: ``(B, C, H, W)`` float64. radii: ``(B,)`` of the points around.
+
+    Raises:
+        InputError: a model in half precision, or one that computes something else than its copy in float64.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if torch.finfo(dtype).eps > torch.finfo(torch.float32).eps:
+        raise InputError(
+            f"expected a model in float32 or float64 to prove bounds of, got {str(dtype).removeprefix('torch.')}, "
+            "whose rounding moves the boundary; certify a float32 copy"
+        )
+    draw = torch.Generator().manual_seed(4)
+    move = (2 * torch.rand(pixels.shape, generator=draw, dtype=torch.float64) - 1).to(pixels)
+    length = move.flatten(1).norm(dim=1).clamp_min(1.0)
+    around = pixels + (radii / length).view(-1, 1, 1, 1) * move
+    far = FAR * torch.randn(OUTSIDE, *network.shape, generator=draw, dtype=torch.float64).to(pixels)
+    # what the model is given is what it is compared at
+    points = torch.cat([pixels, around, far]).to(dtype)
+    with forked_generators(), frozen_view(model, (0.0, 1.0), "free", pixels.device) as view:
+        said = view.classify(points).double()
+    read, estimate = network.run(points.double())[1], rounding(network, points.double(), dtype)
+    error = (said - read).abs().amax(1)
+    if not (error <= WRONG * estimate).all():
+        raise InputError(
+            "expected a model that computes the same in its own precision as a copy in float64, got logits that differ "
+            f"by {float(error.max()):.3g}; leave out what depends on the precision, mixes images or draws at random"
+        )
+    count = len(pixels)
+    seen = torch.maximum(error[:count], error[count : 2 * count])
+    # two logits round, and rounding elsewhere may be twice what was seen
+    return 2 * torch.maximum(estimate[:count], 2 * seen)

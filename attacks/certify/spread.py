@@ -1,103 +1,137 @@
-"""Affine operations on intervals: the middle goes through the operation, the half width through its absolute value."""
+"""Interval arithmetic for affine operations (centre-radius form), and the table of the operations that are affine."""
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from attacks.certify.kinks import Intervals
-from attacks.certify.tracing import PRODUCTS, name_of
-
-# of functions with weights, which arguments are the weights: they are what the half width is multiplied by
-_WEIGHTS = {"linear": (1, "weight"), "conv1d": (1, "weight"), "conv2d": (1, "weight"), "batch_norm": (3, "weight")}
-_SUMS = ("add", "iadd", "sub")
+from attacks.certify.tracing import Operation, Value
 
 
-def spread(
-    node: fx.Node,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-    known: dict[fx.Node, Callable[..., Any]],
-) -> Any:
-    """The outcome of a node; an `Intervals` where an argument is one.
+def spread(operation: Operation, absolute: Operation, inputs: Mapping[Value, Intervals]) -> Any:
+    """What an affine operation's results lie between: ``|A r + b - (A c + b)| <= |A| |r - c|``.
 
     Args:
-        known: absolute values of modules that were made before.
+        absolute: see `absolute`.
+        inputs: the arguments that depend on the image, ``(B, 1, ...)``.
+
+    Returns:
+        An `Intervals` ``(B, 1, ...)``, or a tuple of them where the operation has several results.
     """
-    middles: list[Any] = []
-
-    def middle(value: Any) -> Any:
-        if isinstance(value, Intervals):
-            middles.append(value)
-            return (value.low + value.high) / 2
-        return type(value)(map(middle, value)) if isinstance(value, tuple | list) else value
-
-    centre = function(*middle(args), **{key: middle(value) for key, value in options.items()})
-    if not middles or not isinstance(centre, Tensor):
-        return centre
-    if node.op == "call_module":
-        if node not in known:
-            assert isinstance(function, nn.Module)
-            known[node] = _absolute(function)
-        half = known[node](*map(_half, args))
-    else:
-        half = _half_of_call(name_of(node), function, args, options)
-    return Intervals(centre - half, centre + half)
+    centre = operation.of_batch({value: (one.low + one.high) / 2 for value, one in inputs.items()})
+    radius = absolute.of_batch({value: (one.high - one.low) / 2 for value, one in inputs.items()})
+    if isinstance(centre, Tensor):
+        return Intervals(centre - radius, centre + radius)
+    return tuple(Intervals(c - r, c + r) for c, r in zip(centre, radius, strict=True))
 
 
-def _half(value: Any) -> Any:
-    """Half the width; 0 of a number or tensor that does not depend on the image."""
-    if isinstance(value, Intervals):
-        return (value.high - value.low) / 2
-    if isinstance(value, tuple | list):
-        return type(value)(map(_half, value))
-    return torch.zeros_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+def absolute(operation: Operation) -> Operation | None:
+    """The operation whose matrix holds the absolute values and whose constant part is 0; None if it is not affine."""
+    rule = _RULES.get(operation.name)
+    return None if rule is None else rule(operation)
 
 
-def _half_of_call(name: str, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    if name in PRODUCTS:
-        return function(*(_half(one) if isinstance(one, Intervals) else _size(one) for one in args))
-    if name in _SUMS:
-        return operator.add(*(_half(one) if isinstance(one, Intervals | Tensor) else 0.0 for one in args[:2]))
-    if name == "neg":
-        return _half(args[0])
-    if name in _WEIGHTS:
-        return _half_of_weights(name, function, args, options)
-    return function(*map(_half, args), **{key: _half(value) for key, value in options.items()})
+def _moved(operation: Operation) -> Operation:
+    """Entries of the result are entries of the arguments, or sums of them with weights of at least 0."""
+    return replace(operation, args=_zeros(operation.args))
 
 
-def _half_of_weights(name: str, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Constants are 0, but for the weights, which are absolute, and the variance, which stays."""
-    position, key = _WEIGHTS[name]
-    halves = [_size(one) if at == position else _half(one) for at, one in enumerate(args)]
-    named = {word: _size(one) if word == key else _half(one) for word, one in options.items()}
-    if name == "batch_norm":
-        if len(args) > 2:
-            halves[2] = args[2]
-        else:
-            named["running_var"] = options["running_var"]
-    return function(*halves, **named)
+def _padded(operation: Operation) -> Operation:
+    values, padding, *_ = operation.args
+    return replace(operation, args=(values, padding, 0.0))
 
 
-def _size(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) else abs(value) if isinstance(value, int | float) else value
+def _added(operation: Operation) -> Operation:
+    first, second = operation.args[:2]
+    options = {"alpha": abs(operation.options.get("alpha", 1))}
+    return replace(operation, function=torch.add, args=(_zero(first), _zero(second)), options=options)
 
 
-def _absolute(module: nn.Module) -> nn.Module:
-    """The layer whose matrix holds the absolute values and whose constant part is 0."""
-    own = copy.deepcopy(module)
-    with torch.no_grad():
-        for name, value in (*own.named_parameters(), *own.named_buffers()):
-            if name == "weight":
-                value.abs_()
-            elif name in ("bias", "running_mean"):
-                value.zero_()
-        if type(own).__name__ == "Normalize":
-            own.mean = [0.0] * len(own.std)  # type: ignore[assignment, arg-type]
-    return own
+def _subtracted_from(operation: Operation) -> Operation:
+    """``rsub(x, y)`` is ``y - alpha x``."""
+    alpha = operation.args[2] if len(operation.args) > 2 else operation.options.get("alpha", 1)
+    own, other = operation.args[:2]
+    if isinstance(other, Tensor | Value):
+        return replace(operation, function=torch.add, args=(_zero(other), own), options={"alpha": abs(alpha)})
+    return replace(operation, function=torch.mul, args=(own, abs(alpha)), options={})
+
+
+def _negated(operation: Operation) -> Operation:
+    return replace(operation, function=torch.clone, options={})
+
+
+def _scaled(operation: Operation) -> Operation | None:
+    """A product with constants; None of two results of the image, or of a quotient that is rounded."""
+    if len([one for one in operation.args if isinstance(one, Value)]) > 1 or operation.options.get("rounding_mode"):
+        return None
+    if operation.name == "div" and not isinstance(operation.args[0], Value):
+        return None
+    return replace(operation, args=tuple(map(_size, operation.args)))
+
+
+def _added_product(operation: Operation) -> Operation | None:
+    """``addmm`` and its like: a constant or a result of the image, and a product with a constant."""
+    bias, *factors = operation.args
+    if all(isinstance(one, Value) for one in factors):
+        return None
+    options = {key: abs(value) for key, value in operation.options.items()}
+    return replace(operation, args=(_zero(bias), *map(_size, factors)), options=options)
+
+
+def _convolved(operation: Operation) -> Operation | None:
+    values, weight, bias, *rest = operation.args
+    if not isinstance(values, Value) or isinstance(weight, Value) or isinstance(bias, Value):
+        return None
+    return replace(operation, args=(values, weight.abs(), _zero(bias), *rest))
+
+
+def _normalised(operation: Operation) -> Operation | None:
+    """Batch norm with its running statistics."""
+    values, weight, bias, mean, variance, *rest = operation.args
+    if (operation.name != _LEGITIMATE and rest[0]) or mean is None or any(map(_of_image, operation.args[1:])):
+        return None
+    return replace(operation, args=(values, _size(weight), _zero(bias), _zero(mean), variance, *rest))
+
+
+def _of_image(argument: object) -> bool:
+    return isinstance(argument, Value)
+
+
+def _zero(argument: Any) -> Any:
+    """0 of what does not depend on the image."""
+    if isinstance(argument, Tensor):
+        return torch.zeros_like(argument) if argument.is_floating_point() else argument
+    return 0 if isinstance(argument, int | float) else argument
+
+
+def _zeros(argument: Any) -> Any:
+    """Constant tensors as 0, also in lists; sizes and dimensions as they are."""
+    if isinstance(argument, tuple | list):
+        return type(argument)(map(_zeros, argument))
+    return _zero(argument) if isinstance(argument, Tensor) else argument
+
+
+def _size(argument: Any) -> Any:
+    return abs(argument) if isinstance(argument, Tensor | int | float) else argument
+
+
+_LEGITIMATE = "_native_batch_norm_legit_no_training"
+_RULES: Mapping[str, Callable[[Operation], Operation | None]] = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze"), _moved),
+    **dict.fromkeys(("unsqueeze", "slice", "select", "cat", "stack", "clone"), _moved),
+    **dict.fromkeys(("split", "split_with_sizes", "unbind", "slice_scatter", "select_scatter", "flip"), _moved),
+    **dict.fromkeys(("sum", "mean", "avg_pool1d", "avg_pool2d", "_adaptive_avg_pool2d"), _moved),
+    "constant_pad_nd": _padded,
+    **dict.fromkeys(("add", "sub"), _added),
+    "rsub": _subtracted_from,
+    "neg": _negated,
+    **dict.fromkeys(("mul", "div", "mm", "bmm", "mv", "dot"), _scaled),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _added_product),
+    "convolution": _convolved,
+    **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", _LEGITIMATE), _normalised),
+}

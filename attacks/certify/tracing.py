@@ -1,42 +1,238 @@
-"""What certifiers can read: a model's forward pass as a graph of affine operations and kinks."""
+"""Record a model's forward pass of one image as ATen operations: hooks run, in-place operations are made pure."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
+from torch.func import functionalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.estimator import InputError
 from attacks.input_gradient import unquicken
 
-LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+# The result has the shape of the argument and no value of it.
+_CONSTANT = frozenset(
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 )
-# by name, as functions of torch and as methods of tensors; they act on each image alone
-AFFINE = frozenset(
-    {
-        *("add", "iadd", "sub", "neg", "sum", "mean", "linear", "conv1d", "conv2d", "batch_norm", "avg_pool2d"),
-        *("adaptive_avg_pool2d", "dropout", "cat", "stack", "full_like", "zeros_like", "flatten", "reshape", "view"),
-        *("squeeze", "unsqueeze", "permute", "transpose", "contiguous", "clone", "size", "getattr", "getitem"),
-    }
-)
-# affine in one argument where the others are constant
-PRODUCTS = frozenset({"mul", "matmul", "truediv", "div"})
+# The result is the argument: autograd would lose the dependence, or there is nothing to compute.
+_SAME = frozenset({"detach", "alias", "lift_fresh"})
+_EXACT = (torch.float32, torch.float64)
 
 
-class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own layers and torchvision's `Normalize`, which refuses to be traced."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_normalize(m) or super().is_leaf_module(m, module_qualified_name)
+class Untraceable(Exception):
+    """An operation whose result no graph of operations describes; the message names it and its layer."""
 
 
-def is_normalize(module: nn.Module) -> bool:
-    """Whether it is torchvision's."""
-    return type(module).__name__ == "Normalize" and type(module).__module__.startswith("torchvision.transforms")
+@dataclass(frozen=True)
+class Value:
+    """Output number ``output`` of operation number ``operation``; operation -1 is the image."""
+
+    operation: int
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One ATen operation that depends on the image.
+
+    Attributes:
+        function: what computes it. name: without the overload, such as ``convolution``.
+        args, options: its arguments, a `Value` in the place of every tensor that depends on the image.
+        layer: the module that computed it, such as ``2: Sigmoid``; empty in the forward pass of the model itself.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    layer: str
+
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
+        """The arguments that depend on the image, each once."""
+        found: dict[Value, None] = {}
+        filled((self.args, tuple(self.options.values())), lambda value: found.setdefault(value))
+        return tuple(found)
+
+    @property
+    def place(self) -> str:
+        """The operation and its layer, for messages."""
+        return f"the operation {self.name} in " + (f"the layer {self.layer}" if self.layer else "the forward pass")
+
+    def __call__(self, results: Callable[[Value], Any]) -> Any:
+        """Compute it of given arguments."""
+        args, options = filled(self.args, results), filled(tuple(self.options.values()), results)
+        return self.function(*args, **dict(zip(self.options, options, strict=True)))
+
+    def of_batch(self, parts: Mapping[Value, Tensor]) -> Any:
+        """Compute it of B images, each by itself; every argument and result is ``(B, ...)`` of what it is of one."""
+
+        def of_one(*tensors: Tensor) -> Any:
+            return self(dict(zip(parts, tensors, strict=True)).__getitem__)
+
+        return torch.vmap(of_one)(*parts.values())
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The operations in order, those that the logits do not depend on left out, and the logits."""
+
+    operations: tuple[Operation, ...]
+    logits: Value
+
+    def replay(self, image: Any, compute: Callable[[int, Operation, Callable[[Value], Any]], Any]) -> Any:
+        """Go through the operations; ``compute`` gets each one's number, the operation and where its arguments are.
+
+        Args:
+            image: in the place of the image ``(1, C, H, W)``.
+
+        Returns:
+            What stands in the place of the logits ``(1, K)``.
+        """
+        results: dict[int, Any] = {-1: image}
+
+        def found(value: Value) -> Any:
+            result = results[value.operation]
+            return result[value.output] if isinstance(result, tuple | list) else result
+
+        for number, operation in enumerate(self.operations):
+            results[number] = compute(number, operation, found)
+        return found(self.logits)
+
+
+def record(model: nn.Module, image: Tensor) -> Recording:
+    """Run the model on an image and record what it computes.
+
+    Args:
+        model: see `evaluation_copy`. image: ``(1, C, H, W)`` float64, in the model's units.
+
+    Raises:
+        Untraceable: the path through the model depends on the image's values, or a result is drawn at random.
+        Exception: of any kind, from the model.
+    """
+    recorder = _Recorder(image)
+    # A model may work in place on what it is given.
+    forward = functionalize(lambda given: model(given.clone()))
+    with torch.no_grad(), recorder.layers_of(model), recorder:
+        logits = forward(image)
+    return recorder.recording(logits)
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operation below autograd, after in-place operations and views were made pure."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Tensors are held, so that no other one gets the same id.
+        self._known: dict[int, tuple[Tensor, Value]] = {id(image): (image, Value(-1))}
+        self._operations: list[Operation] = []
+        self._layers: list[str] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled here, and torch would take seconds to load its compiler
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        if func is torch.ops.aten.copy.default:
+            # what is written over is gone
+            func, args, options = torch.ops.aten.expand.default, (args[1], list(result.shape)), {}
+        operation = Operation(
+            func,
+            func.overloadpacket.__name__,
+            self._marked(tuple(args)),
+            {key: self._marked(value) for key, value in options.items()},
+            self._layers[-1] if self._layers else "",
+        )
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Untraceable(f"{operation.place}, which draws at random")
+        if not operation.values or operation.name in _CONSTANT:
+            return result
+        if operation.name in _SAME or (operation.name == "_to_copy" and result.dtype in _EXACT):
+            self._keep(result, operation.values[0])
+            return result
+        for output, one in enumerate(result if isinstance(result, tuple | list) else (result,)):
+            if not isinstance(one, Tensor):
+                raise Untraceable(f"{operation.place}, which makes a number of the image's values")
+            self._keep(one, Value(len(self._operations), output))
+        self._operations.append(operation)
+        return result
+
+    @contextmanager
+    def layers_of(self, model: nn.Module) -> Iterator[None]:
+        """Know which module computes; hooks that the model has already count as parts of their module."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                enter = partial(self._enter, f"{name}: {type(module).__name__}" if name else "")
+                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                stack.callback(module.register_forward_hook(self._leave).remove)
+            yield
+
+    def recording(self, logits: object) -> Recording:
+        """What was recorded, up to these logits."""
+        if not isinstance(logits, Tensor):
+            raise Untraceable(f"{type(logits).__name__} as the result")
+        if id(logits) not in self._known:
+            raise Untraceable("logits that do not depend on the image through recorded operations")
+        end = self._known[id(logits)][1]
+        needed, pending = set[int](), [end.operation]
+        while pending:
+            number = pending.pop()
+            if number >= 0 and number not in needed:
+                needed.add(number)
+                pending += [value.operation for value in self._operations[number].values]
+        place = {number: new for new, number in enumerate(sorted(needed))} | {-1: -1}
+
+        def moved(value: Value) -> Value:
+            return Value(place[value.operation], value.output)
+
+        kept = [self._operations[number] for number in sorted(needed)]
+        renumbered = [
+            Operation(
+                one.function,
+                one.name,
+                filled(one.args, moved),
+                {key: filled(value, moved) for key, value in one.options.items()},
+                one.layer,
+            )
+            for one in kept
+        ]
+        return Recording(tuple(renumbered), moved(end))
+
+    def _enter(self, layer: str, module: nn.Module, args: object) -> None:
+        self._layers.append(layer)
+
+    def _leave(self, module: nn.Module, args: object, result: object) -> None:
+        self._layers.pop()
+
+    def _keep(self, tensor: Tensor, value: Value) -> None:
+        self._known[id(tensor)] = tensor, value
+
+    def _marked(self, argument: Any) -> Any:
+        """The argument with `Value` in the place of tensors that depend on the image, constants in float64."""
+        if isinstance(argument, Tensor):
+            if id(argument) in self._known:
+                return self._known[id(argument)][1]
+            return argument.double() if argument.is_floating_point() else argument
+        return type(argument)(map(self._marked, argument)) if isinstance(argument, tuple | list) else argument
+
+
+def filled(argument: Any, results: Callable[[Value], Any]) -> Any:
+    """An argument with what ``results`` says in the place of every `Value`."""
+    if isinstance(argument, Value):
+        return results(argument)
+    if isinstance(argument, tuple | list):
+        return type(argument)(filled(one, results) for one in argument)
+    return argument
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
@@ -45,6 +241,13 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     Raises:
         InputError: it cannot be copied.
     """
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise InputError(
+                f"expected a model that can be copied, got a forward function of its own in "
+                f"{f'the layer {name}' if name else 'the model'}, which would compute with the original's weights; "
+                "define it in the class"
+            )
     try:
         own = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     except Exception as error:
@@ -53,33 +256,6 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         ) from error
     unquicken(own)
     return own
-
-
-def trace(model: nn.Module) -> fx.Graph:
-    """The model's operations in order.
-
-    Raises:
-        Exception: of any kind, where the forward pass depends on the values of its input or takes other arguments.
-    """
-    return _Tracer().trace(model)
-
-
-def name_of(node: fx.Node) -> str:
-    """Of a function or a method: ``conv2d``, ``add``."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def constant_of(model: nn.Module, node: fx.Node) -> object:
-    """What a ``get_attr`` node stands for."""
-    value: object = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def function_of(node: fx.Node) -> Any:
-    """The callable of a function or method node."""
-    return getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
 
 
 def one_line(error: Exception) -> str:
