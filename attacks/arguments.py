@@ -59,6 +59,16 @@ def check_flag(what: str, value: object) -> None:
         raise InputError(f"expected {what} as True or False, got {shown(value)}; give one of them")
 
 
+def check_object(what: str, value: object, method: str) -> None:
+    """Refuse what is neither None nor an object with the method; a class is none.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if value is not None and (isinstance(value, type) or not callable(getattr(value, method, None))):
+        raise InputError(f"expected {what} as an object with {method}, got {shown(value)}; make one, or leave it out")
+
+
 def plain_path(what: str, value: object) -> Path:
     """A path, of a text too.
 

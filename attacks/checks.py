@@ -113,7 +113,7 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
     return logits
 
 
-def check_model(model: object) -> None:
+def check_module(model: object) -> None:
     """Refuse what is no network, or one whose weights have no values.
 
     Raises:

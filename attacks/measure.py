@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_estimator, plain_bounds, whole
-from attacks.checks import check_ability, check_images, check_model, check_points, clean_logits, plain_seeds
+from attacks.checks import check_ability, check_images, check_module, check_points, clean_logits, plain_seeds
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
@@ -69,7 +69,7 @@ def measure(
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
     """
-    check_model(model)
+    check_module(model)
     check_estimator(estimator)
     check_ability(estimator, norm, domain)
     check_images(images, bounds)

@@ -112,6 +112,16 @@ def create_logger(text: str) -> Logger:
     return LOGGERS[name](place)
 
 
+def averages(summary: pd.DataFrame) -> dict[str, float]:
+    """Average margins of all images of one epoch by split, estimator and norm.
+
+    Args:
+        summary: rows of `harness.statistics.summarise`.
+    """
+    rows = summary[(summary["subset"] == "all") & summary["avg"].notna()]
+    return {f"margin/{r['split']}/{r['estimator']}/{r['norm']}": float(r["avg"]) for _, r in rows.iterrows()}
+
+
 def made_loggers(given: Any) -> list[Logger]:
     """Loggers of texts and objects; a text or an object alone is one.
 
@@ -127,16 +137,6 @@ def made_loggers(given: Any) -> list[Logger]:
                 f"expected loggers with log and close, got {shown(one)}; give a text such as wandb:NAME"
             )
     return [create_logger(one) if isinstance(one, str) else one for one in asked]
-
-
-def averages(summary: pd.DataFrame) -> dict[str, float]:
-    """Average margins of all images of one epoch by split, estimator and norm.
-
-    Args:
-        summary: rows of `harness.statistics.summarise`.
-    """
-    rows = summary[(summary["subset"] == "all") & summary["avg"].notna()]
-    return {f"margin/{r['split']}/{r['estimator']}/{r['norm']}": float(r["avg"]) for _, r in rows.iterrows()}
 
 
 def _package(extra: str, module: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import plain_bounds, whole
-from attacks.checks import check_model
+from attacks.checks import check_module
 from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
 from attacks.measure import derive_seed, measure
 from harness.devices import device_of
@@ -50,7 +50,7 @@ def measure_margins(
         InputError: images, labels or a model that cannot be measured, or an argument of the wrong type or value.
         EstimatorError: an unknown estimator, or one that has none of the norms.
     """
-    check_model(model)
+    check_module(model)
     given: Any = images
     if alone := isinstance(images, Tensor | np.ndarray):
         given = images, torch.zeros(images.shape[:1], dtype=torch.int64)

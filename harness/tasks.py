@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import shown
-from attacks.estimator import Domain, Estimator, InputError, Margins, Norm
+from attacks.estimator import Domain, Estimator, Margins, Norm
 from attacks.isolation import Bounds
 from attacks.measure import measure
 from harness.devices import device_of
@@ -82,18 +81,6 @@ class Engine(Protocol):
 
 class EngineError(ValueError):
     """Workers that cannot be had or do not live; the message is one line that says what to do."""
-
-
-def check_engine(engine: object) -> None:
-    """Refuse what is no engine; None is this process.
-
-    Raises:
-        InputError: it is none.
-    """
-    if engine is not None and (isinstance(engine, type) or not hasattr(engine, "run")):
-        raise InputError(
-            f"expected an engine object, got {shown(engine)}; make one, such as harness.workers.Workers(2)"
-        )
 
 
 class InProcess:

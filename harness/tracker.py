@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from attacks.arguments import check_choice, check_flag, plain_bounds, plain_path, whole
+from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
 from attacks.certify.certifiers import Certifier
-from attacks.checks import check_model
+from attacks.checks import check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm
 from harness.certifying import Certifying
 from harness.checking import check_files
@@ -32,20 +32,8 @@ from harness.probes import Given, as_probes, check_labels, checksum
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
-from harness.tasks import Engine, InProcess, check_engine
-from harness.units import describe, made_certifiers, made_estimators, plain_norms, plan_units, warm_starts
-
-# rows keep epochs in 32 bits
-LAST_EPOCH = 2**31 - 1
-
-
-def plain_epoch(epoch: int) -> int:
-    """``epoch`` as an integer of Python.
-
-    Raises:
-        InputError: no whole number of at least 0, which is before the first update.
-    """
-    return whole("an epoch", epoch, 0, LAST_EPOCH)
+from harness.tasks import Engine, InProcess
+from harness.units import describe, made_certifiers, made_estimators, plain_epoch, plain_norms, plan_units, warm_starts
 
 
 class MarginTracker:
@@ -111,7 +99,8 @@ class MarginTracker:
         certify_every = whole("certify_every", certify_every, 1)
         certify_probe = whole("certify_probe", certify_probe, 1)
         check_flag("warm_start", warm_start)
-        check_engine(engine)
+        check_object("engine", engine, "run")
+        check_object("listener", listener, "images_done")
         cold, said = set[str](), list[str]()
         if warm_start:
             self.estimators, cold, said = warm_starts(self.estimators)
@@ -239,7 +228,7 @@ class MarginTracker:
         Raises:
             StoreError: the epoch was measured with other weights.
         """
-        check_model(model)
+        check_module(model)
         weights = weights_checksum(model)
         for path in self.folder.margin_parts(plain_epoch(epoch)):
             rows, facts = read_part(path)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from attacks.arguments import check_choice, several, shown
+from attacks.arguments import check_choice, several, shown, whole
 from attacks.certify.certifiers import Certifier
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.registry import check_needs, create, create_certifier, text_form
@@ -15,6 +15,8 @@ from harness.options import ConfigError
 from harness.store import Unit
 
 Made = TypeVar("Made", Estimator, Certifier)
+# rows keep epochs in 32 bits
+LAST_EPOCH = 2**31 - 1
 
 
 def made_estimators(given: str | Estimator | Iterable[str | Estimator]) -> dict[str, Estimator]:
@@ -57,6 +59,15 @@ def plain_norms(given: Norm | Iterable[Norm]) -> list[Norm]:
         got = ", ".join(map(shown, norms)) or "none"
         raise InputError(f"expected norms of {', '.join(NORMS)}, got {got}; choose one or both")
     return list(dict.fromkeys(norms))
+
+
+def plain_epoch(epoch: int) -> int:
+    """``epoch`` as an integer of Python.
+
+    Raises:
+        InputError: no whole number of at least 0, which is before the first update.
+    """
+    return whole("an epoch", epoch, 0, LAST_EPOCH)
 
 
 def plan_units(

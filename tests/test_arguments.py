@@ -26,6 +26,7 @@ from harness import MarginTracker, measure_margins
 from harness.files import StoreError
 from harness.probes import LayoutWarning, Probe, as_probe
 from harness.runs import read_run, read_runs
+from harness.tasks import InProcess
 
 ONE_LINE = re.compile(r"expected [^\n]+, got [^\n]+; [^\n]+")
 DRAW = torch.Generator().manual_seed(0)
@@ -222,7 +223,13 @@ TRACKER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"warm_start": "no"}, InputError, "expected warm_start as True or False, got 'no'; give one of them"),
     ({"loggers": "nothing"}, EstimatorError, "expected a logger of tensorboard, wandb, mlflow, got 'nothing'; "),
     ({"loggers": [5]}, EstimatorError, "expected loggers with log and close, got 5; "),
-    ({"engine": "ray"}, InputError, "expected an engine object, got 'ray'; "),
+    ({"engine": "ray"}, InputError, "expected engine as an object with run, got 'ray'; "),
+    (
+        {"engine": InProcess},
+        InputError,
+        "expected engine as an object with run, got <class 'harness.tasks.InProcess'>; ",
+    ),
+    ({"listener": 5}, InputError, "expected listener as an object with images_done, got 5; "),
     ({"bounds": (0, math.nan)}, InputError, f"{BOUNDS_WORDS}(0, nan); "),
     ({"bounds": (0, math.inf)}, InputError, f"{BOUNDS_WORDS}(0, inf); "),
     ({"bounds": (-math.inf, 1)}, InputError, f"{BOUNDS_WORDS}(-inf, 1); "),

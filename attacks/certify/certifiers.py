@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.arguments import check_choice, plain_bounds, shown
 from attacks.certify.lower import Effort, certified_radii
 from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.checks import check_images, check_model
+from attacks.checks import check_images, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
 from attacks.geometry import farthest_in_box
 
@@ -205,7 +205,7 @@ def _certify(
     start: Tensor | None,
     on_progress: Callable[[int], None] | None,
 ) -> Certificates:
-    check_model(model)
+    check_module(model)
     check_images(images, bounds)
     check_choice("norm", norm, NORMS)
     check_choice("domain", domain, DOMAINS)

@@ -19,7 +19,7 @@ from attacks.certify.place import Place, flat, place
 from attacks.certify.reading import read_network
 from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
 from attacks.certify.tracing import evaluation_copy
-from attacks.checks import check_images, check_model, check_points
+from attacks.checks import check_images, check_module, check_points
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
 
 # well above the distance beyond the boundary that witnesses are looked for at
@@ -99,7 +99,7 @@ def exact_margins(
         InputError: images outside ``bounds``, arguments of the wrong shape or size, or a model that is no such network.
         UnsoundError: a bug of the solver.
     """
-    check_model(model)
+    check_module(model)
     check_images(images, bounds)
     bounds = plain_bounds(bounds)
     check_choice("norm", norm, NORMS)
