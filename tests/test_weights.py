@@ -1,6 +1,7 @@
 """Models of libraries, weights that others wrote, and normalisation inside the model."""
 
 import importlib.util
+import os
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +153,7 @@ class Trap:
         ("no dict", "got list; save model.state_dict()"),
         ("no file", "got none; give the path of one"),
         ("folder", "got none; give the path of one"),
+        ("FIFO", "got none; give the path of one"),
     ],
 )
 def test_what_are_no_weights_of_the_model_is_one_line(
@@ -163,6 +165,8 @@ def test_what_are_no_weights_of_the_model_is_one_line(
         path.write_bytes(b"hello")
     elif kind == "folder":
         path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
     elif kind == "deeper block":
         state["1.0.weight"] = torch.zeros(1)
     elif kind == "two models":
@@ -173,7 +177,7 @@ def test_what_are_no_weights_of_the_model_is_one_line(
         state["1.bias"] = torch.zeros(5)
     elif kind == "deeper":
         state["9.weight"] = torch.zeros(1)
-    if kind not in ("text", "folder", "no file"):
+    if kind not in ("text", "folder", "FIFO", "no file"):
         torch.save(given.get(kind, state), path)
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
