@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from attacks.arguments import plain_bounds, shown
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.isolation import Bounds, Classifier
 
@@ -29,9 +33,12 @@ def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
     """Refuse images that no estimator could measure.
 
     Raises:
-        InputError: not ``(B, C, H, W)`` floating, not finite, or outside ``pixel_bounds``.
+        InputError: no tensor ``(B, C, H, W)`` of floating values, not finite, or outside ``pixel_bounds``.
     """
-    low, high = pixel_bounds
+    low, high = plain_bounds(pixel_bounds)
+    if not isinstance(images, Tensor) or images.layout != torch.strided or images.is_meta:
+        kind = f"{images.layout} on {images.device}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"expected images as a dense tensor with values, got {kind}; convert them")
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise InputError(
             f"expected images of shape (B, C, H, W) in floating point, got {tuple(images.shape)} {images.dtype}; "
@@ -49,19 +56,6 @@ def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
         )
 
 
-def check_batches(batch_size: int, noise_retries: int) -> None:
-    """Refuse counts that are too small.
-
-    Raises:
-        InputError: names them.
-    """
-    if batch_size < 1 or noise_retries < 0:
-        raise InputError(
-            f"expected batch_size of at least 1 and noise_retries of at least 0, got {batch_size} and {noise_retries}; "
-            "raise what is too small"
-        )
-
-
 def check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
     """Refuse a norm or domain that the estimator lacks.
 
@@ -69,11 +63,17 @@ def check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
         EstimatorError: says what it has.
     """
     for asked, able, kind in ((norm, estimator.norms, "norm"), (domain, estimator.domains, "domain")):
-        if asked not in able:
+        if asked not in tuple(able):
             raise EstimatorError(
                 f"expected a {kind} that {estimator.name} has ({', '.join(sorted(able))}), got {asked}; "
                 "choose one of them or another estimator"
             )
+
+
+def look_channels_last(images: Tensor) -> bool:
+    """Whether images ``(B, C, H, W)`` look like ``(B, H, W, C)``: three channels, or one of a square image."""
+    rows, columns, channels = images.shape[1:]
+    return rows > 3 and (channels == 3 or (channels == 1 and rows == columns))
 
 
 def clean_logits(view: Classifier, images: Tensor) -> Tensor:
@@ -88,9 +88,10 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
+        advice = "; they look like (B, H, W, C): permute(0, 3, 1, 2)" if look_channels_last(images) else ""
         raise InputError(
             f"expected a model that takes images of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
-            f"got {type(error).__name__}: {first}; give it the images' shape, dtype and device"
+            f"got {type(error).__name__}: {first}; give it the images' shape, dtype and device{advice}"
         ) from error
     right = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] >= 2
     if not right or logits.device != images.device:
@@ -110,3 +111,55 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
         warnings.warn(PROBABILITIES, ProbabilityWarning, stacklevel=2)
     view.classes = logits.shape[1]
     return logits
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no network, or one whose weights have no values.
+
+    Raises:
+        InputError: names the type, or a weight.
+    """
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"expected a model that is a torch.nn.Module, got {got}; make one, or wrap it in one")
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            raise InputError(
+                f"expected a model whose weights have shapes, got {name} of a lazy layer; call the model on a batch "
+                "of images first"
+            )
+        if value.is_meta:
+            raise InputError(
+                f"expected a model whose weights have values, got {name} on the device meta; load them first"
+            )
+
+
+def check_points(what: str, points: object, images: Tensor) -> None:
+    """Refuse points that are not one per image.
+
+    Raises:
+        InputError: no tensor of the images' shape.
+    """
+    got = tuple(points.shape) if isinstance(points, Tensor) else shown(points)
+    if got != tuple(images.shape):
+        raise InputError(
+            f"expected {what} of shape {tuple(images.shape)}, got {got}; give a tensor, one point per image"
+        )
+
+
+def plain_seeds(seeds: Any, count: int) -> Tensor:
+    """Seeds ``(count,)`` int64.
+
+    Raises:
+        InputError: another number of them, or no 64-bit integers.
+    """
+    try:
+        numbers = [operator.index(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
+        found = torch.tensor(numbers, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(
+            f"expected seeds as 64-bit integers, got {shown(seeds)}; give one whole number per image"
+        ) from None
+    if len(found) != count:
+        raise InputError(f"expected {count} seeds, got shape ({len(found)},); give one per image")
+    return found

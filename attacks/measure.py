@@ -9,7 +9,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from attacks.checks import check_ability, check_batches, check_images, clean_logits
+from attacks.arguments import check_estimator, plain_bounds, whole
+from attacks.checks import check_ability, check_images, check_module, check_points, clean_logits, plain_seeds
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
@@ -68,18 +69,17 @@ def measure(
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
     """
+    check_module(model)
+    check_estimator(estimator)
     check_ability(estimator, norm, domain)
     check_images(images, bounds)
-    check_batches(batch_size, noise_retries)
+    bounds = plain_bounds(bounds)
+    batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
-    seeds = torch.as_tensor(seeds, dtype=torch.int64)
-    if seeds.shape != images.shape[:1]:
-        raise InputError(f"expected {len(images)} seeds, got shape {tuple(seeds.shape)}; give one an image")
-    if start is not None and start.shape != images.shape:
-        raise InputError(
-            f"expected start of shape {tuple(images.shape)}, got {tuple(start.shape)}; give one witness an image"
-        )
+    seeds = plain_seeds(seeds, len(images))
+    if start is not None:
+        check_points("start", start, images)
     parts = []
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`

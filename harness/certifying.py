@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from attacks.certify.certifiers import Certificates, Certifier
 from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError
-from attacks.registry import create_certifier, text_form
 from harness.devices import device_of
 from harness.files import concatenate, read_part, save_checkpoint, save_tensors, write_part
 from harness.probes import Probe
@@ -34,7 +33,7 @@ class Certifying:
         self,
         folder: RunFolder,
         probes: Mapping[str, Probe],
-        certifiers: Sequence[str | Certifier],
+        certifiers: Mapping[str, Certifier],
         norms: Sequence[Norm] = NORMS,
         *,
         domain: Domain,
@@ -42,9 +41,8 @@ class Certifying:
         every: int,
         probe: int,
     ) -> None:
-        made = [create_certifier(one) if isinstance(one, str) else one for one in certifiers]
         self.folder, self.domain, self.bounds, self.every = folder, domain, bounds, every
-        self.certifiers = {text_form(one): one for one in made}
+        self.certifiers = certifiers
         self.probes = {
             name: Probe(given.images[:probe], given.labels[:probe], given.ids[:probe]) for name, given in probes.items()
         }
@@ -126,6 +124,8 @@ class Certifying:
         rows = rows[(rows["split"] == split) & (rows["norm"] == norm)]
         least = rows.groupby("image").agg(distance=("distance", "min"), prediction=("prediction", "first"))
         wanted = least.reindex(self.probes[split].ids.numpy())
+        # without any estimator the columns have no type yet
+        wanted = wanted.astype({"distance": float, "prediction": float})
         return wanted.fillna({"distance": np.inf, "prediction": -1}).astype({"prediction": int})
 
     def _start(self, before: int, split: str, unit: Unit, upper: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"expected --workers and --gpus-per-worker of at least 0, got {given.workers} and "
                 f"{given.gpus_per_worker:g}; raise them"
             )
+        if given.threads is not None and given.threads < 1:
+            raise ConfigError(f"expected --threads of at least 1, got {given.threads}; raise it")
         if given.certify_probe < 1:
             raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
         with terminated_is_interrupted():

@@ -58,7 +58,8 @@ class RunConfig:
     )
     checkpoints: str = option(
         "",
-        "track these ('ckpt/*.pt') instead of training; the last number in a name is its epoch",
+        "track these ('ckpt/*.pt') instead of training; the epoch is the number after 'epoch' or 'ep' in a name, else "
+        "the only one that varies",
         fixed=False,
     )
     weights: str = option("", "safetensors or state dict to begin with", later=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from attacks.arguments import several, shown
 from attacks.estimator import EstimatorError
 
 
@@ -119,6 +120,23 @@ def averages(summary: pd.DataFrame) -> dict[str, float]:
     """
     rows = summary[(summary["subset"] == "all") & summary["avg"].notna()]
     return {f"margin/{r['split']}/{r['estimator']}/{r['norm']}": float(r["avg"]) for _, r in rows.iterrows()}
+
+
+def made_loggers(given: Any) -> list[Logger]:
+    """Loggers of texts and objects; a text or an object alone is one.
+
+    Raises:
+        EstimatorError: an unknown text, or something that does not log.
+    """
+    asked = several(given)
+    for one in asked:
+        if isinstance(one, str):
+            check_logger(one)
+        elif isinstance(one, type) or not (hasattr(one, "log") and hasattr(one, "close")):
+            raise EstimatorError(
+                f"expected loggers with log and close, got {shown(one)}; give a text such as wandb:NAME"
+            )
+    return [create_logger(one) if isinstance(one, str) else one for one in asked]
 
 
 def _package(extra: str, module: str) -> Any:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.arguments import plain_bounds, whole
+from attacks.checks import check_module
 from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
 from attacks.measure import derive_seed, measure
-from attacks.registry import create, text_form
 from harness.devices import device_of
 from harness.probes import Given, Probe, as_probe, check_labels
 from harness.store import MARGIN_COLUMNS, Unit
-from harness.units import plan_units
+from harness.units import made_estimators, plain_norms, plan_units
 
 
 def measure_margins(
     model: nn.Module,
     images: Given | Tensor,
-    estimators: Sequence[str | Estimator] = ("deepfool",),
-    norms: Sequence[Norm] = NORMS,
+    estimators: str | Estimator | Sequence[str | Estimator] = ("deepfool",),
+    norms: Norm | Sequence[Norm] = NORMS,
     *,
     domain: Domain = "box",
     bounds: tuple[float, float] = (0.0, 1.0),
@@ -36,7 +38,8 @@ def measure_margins(
 
     Args:
         model: pixels in ``bounds`` -> logits; left untouched, measured in eval mode on its own device.
-        images: ``(N, C, H, W)`` float in ``bounds``, alone or with labels and ids (see `harness.probes.as_probe`).
+        images: ``(N, C, H, W)`` float in ``bounds``, alone (a tensor or an array) or with labels and ids (see
+            `harness.probes.as_probe`).
         estimators, norms, domain, bounds, noise_retries, batch_size, seed: see `MarginTracker`.
 
     Returns:
@@ -44,14 +47,17 @@ def measure_margins(
         ``seconds``; without labels also but for ``label`` and ``correct``.
 
     Raises:
-        InputError: images, labels or a model that cannot be measured.
+        InputError: images, labels or a model that cannot be measured, or an argument of the wrong type or value.
         EstimatorError: an unknown estimator, or one that has none of the norms.
     """
-    alone = isinstance(images, Tensor)
-    given: Any = (images, torch.zeros(len(images), dtype=torch.int64)) if isinstance(images, Tensor) else images
+    check_module(model)
+    given: Any = images
+    if alone := isinstance(images, Tensor | np.ndarray):
+        given = images, torch.zeros(images.shape[:1], dtype=torch.int64)
+    bounds, seed = plain_bounds(bounds), whole("seed", seed)
     probe = as_probe("test", given, bounds)
-    chosen = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
-    units, _ = plan_units(chosen, norms, domain)
+    chosen = made_estimators(estimators)
+    units, _ = plan_units(chosen, plain_norms(norms), domain)
     check_labels({"test": probe}, model, bounds, domain)
     tables = []
     for unit in units:

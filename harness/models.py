@@ -33,6 +33,7 @@ def build(
     *,
     normalize: Statistics | None = None,
     weights: Path | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> nn.Module:
     """Build a freshly initialised classifier, the same one for the same ``seed``.
 
@@ -46,6 +47,7 @@ def build(
         normalize: mean and standard deviation of pixels, one for all channels or one each, that are taken off before
             the model; distances stay in pixels.
         weights: a file that `load_weights` reads into the model.
+        say: gets the lines of `load_weights`.
 
     Raises:
         ValueError: unknown name, a factory that cannot be imported or called, weights of another model, or a model that
@@ -60,7 +62,8 @@ def build(
     with seeded(seed):
         model = _maker(name)(shape, classes)
         if weights is not None:
-            load_weights(weights, model)
+            for line in load_weights(weights, model):
+                say(line)
         if normalize is not None:
             model = Normalized(model, *normalize)
         _check_logits(model, shape, classes)

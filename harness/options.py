@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,15 @@ def read_options(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+    return undashed(table, path)
+
+
+def undashed(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A table's options by the names of fields.
+
+    Raises:
+        ConfigError: an option with dashes and with underscores.
+    """
     values = {key.replace("-", "_"): value for key, value in table.items()}
     if len(values) < len(table):
         twice = sorted(key for key in table if "-" in key and key.replace("-", "_") in table)

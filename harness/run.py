@@ -66,7 +66,7 @@ class TrackedRun:
         """
         for epoch in self.folder.trainer_epochs():
             load_trainer(self.folder.trainer(epoch))  # a damaged one is told now, not when training goes on
-        for epoch, seconds in self._existing() if self.existing else self._checkpointed(terminal):
+        for epoch, seconds in self._existing(terminal) if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (
                 self.tracker.update(epoch, self.model, last=epoch == self.last, refuse_late=False)
@@ -119,15 +119,19 @@ class TrackedRun:
         self._drop_old_states()
         self._drop_checkpoints()
 
-    def _existing(self) -> Iterator[tuple[int, float]]:
+    def _existing(self, terminal: Terminal) -> Iterator[tuple[int, float]]:
         """Put the weights of each checkpoint that was there already into the model, and keep them as our own."""
+        said = set[str]()
         for epoch, path in self.existing.items():
             if self.folder.checkpoint(epoch).exists():
                 load_checkpoint(self.folder.checkpoint(epoch), self.model)
             elif self._done(epoch):
                 continue
             else:
-                load_weights(path, self.model)
+                lines = [line for line in load_weights(path, self.model) if line not in said]
+                said.update(lines)
+                for line in lines:
+                    terminal.say(f"{path.name}: {line}")
                 self.tracker.check(epoch, self.model)
                 save_checkpoint(self.folder.checkpoint(epoch), self.model, epoch)
             yield epoch, math.nan

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from attacks.arguments import plain_path, several
 from harness.files import StoreError, concatenate, read_part
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 
@@ -74,28 +75,30 @@ class Run:
         return json.dumps({k: v for k, v in fingerprint.items() if k not in but}, sort_keys=True) if fingerprint else ""
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
     """The runs, each with a name of its own: the folder's, with its parents' where two are called the same.
 
     Raises:
         StoreError: no run, a damaged one, or one given twice.
     """
-    whole = [path.resolve() for path in paths]
+    given = [plain_path("a run folder", path) for path in several(paths)]
+    whole = [path.resolve() for path in given]
     twice = [path for place, path in enumerate(whole) if path in whole[:place]]
     if twice:
         raise StoreError(f"expected each run once, got {twice[0]} twice; name it once")
     depth = 1
     while len({path.parts[-depth:] for path in whole}) < len(whole):
         depth += 1
-    return [read_run(given, "/".join(path.parts[-depth:])) for given, path in zip(paths, whole, strict=True)]
+    return [read_run(one, "/".join(path.parts[-depth:])) for one, path in zip(given, whole, strict=True)]
 
 
-def read_run(path: Path, name: str | None = None) -> Run:
+def read_run(path: str | Path, name: str | None = None) -> Run:
     """Read a run folder, finished or not.
 
     Raises:
         StoreError: no run here, or a damaged part.
     """
+    path = plain_path("a run folder", path)
     folder = RunFolder(path)
     if not folder.exists():
         raise StoreError(f"expected a run folder, got {path} without manifest.json; give the folder that a run wrote")

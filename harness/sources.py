@@ -16,6 +16,8 @@ from harness.data import DataError, Dataset, Split
 SPLITS = ("train", "test")
 # read through pickle, which could run code that is in the file
 PICKLED = ("CIFAR10", "CIFAR100")
+# a label beyond is no number of a class; a model with a logit for each would take all memory
+MOST_CLASSES = 100_000
 
 
 def load_source(text: str, root: Path, download: bool) -> Dataset:
@@ -43,6 +45,10 @@ def _dataset(text: str, splits: dict[str, tuple[NDArray[Any], NDArray[Any]]]) ->
             f"expected images of one size in {text}, got {shapes['train']} and {shapes['test']}; resize them"
         )
     classes = 1 + max(int(value.max(initial=0)) for value in labels.values())
+    if classes > MOST_CLASSES:
+        raise DataError(
+            f"expected labels of at most {MOST_CLASSES} classes in {text}, got {classes - 1}; number the classes from 0"
+        )
     if classes < 2:
         raise DataError(f"expected labels of at least 2 classes in {text}, got one; add another")
     checksums = {

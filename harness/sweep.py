@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import from_dict, resolve
-from harness.options import ConfigError, OneLineParser
+from harness.options import ConfigError, OneLineParser, undashed
 from harness.stopping import terminated_is_interrupted
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -118,13 +118,15 @@ def read_sweep(path: Path) -> list[Entry]:
     unknown = sorted(set(table) - set(KEYS))
     common, grid, single = table.get("options", {}), table.get("grid", {}), table.get("run", [])
     lists = isinstance(grid, dict) and all(isinstance(value, list) and value for value in grid.values())
-    if unknown or not isinstance(common, dict) or not lists or not isinstance(single, list) or not (grid or single):
+    tables = isinstance(single, list) and all(isinstance(one, dict) for one in [common, *single])
+    if unknown or not lists or not tables or not (grid or single):
         got = ", ".join(unknown) or "other or no tables"
         raise ConfigError(f"expected [options], [grid] of lists and [[run]] tables in {path}, got {got}; write them so")
+    common, grid = undashed(common, path), undashed(grid, path)
     own = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     entries: dict[str, Entry] = {}
-    for changes in [*own, *single]:
-        options = {key.replace("-", "_"): value for key, value in {**common, **changes}.items()}
+    for changes in [*own, *(undashed(one, path) for one in single)]:
+        options = common | changes
         # checked before the first run starts
         resolve(from_dict(options))
         entry = Entry(_name(changes), options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
 from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
-from harness.existing import existing_checkpoints
+from harness.existing import existing_checkpoints, mapping_line
 from harness.options import ConfigError, OneLineParser, add_options
 from harness.stopping import terminated_is_interrupted
 
@@ -117,9 +117,11 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
     device = choose_device(config.device)
     existing = existing_checkpoints(config.checkpoints) if config.checkpoints else {}
+    lines += [mapping_line(existing)] if existing else []
     config = sized(replace(config, epochs=max(existing)) if existing else config, device)
     _set_up(config)
     dataset = _fewer(_load(config), config)
+    notes: list[str] = []
     model = build(
         config.model,
         dataset.shape,
@@ -127,9 +129,10 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         config.seed,
         normalize=parse_normalize(config.normalize),
         weights=Path(config.weights) if config.weights else None,
+        say=notes.append,
     )
     folder = RunFolder(Path(out) if out else _default_folder(config))
-    notes = notes_of(model, config, dataset, device)
+    notes += notes_of(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
     engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
 from attacks.certify.certifiers import Certifier
-from attacks.checks import check_batches
-from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm
-from attacks.registry import create, text_form
+from attacks.checks import check_module
+from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm
 from harness.certifying import Certifying
 from harness.checking import check_files
 from harness.config import digest
@@ -27,13 +27,13 @@ from harness.files import (
 )
 from harness.growing import GrowingTable
 from harness.listening import Listener
-from harness.loggers import Logger, averages, create_logger
-from harness.probes import Given, as_probe, check_labels, checksum
+from harness.loggers import Logger, averages, made_loggers
+from harness.probes import Given, as_probes, check_labels, checksum
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
 from harness.tasks import Engine, InProcess
-from harness.units import describe, plan_units, warm_starts
+from harness.units import describe, made_certifiers, made_estimators, plain_epoch, plain_norms, plan_units, warm_starts
 
 
 class MarginTracker:
@@ -44,10 +44,10 @@ class MarginTracker:
         probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays: images
             ``(N, C, H, W)`` float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers);
             or a Dataset or DataLoader of them (see `harness.probes.as_probe`).
-        estimators: text forms (``"fmn:steps=200"``) or estimator objects.
-        norms: of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
+        estimators: text forms (``"fmn:steps=200"``) or estimator objects; one alone or several.
+        norms: one or both of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.
-        bounds: pixel range of the images.
+        bounds: pixel range of the images, two finite numbers.
         noise_retries, batch_size: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
         warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
@@ -64,7 +64,7 @@ class MarginTracker:
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
         ConfigError: ``warm_start`` without an estimator that can.
-        InputError: probes that cannot be measured.
+        InputError: probes that cannot be measured, or an argument of the wrong type or value.
         StoreError: the folder holds another run.
     """
 
@@ -72,8 +72,8 @@ class MarginTracker:
         self,
         out: str | Path | RunFolder,
         probes: Mapping[str, Given],
-        estimators: Sequence[str | Estimator] = ("deepfool",),
-        norms: Sequence[Norm] = NORMS,
+        estimators: str | Estimator | Sequence[str | Estimator] = ("deepfool",),
+        norms: Norm | Sequence[Norm] = NORMS,
         *,
         domain: Domain = "box",
         bounds: tuple[float, float] = (0.0, 1.0),
@@ -82,42 +82,47 @@ class MarginTracker:
         seed: int = 0,
         warm_start: bool = False,
         cold_every: int = 5,
-        certifiers: Sequence[str | Certifier] = (),
+        certifiers: str | Certifier | Sequence[str | Certifier] = (),
         certify_every: int = 5,
         certify_probe: int = 100,
-        loggers: Sequence[str | Logger] = (),
+        loggers: str | Logger | Sequence[str | Logger] = (),
         engine: Engine | None = None,
         listener: Listener | None = None,
     ) -> None:
-        self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
-        if not self.probes:
-            raise InputError("expected at least one split of probes, got none; give images and labels")
-        self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
-        check_batches(batch_size, noise_retries)
-        if cold_every < 1:
-            raise InputError(f"expected cold_every of at least 1, got {cold_every}; give a number of epochs")
+        bounds = plain_bounds(bounds)
+        self.probes = as_probes(probes, bounds)
+        self.estimators, proving = made_estimators(estimators), made_certifiers(certifiers)
+        norms = plain_norms(norms)
+        check_choice("domain", domain, DOMAINS)
+        batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
+        seed, cold_every = whole("seed", seed), whole("cold_every", cold_every, 1)
+        certify_every = whole("certify_every", certify_every, 1)
+        certify_probe = whole("certify_probe", certify_probe, 1)
+        check_flag("warm_start", warm_start)
+        check_object("engine", engine, "run")
+        check_object("listener", listener, "images_done")
         cold, said = set[str](), list[str]()
         if warm_start:
             self.estimators, cold, said = warm_starts(self.estimators)
         self.units, self.skipped = (
-            plan_units(self.estimators, norms, domain) if self.estimators or not certifiers else ([], [])
+            plan_units(self.estimators, norms, domain) if self.estimators or not proving else ([], [])
         )
         self.skipped = said + self.skipped
         self.domain, self.bounds = domain, bounds
         self.listener = listener or Listener()
-        self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
+        self.loggers = made_loggers(loggers)
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
         if isinstance(out, RunFolder):
             self.folder = out
         else:
-            self.folder = RunFolder(Path(out))
+            self.folder = RunFolder(plain_path("out", out))
             fingerprint = {
                 "probes": {name: checksum(probe) for name, probe in self.probes.items()},
                 "domain": domain,
                 "bounds": list(bounds),
                 "noise_retries": noise_retries,
                 "measure_batch": batch_size,
-                "seed": int(seed),
+                "seed": seed,
                 **({"warm_start": True} if cold else {}),
             }
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
@@ -138,14 +143,14 @@ class MarginTracker:
             bounds=bounds,
             noise_retries=noise_retries,
             batch_size=batch_size,
-            seed=int(seed),
+            seed=seed,
             engine=engine or InProcess(),
             listener=self.listener,
         )
         self.certifying = Certifying(
             self.folder,
             self.probes,
-            certifiers,
+            proving,
             norms,
             domain=domain,
             bounds=bounds,
@@ -159,7 +164,7 @@ class MarginTracker:
         The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
 
         Args:
-            epoch: at least 0.
+            epoch: an integer of at least 0.
             model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
             last: no epoch will follow; with ``warm_start``, the cold forms are measured then.
             refuse_late: an epoch that is too late for an estimator that starts warm is an error; else that is left out.
@@ -168,13 +173,12 @@ class MarginTracker:
             This epoch's summary rows (see `harness.statistics.summarise`).
 
         Raises:
-            InputError: a model that cannot be measured.
+            InputError: a model that cannot be measured, or no such epoch.
             StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm; or
                 another process writes to the folder.
             UnsoundError: a lower bound above the distance of a witness: a bug, of which the case is kept.
         """
-        if epoch < 0:
-            raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
+        epoch = plain_epoch(epoch)
         with self.folder.locked():
             return self._update(epoch, model, last, refuse_late)
 
@@ -214,6 +218,7 @@ class MarginTracker:
         Args:
             witnesses: whether margins without their witnesses count as missing.
         """
+        epoch = plain_epoch(epoch)
         missing = self.estimating.missing(epoch, last, witnesses=witnesses, late=False)
         return not missing and not self.certifying.missing(epoch, last)
 
@@ -223,8 +228,9 @@ class MarginTracker:
         Raises:
             StoreError: the epoch was measured with other weights.
         """
+        check_module(model)
         weights = weights_checksum(model)
-        for path in self.folder.margin_parts(epoch):
+        for path in self.folder.margin_parts(plain_epoch(epoch)):
             rows, facts = read_part(path)
             before = facts.get("weights", "none")
             if before != weights:

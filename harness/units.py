@@ -4,14 +4,70 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
+from attacks.arguments import check_choice, several, shown, whole
 from attacks.certify.certifiers import Certifier
-from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Norm
-from attacks.registry import check_needs, text_form
+from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm
+from attacks.registry import check_needs, create, create_certifier, text_form
 from harness.options import ConfigError
 from harness.store import Unit
+
+Made = TypeVar("Made", Estimator, Certifier)
+# rows keep epochs in 32 bits
+LAST_EPOCH = 2**31 - 1
+
+
+def made_estimators(given: str | Estimator | Iterable[str | Estimator]) -> dict[str, Estimator]:
+    """Estimators of texts and objects, by canonical text; a text or an object alone is one.
+
+    Raises:
+        EstimatorError: an unknown text, or something else.
+    """
+    return _made(given, create, "perturb", "estimators as texts or objects")
+
+
+def made_certifiers(given: str | Certifier | Iterable[str | Certifier]) -> dict[str, Certifier]:
+    """The same of certifiers.
+
+    Raises:
+        EstimatorError: an unknown text, or something else.
+    """
+    return _made(given, create_certifier, "certify", "certifiers as texts or objects")
+
+
+def _made(given: object, make: Callable[[str], Made], method: str, what: str) -> dict[str, Made]:
+    found: dict[str, Made] = {}
+    for item in several(given):
+        one = make(item) if isinstance(item, str) else item
+        # a class has the method too
+        if isinstance(one, type) or not callable(getattr(one, method, None)):
+            raise EstimatorError(f"expected {what}, got {shown(item)}; name one, or make an object of its class")
+        found[text_form(one)] = one
+    return found
+
+
+def plain_norms(given: Norm | Iterable[Norm]) -> list[Norm]:
+    """Norms, each once; a text alone is one.
+
+    Raises:
+        InputError: none, or an unknown one.
+    """
+    norms = several(given)
+    if not norms or any(norm not in NORMS for norm in norms):
+        got = ", ".join(map(shown, norms)) or "none"
+        raise InputError(f"expected norms of {', '.join(NORMS)}, got {got}; choose one or both")
+    return list(dict.fromkeys(norms))
+
+
+def plain_epoch(epoch: int) -> int:
+    """``epoch`` as an integer of Python.
+
+    Raises:
+        InputError: no whole number of at least 0, which is before the first update.
+    """
+    return whole("an epoch", epoch, 0, LAST_EPOCH)
 
 
 def plan_units(
@@ -20,11 +76,11 @@ def plan_units(
     """The units to measure, and a line for every estimator's norm that is skipped.
 
     Raises:
-        InputError: no norm, or an unknown one.
+        InputError: no norm, or an unknown one or domain.
         EstimatorError: no estimator, or one has none of the norms, or not the domain, or lacks a package.
     """
-    if not norms or any(norm not in NORMS for norm in norms):
-        raise InputError(f"expected norms of {', '.join(NORMS)}, got {', '.join(norms) or 'none'}; choose one or both")
+    norms = plain_norms(norms)
+    check_choice("domain", domain, DOMAINS)
     if not estimators:
         raise EstimatorError("expected at least one estimator, got none; name one, such as 'deepfool'")
     units, skipped = [], []

@@ -78,6 +78,7 @@ def test_bad_input_is_one_line_and_changes_nothing(runs: tuple[Path, Path], caps
     _, both = runs
     before = state(both)
     assert "did you mean 'fmn'" in refused(capsys, 2, str(both), "--estimator", "fnm")
+    assert "--threads of at least 1, got 0" in refused(capsys, 2, str(both), "--threads", "0")
     assert "expected a run folder" in refused(capsys, 1, str(both / "none"), "--estimator", "fmn")
     assert "expected epochs that both measured (0, 1, 2), got [7]" in refused(
         capsys, 1, str(both), "--estimator", "fmn", "--epoch", "7"

@@ -295,7 +295,7 @@ def test_the_model_is_left_as_it_was(digits: Tensor) -> None:
         ({"witnesses": torch.zeros(2, 1, 8, 8)}, "expected witnesses of shape (1, 1, 8, 8), got (2, 1, 8, 8)"),
         ({"gap": 1e-9}, "expected a gap of at least 1e-07 and below 1, got 1e-09"),
         ({"nodes": 0}, "expected nodes of at least 1"),
-        ({"seconds": 0.0}, "and seconds above 0"),
+        ({"seconds": 0.0}, "expected seconds above 0, got 0.0"),
     ],
 )
 def test_refusals_are_one_line(shallow: nn.Module, changed: dict[str, Any], words: str) -> None:

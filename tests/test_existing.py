@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.compare import main as compare
-from harness.existing import existing_checkpoints
+from harness.existing import existing_checkpoints, mapping_line
 from harness.files import read_part
 from harness.models import build
 from harness.options import ConfigError
@@ -48,12 +48,64 @@ def test_files_are_found_by_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "epochs"),
+    [
+        (["epoch=0-val_loss=0.90.ckpt", "epoch=1-val_loss=0.80.ckpt", "epoch=10-val_loss=0.70.ckpt"], [0, 1, 10]),
+        (["epoch_10_step_500.pt", "epoch_20_step_1000.pt"], [10, 20]),
+        (["net50_ep12_7.pt", "net50_ep13_7.pt"], [12, 13]),
+        (["step12_ep3.pt"], [3]),
+        (["resnet18_0.pt", "resnet18_1.pt"], [0, 1]),
+        (["resnet18_0_v2.pt", "resnet18_1_v2.pt"], [0, 1]),
+        (["resnet18_7.pt"], [7]),
+        (["m_5.pt", "m_010.safetensors"], [5, 10]),
+    ],
+)
+def test_the_epoch_is_read_from_a_name(tmp_path: Path, names: list[str], epochs: list[int]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    found = existing_checkpoints(str(tmp_path / "*"))
+    assert {path.name: epoch for epoch, path in found.items()} == dict(zip(names, epochs, strict=True))
+    assert list(found) == epochs
+
+
+@pytest.mark.parametrize("pattern", ["run[v1]/m_*.pt", "run[v1]/m_3[[]x].pt", "run[v1]/m_3[x].pt", "run[[]v1]/m_3*"])
+def test_brackets_in_a_path_stand_for_themselves(tmp_path: Path, pattern: str) -> None:
+    for folder in ("run[v1]", "runv"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m_3[x].pt").write_bytes(b"")
+    assert existing_checkpoints(str(tmp_path / pattern)) == {3: tmp_path / "run[v1]" / "m_3[x].pt"}
+
+
+def test_brackets_in_a_pattern_are_a_set_of_characters(tmp_path: Path) -> None:
+    for name in ("m_3.pt", "m_4.pt", "m_5.pt"):
+        (tmp_path / name).write_bytes(b"")
+    assert list(existing_checkpoints(str(tmp_path / "m_[34].pt"))) == [3, 4]
+
+
+def test_the_mapping_is_one_line() -> None:
+    files = {epoch: Path(f"ckpt/m_{epoch}.pt") for epoch in range(12)}
+    assert (
+        mapping_line({3: Path("ckpt/a3.pt"), 4: Path("ckpt/a4.pt")}) == "checkpoints by epoch: a3.pt -> 3, a4.pt -> 4"
+    )
+    assert (
+        mapping_line(files)
+        == "checkpoints by epoch: m_0.pt -> 0, m_1.pt -> 1, m_2.pt -> 2, ... and 8 more, m_11.pt -> 11"
+    )
+
+
+@pytest.mark.parametrize(
     ("names", "words"),
     [
         ([], "quote the pattern"),
-        (["best.pt"], "rename it"),
+        (["best.pt"], "got best.pt; rename it to say epoch-N"),
         (["a1.pt", "b1.pt"], "narrow"),
         (["20261126.pt"], "rename"),
+        (["resnet18_best.pt"], "got resnet18_best.pt; rename it to say epoch-N"),
+        (["resnet18_0.pt", "resnet18_1.pt", "resnet18_best.pt"], "got resnet18_best.pt next to resnet18_0.pt; narrow"),
+        (["epoch=0.pt", "epoch=1.pt", "last.pt"], "got last.pt; rename it"),
+        (["m_0_9.pt", "m_1_8.pt"], "differ in one number, got m_0_9.pt and m_1_8.pt; rename them to say epoch-N"),
+        (["epoch1.pt", "epoch01.pt"], "expected one checkpoint per epoch, got epoch01.pt and epoch1.pt; narrow"),
+        (["epoch1_epoch2.pt"], "got epoch1_epoch2.pt; rename it"),
     ],
 )
 def test_what_says_no_epoch_is_one_line(tmp_path: Path, names: list[str], words: str) -> None:
@@ -64,7 +116,7 @@ def test_what_says_no_epoch_is_one_line(tmp_path: Path, names: list[str], words:
     assert ONE_LINE.fullmatch(str(caught.value))
 
 
-def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path) -> None:
+def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern, out = checkpoints(tmp_path / "ckpt"), tmp_path / "run"
     assert main([*OPTIONS, "--checkpoints", pattern, "--out", str(out)]) == 0
     folder = RunFolder(out)
@@ -72,6 +124,9 @@ def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path) -> None:
     assert folder.checkpoint_epochs() == [0, 5, 10]
     assert not folder.trainer_epochs()
     assert "checkpoints that were there already" in " ".join(folder.read_manifest()["notes"])
+    said = capsys.readouterr().out.splitlines()
+    mapping = "checkpoints by epoch: m_000.safetensors -> 0, m_5.pt -> 5, m_010.safetensors -> 10"
+    assert said.index(mapping) < next(row for row, line in enumerate(said) if line.startswith("epoch   0"))
     # the rows are of these weights
     model = build("dense", (1, 8, 8), 10, seed=5)
     rows, facts = read_part(folder.margins(5, Unit("linear", "l2")))

@@ -66,6 +66,15 @@ def test_every_combination_and_every_single_run_is_named(tmp_path: Path) -> None
         ("[[run]]\nseed = 1\n[[run]]\nseed = 1", "every run once"),
         ("[sweep]\na = 1", "got sweep"),
         ("[[run", "mend the file"),
+        ("run = [5]", r"\[\[run\]\] tables"),
+        ("run = [[5]]", r"\[\[run\]\] tables"),
+        ("options = 5\n[grid]\nseed = [0]", r"expected \[options\]"),
+        (
+            "[options]\ndata-root = 'a'\ndata_root = 'b'\n[grid]\nseed = [0]",
+            "each option once in .*, got data-root with",
+        ),
+        ("[grid]\ndata-root = ['a']\ndata_root = ['b']", "each option once in .*, got data-root with"),
+        ("[[run]]\ndata-root = 'a'\ndata_root = 'b'", "each option once in .*, got data-root with"),
     ],
 )
 def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str, words: str) -> None:

@@ -1,7 +1,7 @@
 """Models of libraries, weights that others wrote, and normalisation inside the model."""
 
 import importlib.util
-import pickle
+import os
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from attacks.affine import affine_margins
 from attacks.measure import measure
@@ -17,6 +18,8 @@ from attacks.registry import create
 from harness.config import parse_normalize
 from harness.models import build
 from harness.options import ConfigError
+from harness.store import RunFolder
+from harness.track import main
 from harness.weights import Normalized, load_weights
 from harness.zoo import check_robustbench
 from tests.runs import ONE_LINE
@@ -40,14 +43,85 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "model._orig_mod.", "module._orig_mod.module.model.", "net."]
+)
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
 def test_state_dicts_of_others_are_read(tmp_path: Path, trained: nn.Module, prefix: str, key: str | None) -> None:
     state = {prefix + name: value for name, value in trained.state_dict().items()}
     torch.save({key: state, "epoch": 7} if key else state, tmp_path / "weights.pt")
     model = net()
-    load_weights(tmp_path / "weights.pt", model)
+    assert load_weights(tmp_path / "weights.pt", model) == []
     assert same(model, trained)
+
+
+def test_a_wrapper_around_a_part_is_read(tmp_path: Path, trained: nn.Module) -> None:
+    # as of a part that was compiled, or given to several devices
+    state = {name.replace("1.", "1._orig_mod.module."): value for name, value in trained.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pt")
+    model = net()
+    assert load_weights(tmp_path / "weights.pt", model) == []
+    assert same(model, trained)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "ema_state_dict", "state_dict_ema"])
+def test_of_plain_and_averaged_weights_the_plain_ones_are_read_and_told(
+    tmp_path: Path, trained: nn.Module, key: str
+) -> None:
+    averaged = {f"module.{name}": torch.zeros_like(value) for name, value in trained.state_dict().items()}
+    torch.save({key: averaged | {"n_averaged": torch.tensor(3)}, "model": trained.state_dict()}, tmp_path / "both.pt")
+    model = net()
+    assert load_weights(tmp_path / "both.pt", model) == [f"weights: model is read, {key} is not"]
+    assert same(model, trained)
+    # without the plain ones, the average is
+    torch.save({key: averaged | {"n_averaged": torch.tensor(3)}, "epoch": 3}, tmp_path / "alone.pt")
+    assert load_weights(tmp_path / "alone.pt", model) == [
+        f"weights: {key} is read, an average: the file has no others",
+        "weights: left n_averaged, which the model does not have",
+    ]
+    assert not any(value.any() for value in model.state_dict().values())
+
+
+def test_an_averaged_model_is_read(tmp_path: Path, trained: nn.Module) -> None:
+    torch.save(AveragedModel(trained).state_dict(), tmp_path / "weights.pt")
+    model = net()
+    said = load_weights(tmp_path / "weights.pt", model)
+    assert said == ["weights: left n_averaged, which the model does not have"]
+    assert same(model, trained)
+
+
+def test_what_is_no_part_of_the_model_is_left_and_told(tmp_path: Path, trained: nn.Module) -> None:
+    state: dict[str, object] = {f"model.{name}": value for name, value in trained.state_dict().items()}
+    state |= {"criterion.weight": torch.ones(3), "train_acc.tp": torch.zeros(2), "model.1.total_ops": torch.zeros(1)}
+    torch.save(state | {"total_params": torch.zeros(1), "a.b": torch.zeros(1), "epoch": 3}, tmp_path / "weights.pt")
+    model = net()
+    assert load_weights(tmp_path / "weights.pt", model) == [
+        "weights: left criterion.weight, train_acc.tp, model.1.total_ops, total_params and 1 more, "
+        "which the model does not have"
+    ]
+    assert same(model, trained)
+
+
+def test_counts_of_batches_may_be_missing(tmp_path: Path, trained: nn.Module) -> None:
+    state = {name: value for name, value in trained.state_dict().items() if "batches" not in name}
+    save_file(state, tmp_path / "weights.safetensors")
+    model = net()
+    model(torch.rand(9, 1, 2, 2))
+    assert load_weights(tmp_path / "weights.safetensors", model) == []
+    # and not that of the weights before
+    assert model.state_dict()["2.num_batches_tracked"] == 0
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+
+
+def test_what_was_left_is_said_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = build("dense", (1, 8, 8), 10, seed=5).state_dict()
+    save_file(state | {"criterion.weight": torch.ones(3)}, tmp_path / "weights.safetensors")
+    command = f"--model dense --weights {tmp_path / 'weights.safetensors'} --out {tmp_path / 'run'} --epochs 0"
+    command += " --estimator linear --probe 4 --train-images 40 --test-images 8 --device cpu --no-report"
+    assert main(command.split()) == 0
+    line = "weights: left criterion.weight, which the model does not have"
+    assert line in capsys.readouterr().out.splitlines()
+    assert line in RunFolder(tmp_path / "run").read_manifest()["notes"]
 
 
 def test_safetensors_are_read_into_a_normalised_model(tmp_path: Path, trained: nn.Module) -> None:
@@ -62,23 +136,54 @@ class Trap:
         return exec, ("raise SystemExit('code from data')",)
 
 
-@pytest.mark.parametrize("kind", ["code", "missing", "other shape", "more", "no dict", "no file"])
-def test_what_are_no_weights_of_the_model_is_one_line(tmp_path: Path, trained: nn.Module, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("code", "got a pickle that asks for exec, which is not run; save a state dict"),
+        (
+            "whole model",
+            "got a pickle that asks for torch.nn.modules.container.Sequential, which is not run; save a st",
+        ),
+        ("text", "got a damaged file or one of another kind (KeyError); save a state dict"),
+        ("missing", "got no 1.bias; give its own, or another --model"),
+        ("other shape", "got 1.bias of shape (5,); give its own, or another --model"),
+        ("deeper", "got also 9.weight; give its own, or another --model"),
+        ("deeper block", "got also 1.0.weight; give its own, or another --model"),
+        ("two models", "got model.1.weight and module.1.weight; save one of them alone"),
+        ("no dict", "got list; save model.state_dict()"),
+        ("no file", "got none; give the path of one"),
+        ("folder", "got none; give the path of one"),
+        ("FIFO", "got none; give the path of one"),
+    ],
+)
+def test_what_are_no_weights_of_the_model_is_one_line(
+    tmp_path: Path, trained: nn.Module, kind: str, words: str
+) -> None:
     path, state = tmp_path / "weights.pt", dict(trained.state_dict())
-    if kind == "code":
-        path.write_bytes(pickle.dumps(Trap()))
+    given = {"code": Trap(), "whole model": trained, "no dict": [1, 2]}
+    if kind == "text":
+        path.write_bytes(b"hello")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "deeper block":
+        state["1.0.weight"] = torch.zeros(1)
+    elif kind == "two models":
+        state = {prefix + name: value for prefix in ("model.", "module.") for name, value in state.items()}
     elif kind == "missing":
         del state["1.bias"]
     elif kind == "other shape":
         state["1.bias"] = torch.zeros(5)
-    elif kind == "more":
+    elif kind == "deeper":
         state["9.weight"] = torch.zeros(1)
-    if kind not in ("code", "no file"):
-        torch.save([1, 2] if kind == "no dict" else state, path)
+    if kind not in ("text", "folder", "FIFO", "no file"):
+        torch.save(given.get(kind, state), path)
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="expected") as caught:
         load_weights(path, model)
+    assert words in str(caught.value)
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -12,10 +12,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from attacks.arguments import check_choice, plain_bounds, shown
 from attacks.certify.lower import Effort, certified_radii
 from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.certify.reading import rounding_of
-from attacks.checks import check_images
+from attacks.checks import check_images, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
 from attacks.geometry import farthest_in_box
 
@@ -224,13 +225,20 @@ def _certify(
     start: Tensor | None,
     on_progress: Callable[[int], None] | None,
 ) -> Certificates:
+    check_module(model)
     check_images(images, bounds)
-    if upper.shape != images.shape[:1] or upper.isnan().any() or (upper < 0).any():
+    check_choice("norm", norm, NORMS)
+    check_choice("domain", domain, DOMAINS)
+    for what, radii in {"upper bound": upper, **({} if start is None else {"start": start})}.items():
+        if not isinstance(radii, Tensor) or radii.shape != images.shape[:1]:
+            got = tuple(radii.shape) if isinstance(radii, Tensor) else shown(radii)
+            raise InputError(f"expected one {what} per image, got {got}; give a tensor of shape ({len(images)},)")
+    if upper.isnan().any() or (upper < 0).any():
         raise InputError(
-            f"expected one upper bound an image, at least 0, got {tuple(upper.shape)} with NaN or less than 0 in it; "
-            "give the distances of witnesses, inf where there is none"
+            "expected upper bounds of at least 0, got NaN or less; give the distances of witnesses, inf where there is "
+            "none"
         )
-    low, high = bounds
+    low, high = bounds = plain_bounds(bounds)
     device = images.device
     scaled = model if bounds == (0.0, 1.0) else _FromUnit(model, low, high)
     network = PiecewiseNetwork(scaled, tuple(images.shape[1:]), device)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attacks.arguments import check_choice, plain_bounds, plain_path, whole
 from attacks.certify.cache import VERSION, Record, path_of, read_record, write_record
 from attacks.certify.network import read_network
 from attacks.certify.place import Place, flat, place
 from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
 from attacks.certify.tracing import evaluation_copy
-from attacks.checks import check_images
+from attacks.checks import check_images, check_module, check_points
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
 
 # well above the distance beyond the boundary that witnesses are looked for at
@@ -66,7 +67,7 @@ def exact_margins(
     gap: float = 1e-6,
     nodes: int = 100_000,
     seconds: float | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> ExactMargins:
     """The distance of each image to the boundary of its predicted class, of a network of affine layers and ReLUs.
 
@@ -98,12 +99,16 @@ def exact_margins(
         InputError: images outside ``bounds``, arguments of the wrong shape or size, or a model that is no such network.
         UnsoundError: a bug of the solver.
     """
+    check_module(model)
     check_images(images, bounds)
-    _check(norm, domain, gap, nodes, seconds)
-    if witnesses is not None and witnesses.shape != images.shape:
-        raise InputError(
-            f"expected witnesses of shape {tuple(images.shape)}, got {tuple(witnesses.shape)}; give one an image"
-        )
+    bounds = plain_bounds(bounds)
+    check_choice("norm", norm, NORMS)
+    check_choice("domain", domain, DOMAINS)
+    nodes = whole("nodes", nodes, 1)
+    _check(gap, seconds)
+    if witnesses is not None:
+        check_points("witnesses", witnesses, images)
+    folder = None if cache is None else plain_path("cache", cache)
     network, own = read_network(model, tuple(images.shape[1:])), evaluation_copy(model)
     question = {"solver": VERSION, "network": network.fingerprint(), "norm": norm, "domain": domain}
     question |= {"bounds": [float(limit) for limit in bounds], "gap": float(gap)}
@@ -114,7 +119,7 @@ def exact_margins(
         search = Search(network, here.pixels, here.label, here.region(norm), here.changes, gap=gap)
         if witnesses is not None:
             search.offer(flat(witnesses[row]) - here.pixels)
-        answers.append(_solve(here, search, budget, question, cache))
+        answers.append(_solve(here, search, budget, question, folder))
     return _join(answers, gap)
 
 
@@ -176,13 +181,8 @@ def _join(answers: list[_Answer], gap: float) -> ExactMargins:
     )
 
 
-def _check(norm: Norm, domain: Domain, gap: float, nodes: int, seconds: float | None) -> None:
-    for value, known, kind in ((norm, NORMS, "norm"), (domain, DOMAINS, "domain")):
-        if value not in known:
-            raise InputError(f"expected a {kind} of {', '.join(known)}, got {value!r}; choose one of them")
-    if not LEAST_GAP <= gap < 1:
+def _check(gap: float, seconds: float | None) -> None:
+    if not isinstance(gap, int | float) or not LEAST_GAP <= gap < 1:
         raise InputError(f"expected a gap of at least {LEAST_GAP:g} and below 1, got {gap!r}; choose one between")
-    if nodes < 1 or (seconds is not None and not seconds > 0):
-        raise InputError(
-            f"expected nodes of at least 1 and seconds above 0, got {nodes!r} and {seconds!r}; allow some effort"
-        )
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+        raise InputError(f"expected seconds above 0, got {seconds!r}; allow some effort, or None for no limit")

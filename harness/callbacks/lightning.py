@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from attacks.arguments import whole
 from harness.loggers import averages
 from harness.tracker import MarginTracker
 
@@ -31,7 +32,7 @@ class MarginCallback(Callback):  # type: ignore[misc]
         model: Callable[[LightningModule], nn.Module] = lambda module: module,
         every: int = 1,
     ) -> None:
-        self.tracker, self.model, self.every = tracker, model, every
+        self.tracker, self.model, self.every = tracker, model, whole("every", every, 1)
         self.measured: list[int] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
