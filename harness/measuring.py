@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.checks import check_draws
 from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
 from attacks.measure import derive_seed, measure
 from attacks.registry import create, text_form
 from harness.devices import device_of
-from harness.probes import Given, Probe, as_probe, check_labels
+from harness.probes import Given, Probe, as_probe, check_probes
 from harness.store import MARGIN_COLUMNS, Unit
 from harness.units import plan_units
 
@@ -29,6 +31,8 @@ def measure_margins(
     noise_retries: int = 6,
     batch_size: int = 128,
     seed: int = 0,
+    expect_over: int = 1,
+    binary: bool = False,
 ) -> pd.DataFrame:
     """Measure the margins of one finished model; nothing is written.
 
@@ -37,11 +41,14 @@ def measure_margins(
     Args:
         model: pixels in ``bounds`` -> logits; left untouched, measured in eval mode on its own device.
         images: ``(N, C, H, W)`` float in ``bounds``, alone or with labels and ids (see `harness.probes.as_probe`).
-        estimators, norms, domain, bounds, noise_retries, batch_size, seed: see `MarginTracker`.
+        estimators, norms, domain, bounds, noise_retries, batch_size, seed, expect_over, binary: see `MarginTracker`.
 
     Returns:
         A row an image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
         ``seconds``; without labels also but for ``label`` and ``correct``.
+
+    Warns:
+        ModelWarning: the model's margins say less than they seem to (see `attacks.checks`).
 
     Raises:
         InputError: images, labels or a model that cannot be measured.
@@ -52,7 +59,9 @@ def measure_margins(
     probe = as_probe("test", given, bounds)
     chosen = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
     units, _ = plan_units(chosen, norms, domain)
-    check_labels({"test": probe}, model, bounds, domain)
+    check_draws(expect_over)
+    for told in check_probes({"test": probe}, model, bounds, domain, expect_over=expect_over, binary=binary):
+        warnings.warn(told, stacklevel=2)
     tables = []
     for unit in units:
         names = (seed, 0, "test", unit.estimator, unit.norm)
@@ -66,6 +75,9 @@ def measure_margins(
             noise_retries=noise_retries,
             batch_size=batch_size,
             seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+            expect_over=expect_over,
+            binary=binary,
+            checked=True,
         )
         tables.append(margin_rows(0, "test", probe, unit, domain, found))
     rows = pd.concat(tables, ignore_index=True)

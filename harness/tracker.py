@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from attacks.certify.certifiers import Certifier
-from attacks.checks import check_batches
+from attacks.checks import check_batches, check_draws
 from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm
 from attacks.registry import create, text_form
 from harness.certifying import Certifying
 from harness.checking import check_files
-from harness.config import digest
+from harness.config import check_provable, digest
 from harness.estimating import Estimating
 from harness.files import (
     StoreError,
@@ -28,7 +28,7 @@ from harness.files import (
 from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, create_logger
-from harness.probes import Given, as_probe, check_labels, checksum
+from harness.probes import Given, as_probe, check_probes, checksum
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
@@ -48,7 +48,7 @@ class MarginTracker:
         norms: of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.
         bounds: pixel range of the images.
-        noise_retries, batch_size: see `attacks.measure.measure`.
+        noise_retries, batch_size, expect_over, binary: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
         warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
             latest epoch measured before, and measure its cold form beside it at some epochs.
@@ -63,7 +63,7 @@ class MarginTracker:
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
-        ConfigError: ``warm_start`` without an estimator that can.
+        ConfigError: ``warm_start`` without an estimator that can, or ``expect_over`` with certifiers.
         InputError: probes that cannot be measured.
         StoreError: the folder holds another run.
     """
@@ -80,6 +80,8 @@ class MarginTracker:
         noise_retries: int = 6,
         batch_size: int = 128,
         seed: int = 0,
+        expect_over: int = 1,
+        binary: bool = False,
         warm_start: bool = False,
         cold_every: int = 5,
         certifiers: Sequence[str | Certifier] = (),
@@ -94,6 +96,8 @@ class MarginTracker:
             raise InputError("expected at least one split of probes, got none; give images and labels")
         self.estimators = {text_form(e): e for e in (create(e) if isinstance(e, str) else e for e in estimators)}
         check_batches(batch_size, noise_retries)
+        check_draws(expect_over)
+        check_provable(expect_over, certifiers)
         if cold_every < 1:
             raise InputError(f"expected cold_every of at least 1, got {cold_every}; give a number of epochs")
         cold, said = set[str](), list[str]()
@@ -104,6 +108,7 @@ class MarginTracker:
         )
         self.skipped = said + self.skipped
         self.domain, self.bounds = domain, bounds
+        self.expect_over, self.binary = expect_over, binary
         self.listener = listener or Listener()
         self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
@@ -119,6 +124,8 @@ class MarginTracker:
                 "measure_batch": batch_size,
                 "seed": int(seed),
                 **({"warm_start": True} if cold else {}),
+                **({"expect_over": expect_over} if expect_over != 1 else {}),
+                **({"binary": True} if binary else {}),
             }
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
             with self.folder.locked():
@@ -138,6 +145,8 @@ class MarginTracker:
             bounds=bounds,
             noise_retries=noise_retries,
             batch_size=batch_size,
+            expect_over=expect_over,
+            binary=binary,
             seed=int(seed),
             engine=engine or InProcess(),
             listener=self.listener,
@@ -151,6 +160,7 @@ class MarginTracker:
             bounds=bounds,
             every=certify_every,
             probe=certify_probe,
+            binary=binary,
         )
 
     def update(self, epoch: int, model: nn.Module, *, last: bool = False, refuse_late: bool = True) -> pd.DataFrame:
@@ -182,7 +192,7 @@ class MarginTracker:
         weights = self.check(epoch, model)
         missing = self.estimating.missing(epoch, last, late=refuse_late)
         if missing:
-            check_labels(self.probes, model, self.bounds, self.domain)
+            self._check_model(epoch, model)
             for unit in missing:
                 self._summary.forget(self.folder.margins(epoch, unit))
             self.estimating.measure(epoch, missing, model, weights)
@@ -195,6 +205,21 @@ class MarginTracker:
         for logger in self.loggers if missing else ():
             logger.log(epoch, averages(here))
         return here
+
+    def _check_model(self, epoch: int, model: nn.Module) -> None:
+        """Refuse what cannot be measured; tell what spoils margins, and note it in the manifest once."""
+        told = check_probes(
+            self.probes, model, self.bounds, self.domain, expect_over=self.expect_over, binary=self.binary
+        )
+        if not told:
+            return
+        manifest = self.folder.read_manifest()
+        notes = manifest.get("notes", [])
+        new = [f"epoch {epoch}: {one}" for one in told if not any(str(one) in note for note in notes)]
+        if new:
+            self.folder.write_manifest({**manifest, "notes": notes + new})
+        for one in told:
+            self.listener.told(one)
 
     def close(self) -> None:
         """End the loggers and the engine; nothing else is open between updates."""
