@@ -201,9 +201,11 @@ class Classifier(nn.Module):
     def drawn(self, pixels: Tensor) -> Tensor:
         """Logits of one pass of the network as it is, no less precise than the pixels."""
         logits = as_logits(self.network(pixels), self.binary)
-        if not isinstance(logits, Tensor):
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
             return logits  # type: ignore[no-any-return]  # `clean_logits` says what is wrong with it
-        self.precision = logits.dtype if logits.is_floating_point() else pixels.dtype
+        self.precision = logits.dtype
+        if logits.dtype is pixels.dtype:
+            return logits
         # once, here: an estimator computes with logits and images together
         return logits.to(torch.promote_types(logits.dtype, pixels.dtype))
 

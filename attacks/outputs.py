@@ -21,17 +21,20 @@ def as_logits(output: Any, binary: bool = False) -> Any:
     Returns:
         ``(B, K)``; anything else as it is, for `check_rows` to refuse.
     """
-    if isinstance(output, Mapping):
-        output = output.get("logits", output)
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        output = output.logits
-    elif isinstance(output, tuple) and output:
-        output = output[0]
+    logits = output if isinstance(output, Tensor) else _logits_inside(output)
     if not binary:
-        return output
+        return logits
     # no question of the shape, which `torch.fx` could not answer
-    logit = output.reshape(-1, 1)
+    logit = logits.reshape(-1, 1)
     return torch.cat([torch.zeros_like(logit), logit], 1)
+
+
+def _logits_inside(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    return output[0] if isinstance(output, tuple) and output else output
 
 
 class Logits(nn.Module):
@@ -62,7 +65,7 @@ def check_rows(logits: object, count: int, device: torch.device, binary: bool = 
             f"expected one logit per image with binary, got {len(logits)} for {count} images on {logits.device}; "
             "leave binary out where there is one per class"
         )
-    elif logits.shape in ((count,), (count, 1)) and logits.device == device:
+    elif logits.is_floating_point() and logits.shape in ((count,), (count, 1)) and logits.device == device:
         raise InputError(
             f"expected at least 2 classes, got one logit per image, {tuple(logits.shape)}; read it as a binary "
             "classifier's with binary=True (--binary)"
