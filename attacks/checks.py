@@ -206,7 +206,7 @@ def _has_gradient(view: Classifier, image: Tensor) -> bool:
             if not logits.requires_grad:
                 return False
             # all logits with different weights, as each row may add up to the same
-            weights = torch.arange(logits.shape[1], device=logits.device)
+            weights = torch.arange(1, 1 + logits.shape[1], device=logits.device)
             (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
     except (RuntimeError, ValueError):  # estimators will say of every image what it is
         return True

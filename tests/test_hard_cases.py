@@ -481,6 +481,15 @@ def test_what_spoils_margins_is_told_and_noted(
     assert tracker.folder.read_manifest()["notes"] == [f"epoch 0: {told[0].message}"]
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_gradient_of_one_logit_is_one(place: int) -> None:
+    model = Affine(2)
+    with torch.no_grad():
+        model.linear.weight[1 - place] = 0.0
+        model.linear.bias[1 - place] = 0.0
+    assert_exact(model, images(2))
+
+
 def test_logits_without_a_graph_are_told() -> None:
     with pytest.warns(GradientWarning):
         found = margins(twisted(cut_off), images(), "linear")
