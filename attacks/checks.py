@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import Any
 
 import torch
@@ -13,15 +12,42 @@ from torch.nn.parameter import is_lazy
 from attacks.arguments import plain_bounds, shown
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.isolation import Bounds, Classifier
+from attacks.outputs import check_rows
 
 PROBABILITIES = (
     "the model's outputs are probabilities, not logits: their gradients vanish where it is sure, and DeepFool and "
     "other gradient methods go too far or find nothing; leave its softmax out"
 )
+BATCHES = (
+    "the model's logits of an image depend on the other images of its batch, and so do its margins; leave out what "
+    "mixes images, such as batch norm in training mode"
+)
+NO_GRADIENT = (
+    "the model's logits have no gradient with respect to the images that were looked at: estimators that follow it go "
+    "too far or find nothing; leave out what has none, such as rounding"
+)
+# of the images, how many a model is looked at with before it is measured
+FEW = 4
+# by how many epsilons of their size logits may differ in two passes, and by what part of it at most
+EPSILONS, MOST = 100, 0.1
+# of TF32, in which a GPU's convolutions may compute: batches of another size go through other kernels
+TF32 = 2**-10
 
 
-class ProbabilityWarning(UserWarning):
+class ModelWarning(UserWarning):
+    """What a model is like that spoils its margins."""
+
+
+class ProbabilityWarning(ModelWarning):
     """The model ends in a softmax."""
+
+
+class BatchWarning(ModelWarning):
+    """An image's logits depend on the other images of its batch."""
+
+
+class GradientWarning(ModelWarning):
+    """The logits have no gradient with respect to the images."""
 
 
 def are_probabilities(outputs: Tensor) -> bool:
@@ -84,22 +110,16 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
     """
     try:
         logits = view.classify(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, InputError):
         raise
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         advice = "; they look like (B, H, W, C): permute(0, 3, 1, 2)" if look_channels_last(images) else ""
         raise InputError(
             f"expected a model that takes images of shape {tuple(images.shape)}, {images.dtype} on {images.device}, "
             f"got {type(error).__name__}: {first}; give it the images' shape, dtype and device{advice}"
         ) from error
-    right = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] >= 2
-    if not right or logits.device != images.device:
-        got = f"{tuple(logits.shape)} on {logits.device}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"expected a model output of shape ({len(images)}, classes) with at least 2 classes on {images.device}, "
-            f"got {got}; return one row of logits an image"
-        )
+    check_rows(logits, len(images), images.device, view.binary)
     logits = logits.double()
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
@@ -107,8 +127,6 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
             f"expected finite logits, got NaN or inf for {bad} of {len(images)} images; "
             "check the weights (did training diverge?)"
         )
-    if are_probabilities(logits):
-        warnings.warn(PROBABILITIES, ProbabilityWarning, stacklevel=2)
     view.classes = logits.shape[1]
     return logits
 
@@ -163,3 +181,77 @@ def plain_seeds(seeds: Any, count: int) -> Tensor:
     if len(found) != count:
         raise InputError(f"expected {count} seeds, got shape ({len(found)},); give one per image")
     return found
+
+
+def check_model(view: Classifier, images: Tensor) -> list[ModelWarning]:
+    """Refuse a model that is no fixed function of the image, by a few passes; return what else spoils its margins.
+
+    Sets ``view.classes``, but for a model that `clean_logits` refuses: that is left to whoever passes all images.
+
+    Args:
+        images: in the model's own bounds; the first `FEW` are looked at.
+
+    Raises:
+        InputError: the model's logits of the same images differ, or it takes no single image.
+    """
+    few = images[:FEW]
+    view.start_chunk(len(few))
+    try:
+        logits, again = clean_logits(view, few), clean_logits(view, few)
+    except InputError:
+        return []
+    size = logits.abs().amax()
+    epsilon = torch.finfo(view.precision).eps
+    differ = (again - logits).abs().amax()
+    if differ > _slack(epsilon) * size:
+        advice = (
+            "measure what is expected of it with expect_over=N (--expect-over N), or leave out what draws at random"
+            if view.draws == 1
+            else "let all that it draws come from the global generators, which are seeded before every pass"
+        )
+        raise InputError(
+            f"expected the same logits of the same images, got others in a second pass (by up to {differ:.3g}, of "
+            f"{size:.3g}); {advice}"
+        )
+    told: list[ModelWarning] = []
+    if are_probabilities(logits if view.draws == 1 else view.drawn(few)):
+        told.append(ProbabilityWarning(PROBABILITIES))
+    in_batches = epsilon if few.device.type == "cpu" else max(epsilon, TF32)
+    if _depends_on_batch(view, few, logits, _slack(in_batches) * size):
+        told.append(BatchWarning(BATCHES))
+    if not any(_has_gradient(view, image) for image in torch.split(few, 1)):
+        told.append(GradientWarning(NO_GRADIENT))
+    view.settle()
+    return told
+
+
+def _slack(epsilon: float) -> float:
+    return min(EPSILONS * epsilon, MOST)
+
+
+def _depends_on_batch(view: Classifier, images: Tensor, logits: Tensor, slack: Tensor) -> bool:
+    try:
+        alone = torch.cat([view.classify(image) for image in torch.split(images, 1)])
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"expected a model that takes an image alone, got {type(error).__name__}: {first}; put its batch norm into "
+            "evaluation mode, or measure what is expected of it with expect_over=N (--expect-over N)"
+        ) from error
+    return bool((alone.double() - logits).abs().amax() > slack)
+
+
+def _has_gradient(view: Classifier, image: Tensor) -> bool:
+    """Whether the logits' gradient at the image ``(1, ...)`` is not 0; also where none can be taken."""
+    leaf = image.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = view.logits(leaf.clone())
+            if not logits.requires_grad:
+                return False
+            # all logits with different weights, as each row may add up to the same
+            weights = torch.arange(1, 1 + logits.shape[1], device=logits.device)
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+    except (RuntimeError, ValueError):  # estimators will say of every image what it is
+        return True
+    return gradient is not None and bool(gradient.any())

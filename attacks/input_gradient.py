@@ -67,5 +67,6 @@ class _Folded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        columns = weight.flatten(1).T @ gradient.flatten(2)
+        # under autocast the layer's result, and so its gradient, is of a lower precision
+        columns = weight.flatten(1).T @ gradient.flatten(2).to(weight.dtype)
         return functional.fold(columns, ctx.size, weight.shape[2:], **ctx.how), None, None, None, None, None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attacks.estimator import Domain, EstimatorError, InputError, Norm
 from attacks.geometry import per_row, row_norm
 from attacks.input_gradient import quicken
+from attacks.outputs import as_logits, check_rows
 
 if TYPE_CHECKING:
     from attacks.trace import Trace
@@ -75,6 +76,9 @@ class Classifier(nn.Module):
             hides which rows it passes, the rows are shared out over the chunk.
         trace: where given, sees every batch of the chunk and its logits.
         notes: what the estimator said of each image of the current chunk.
+        draws: passes that one pass averages over; see `attacks.measure.measure`, ``expect_over``.
+        draw_seed: from which the generators are seeded before each average.
+        precision: the dtype of the network's own logits in the latest pass.
     """
 
     def __init__(self, network: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> None:
@@ -86,6 +90,8 @@ class Classifier(nn.Module):
         self.classes = 0
         self.batch_size = 128
         self.device = device
+        self.binary, self.draws, self.draw_seed = False, 1, 0
+        self.precision = torch.float32
         self.record: Record | None = None
         self.trace: Trace | None = None
         self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
@@ -168,12 +174,12 @@ class Classifier(nn.Module):
         if pixels.requires_grad:
             # a channels_last model gives gradients in its own layout, which torchattacks' `view` refuses
             pixels.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.network(pixels)
+        logits = self.logits(pixels)
         active = self.active
-        self._count(self.forwards, active, len(images))
+        self._count(self.forwards, active, len(images) * self.draws)
         if logits.requires_grad:
             logits.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self._count(self.backwards, active, len(gradient))
+                lambda gradient: self._count(self.backwards, active, len(gradient) * self.draws)
             )
         if self.record is not None and len(images) == len(active):
             self.record.see(images.detach(), logits.detach(), self._position[active])
@@ -182,10 +188,39 @@ class Classifier(nn.Module):
             self.trace.see(self.to_pixels(images.detach()), logits.detach(), active, self.forwards + self.backwards)
         return logits
 
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits of images in the model's own bounds, differentiable and not counted.
+
+        With ``draws`` they are the logarithms of the average softmax over so many copies of each image in one batch,
+        with the generators seeded anew: a fixed function of the image, whatever else is in the batch.
+        """
+        if self.draws == 1:
+            return self.drawn(pixels)
+        return torch.cat([self._averaged(image) for image in torch.split(pixels, 1)])
+
+    def drawn(self, pixels: Tensor) -> Tensor:
+        """Logits of one pass of the network as it is, no less precise than the pixels."""
+        logits = as_logits(self.network(pixels), self.binary)
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            return logits  # type: ignore[no-any-return]  # `clean_logits` says what is wrong with it
+        self.precision = logits.dtype
+        if logits.dtype is pixels.dtype:
+            return logits
+        # once, here: an estimator computes with logits and images together
+        return logits.to(torch.promote_types(logits.dtype, pixels.dtype))
+
+    def _averaged(self, image: Tensor) -> Tensor:
+        # the attack's own draws go on where they were
+        with forked_generators():
+            seed_generators(self.draw_seed)
+            logits = self.drawn(image.repeat(self.draws, *[1] * (image.ndim - 1)))
+        check_rows(logits, self.draws, image.device, self.binary)
+        return logits.log_softmax(1).logsumexp(0, keepdim=True) - math.log(self.draws)
+
     @torch.no_grad()
     def classify(self, pixels: Tensor) -> Tensor:
         """Logits of images in the model's own bounds: a fresh pass without gradients, ``batch_size`` at a time."""
-        self._count(self.forwards, self.active, len(pixels))
+        self._count(self.forwards, self.active, len(pixels) * self.draws)
         logits = self._in_batches(pixels)
         if self.trace is not None:
             self.trace.see(pixels, logits, self.active, self.forwards + self.backwards)
@@ -193,7 +228,7 @@ class Classifier(nn.Module):
 
     def _in_batches(self, pixels: Tensor) -> Tensor:
         try:
-            parts: list[Tensor] = [self.network(part.clone()) for part in torch.split(pixels, self.batch_size)]
+            parts: list[Tensor] = [self.logits(part.clone()) for part in torch.split(pixels, self.batch_size)]
             # as it is, whatever it is: `clean_logits` says what is wrong with it
             return torch.cat(parts) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
         except torch.OutOfMemoryError as error:
@@ -300,6 +335,8 @@ def forked_generators() -> Iterator[None]:
 
 def seed_generators(seed: int) -> None:
     """Seed the generators that upstream attacks draw from; only inside `forked_generators`."""
-    torch.manual_seed(seed)
+    # without an accelerator torch.manual_seed takes 0.3 ms to leave the seed for one
+    seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed_torch(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -10,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_estimator, plain_bounds, whole
-from attacks.checks import check_ability, check_images, check_module, check_points, clean_logits, plain_seeds
+from attacks.checks import (
+    check_ability,
+    check_images,
+    check_model,
+    check_module,
+    check_points,
+    clean_logits,
+    plain_seeds,
+)
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
@@ -42,6 +51,9 @@ def measure(
     start: Tensor | None = None,
     trace: Trace | None = None,
     on_progress: Callable[[int], None] | None = None,
+    expect_over: int = 1,
+    binary: bool = False,
+    checked: bool = False,
 ) -> Margins:
     """Measure each image's distance to the decision boundary of its *predicted* class, from above.
 
@@ -64,6 +76,15 @@ def measure(
             can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
         trace: an empty one, to be filled with each image's nearest point after so many passes.
         on_progress: called with the number of images done after every chunk.
+        expect_over: of a model that draws at random, average the softmax over so many draws and measure the logarithm.
+            Every pass is one image so often in a batch, after the global generators were seeded from the clean image's
+            pixels: the average is one fixed function per image, for every estimator, batch and order. It counts as so
+            many passes.
+        binary: the model returns one logit ``z`` per image, ``(B,)`` or ``(B, 1)``, which is read as ``(0, z)``.
+        checked: the caller has looked at the model with `attacks.checks.check_model`.
+
+    Warns:
+        ModelWarning: the model's margins say less than they seem to (see `attacks.checks`).
 
     Raises:
         InputError: images or a model that cannot be measured.
@@ -75,6 +96,7 @@ def measure(
     check_images(images, bounds)
     bounds = plain_bounds(bounds)
     batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
+    expect_over = whole("expect_over", expect_over, 1)
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
     seeds = plain_seeds(seeds, len(images))
@@ -84,7 +106,10 @@ def measure(
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
+        view.draws, view.binary = expect_over, binary
         view.batch_size, first = affordable(view, own, batch_size), 0
+        for told in () if checked else check_model(view, own):
+            warnings.warn(told, stacklevel=2)
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
@@ -113,6 +138,8 @@ class _Judge:
         self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
         self.images = images
         view.start_chunk(len(images))
+        if view.draws > 1:
+            view.draw_seed = derive_seed("draws", _digest(images))
         logits = clean_logits(view, images)
         top = logits.topk(2, dim=1)
         self.labels = logits.argmax(1)
@@ -276,6 +303,10 @@ class _Judge:
 
     def _unbroken(self) -> Tensor:
         return torch.tensor([not text for text in self.message], device=self.tied.device)
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _usable(start: Tensor, images: Tensor) -> Tensor:

@@ -19,12 +19,21 @@ REFILLED = 8
 
 
 def chunk_size(view: Classifier, estimator: Estimator) -> int:
-    """How many images the estimator gets at a time."""
+    """How many images the estimator gets at a time; an averaged network's draws are seeded for one."""
+    if view.draws > 1:
+        return 1
     return view.batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
 
 
 def chunk_length(
-    model: nn.Module, images: Tensor, estimator: Estimator, *, domain: Domain, bounds: Bounds, batch_size: int
+    model: nn.Module,
+    images: Tensor,
+    estimator: Estimator,
+    *,
+    domain: Domain,
+    bounds: Bounds,
+    batch_size: int,
+    expect_over: int = 1,
 ) -> int:
     """How many of these images `attacks.measure.measure` gives the estimator at a time.
 
@@ -33,6 +42,7 @@ def chunk_length(
     lasts.)
     """
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
+        view.draws = expect_over
         view.batch_size = affordable(view, images, batch_size)
         return chunk_size(view, estimator)
 
@@ -48,7 +58,7 @@ def affordable(view: Classifier, images: Tensor, most: int) -> int:
     if images.device.type != "cpu" or not len(images) or images[0].numel() <= SMALL:
         return most
     try:
-        kept = kept_bytes(view, images[:1])
+        kept = kept_bytes(view, images[:1]) * view.draws
     except Exception:  # of a model that cannot be measured, `measure` says what is wrong with it
         return most
     return max(min(most, KEPT // max(kept, 1)), 1)

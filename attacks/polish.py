@@ -13,9 +13,10 @@ from attacks.certify.cells import Passes, check_units
 from attacks.certify.hops import nearest_boundary
 from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.certify.stand import Task
-from attacks.estimator import Domain, Estimator, EstimatorError, Norm
+from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.geometry import boundary_fraction, least_step, on_segment, per_row, row_norm
 from attacks.isolation import Classifier
+from attacks.outputs import Logits
 
 # Parts of the distance beyond the boundary at which the classifier, in its own precision, is asked, with what rounding
 # might swallow added. Nearer, another batch puts some points back (as for the judge's own step), and the row is lost.
@@ -117,7 +118,13 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
     Raises:
         InputError: it is none of affine layers, ReLU and LeakyReLU; names the layer.
     """
-    network = PiecewiseNetwork(model.network, tuple(images.shape[1:]), images.device)
+    if model.draws > 1:
+        raise InputError(
+            f"expected one network to read for refine=polish, got an average over {model.draws} draws; leave "
+            "refine=polish or expect_over out"
+        )
+    model_of_two = Logits(model.network, binary=True) if model.binary else model.network
+    network = PiecewiseNetwork(model_of_two, tuple(images.shape[1:]), images.device)
     check_units(network)
     return network
 

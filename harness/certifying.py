@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attacks.certify.certifiers import Certificates, Certifier
 from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError
+from attacks.outputs import Logits
 from harness.devices import device_of
 from harness.files import concatenate, read_part, save_checkpoint, save_tensors, write_part
 from harness.probes import Probe
@@ -27,6 +28,7 @@ class Certifying:
 
     Attributes:
         every: at epochs 0, every so many, and the last. probe: images of each split at most, the first ones.
+        binary: see `attacks.outputs.as_logits`.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Certifying:
         bounds: tuple[float, float],
         every: int,
         probe: int,
+        binary: bool = False,
     ) -> None:
-        self.folder, self.domain, self.bounds, self.every = folder, domain, bounds, every
+        self.folder, self.domain, self.bounds, self.every, self.binary = folder, domain, bounds, every, binary
         self.certifiers = certifiers
         self.probes = {
             name: Probe(given.images[:probe], given.labels[:probe], given.ids[:probe]) for name, given in probes.items()
@@ -86,7 +89,7 @@ class Certifying:
         upper = torch.from_numpy(measured["distance"].to_numpy().copy())
         device = device_of(model)
         found = self.certifiers[unit.estimator].certify(
-            model,
+            Logits(model, binary=True) if self.binary else model,
             probe.images.to(device),
             unit.norm,  # type: ignore[arg-type]
             domain=self.domain,

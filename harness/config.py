@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ class RunConfig:
     )
     certify_every: int = option(5, "certify every N epochs (0 and the last always)", least=1, fixed=False)
     certify_probe: int = option(100, "images of each split that are certified", least=1, later=True)
+    expect_over: int = option(
+        1, "of a model that draws at random in evaluation, average the softmax over N draws", least=1, later=True
+    )
+    binary: bool = option(False, "the model returns one logit z per image, which is read as (0, z)", later=True)
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
     log: tuple[str, ...] = option(
@@ -150,6 +155,7 @@ class RunConfig:
                 f"pkg.module:factory, got {self.model!r}; choose one"
             )
         parse_normalize(self.normalize)
+        check_provable(self.expect_over, self.certify)
         for check, texts in ((check_name, self.estimator), (check_certifier, self.certify)):
             try:
                 for text in texts:
@@ -162,6 +168,19 @@ class RunConfig:
         """The options that make it this run and no other; estimators, norms and epochs may grow."""
         values = {f: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["fixed"]}
         return {f.name: _plain(v) for f, v in values.items() if not (f.metadata["later"] and v == f.default)}
+
+
+def check_provable(expect_over: int, certifiers: Collection[object]) -> None:
+    """Refuse to prove bounds of an average over random draws.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if expect_over != 1 and certifiers:
+        raise ConfigError(
+            f"expected no certifiers with --expect-over {expect_over}, got {len(certifiers)}: bounds are proved of one "
+            "fixed network; leave one of the two out"
+        )
 
 
 def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -8,26 +8,24 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attacks.checks import PROBABILITIES, are_probabilities
 from attacks.estimator import Estimator
 from attacks.registry import create_certifier, text_form
 from harness.config import RunConfig, as_dict, digest
 from harness.data import Dataset
-from harness.models import eval_mode
 from harness.store import environment
 from harness.units import describe
 
 
-def notes_of(model: nn.Module, config: RunConfig, dataset: Dataset, device: torch.device) -> list[str]:
-    """What a reader of the run's curves must know of the network and of the machine."""
+def notes_of(model: nn.Module, config: RunConfig, device: torch.device) -> list[str]:
+    """What a reader of the run's curves must know of the network and of the machine.
+
+    What the tracker finds in the network as it is measured it notes itself.
+    """
     notes = []
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         notes.append(
             "batch norm: its statistics are not estimated at epoch 0, so the step from epoch 0 to 1 is partly theirs"
         )
-    with eval_mode(model), torch.no_grad():
-        if are_probabilities(model(dataset.test.pixels(torch.arange(min(8, len(dataset.test)))))):
-            notes.append(PROBABILITIES)
     if config.checkpoints:
         notes.append("checkpoints that were there already: training, loss and optimiser here are not theirs")
     if device.type == "cuda" and not config.deterministic:

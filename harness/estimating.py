@@ -49,6 +49,8 @@ class Estimating:
         bounds: Bounds,
         noise_retries: int,
         batch_size: int,
+        expect_over: int,
+        binary: bool,
         seed: int,
         engine: Engine,
         listener: Listener,
@@ -57,6 +59,7 @@ class Estimating:
         self.cold, self.cold_every = cold, cold_every
         self.domain, self.bounds, self.seed = domain, bounds, seed
         self.noise_retries, self.batch_size = noise_retries, batch_size
+        self.expect_over, self.binary = expect_over, binary
         self.engine, self.listener = engine, listener
         self.broken: dict[Unit, str] = {}
         self._thinned = set[Path]()
@@ -126,12 +129,22 @@ class Estimating:
                     self.bounds,
                     self.noise_retries,
                     self.batch_size,
+                    self.expect_over,
+                    self.binary,
                 )
 
     def _length(self, probe: Probe, estimator: Estimator, model: nn.Module) -> int:
         """Images of a shard: whole chunks, as many as leave each worker a few shards to end together."""
         like = probe.images[:1].to(device_of(model))
-        chunk = chunk_length(model, like, estimator, domain=self.domain, bounds=self.bounds, batch_size=self.batch_size)
+        chunk = chunk_length(
+            model,
+            like,
+            estimator,
+            domain=self.domain,
+            bounds=self.bounds,
+            batch_size=self.batch_size,
+            expect_over=self.expect_over,
+        )
         return chunk * math.ceil(len(probe.ids) / (chunk * SHARDS * self.engine.count))
 
     def _outcomes(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from attacks.checks import ModelWarning
 from harness.store import Unit
 
 
@@ -22,6 +23,10 @@ class Listener:
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """A unit has no row but failures, and so no part; the others go on."""
         warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=4)
+
+    def told(self, warning: ModelWarning) -> None:
+        """What spoils the model's margins."""
+        warnings.warn(warning, stacklevel=5)
 
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""

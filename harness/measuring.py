@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from attacks.checks import check_module
 from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
 from attacks.measure import derive_seed, measure
 from harness.devices import device_of
-from harness.probes import Given, Probe, as_probe, check_labels
+from harness.probes import Given, Probe, as_probe, check_probes
 from harness.store import MARGIN_COLUMNS, Unit
 from harness.units import made_estimators, plain_norms, plan_units
 
@@ -31,6 +32,8 @@ def measure_margins(
     noise_retries: int = 6,
     batch_size: int = 128,
     seed: int = 0,
+    expect_over: int = 1,
+    binary: bool = False,
 ) -> pd.DataFrame:
     """Measure the margins of one finished model; nothing is written.
 
@@ -40,11 +43,14 @@ def measure_margins(
         model: pixels in ``bounds`` -> logits; left untouched, measured in eval mode on its own device.
         images: ``(N, C, H, W)`` float in ``bounds``, alone (a tensor or an array) or with labels and ids (see
             `harness.probes.as_probe`).
-        estimators, norms, domain, bounds, noise_retries, batch_size, seed: see `MarginTracker`.
+        estimators, norms, domain, bounds, noise_retries, batch_size, seed, expect_over, binary: see `MarginTracker`.
 
     Returns:
         A row an image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
         ``seconds``; without labels also but for ``label`` and ``correct``.
+
+    Warns:
+        ModelWarning: the model's margins say less than they seem to (see `attacks.checks`).
 
     Raises:
         InputError: images, labels or a model that cannot be measured, or an argument of the wrong type or value.
@@ -58,7 +64,9 @@ def measure_margins(
     probe = as_probe("test", given, bounds)
     chosen = made_estimators(estimators)
     units, _ = plan_units(chosen, plain_norms(norms), domain)
-    check_labels({"test": probe}, model, bounds, domain)
+    expect_over = whole("expect_over", expect_over, 1)
+    for told in check_probes({"test": probe}, model, bounds, domain, expect_over=expect_over, binary=binary):
+        warnings.warn(told, stacklevel=2)
     tables = []
     for unit in units:
         names = (seed, 0, "test", unit.estimator, unit.norm)
@@ -72,6 +80,9 @@ def measure_margins(
             noise_retries=noise_retries,
             batch_size=batch_size,
             seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+            expect_over=expect_over,
+            binary=binary,
+            checked=True,
         )
         tables.append(margin_rows(0, "test", probe, unit, domain, found))
     rows = pd.concat(tables, ignore_index=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks.outputs import as_logits
 from harness.weights import Normalized, load_weights
 from harness.zoo import LIBRARIES, Shape, one_line
 
@@ -34,6 +35,7 @@ def build(
     normalize: Statistics | None = None,
     weights: Path | None = None,
     say: Callable[[str], object] = lambda line: None,
+    binary: bool = False,
 ) -> nn.Module:
     """Build a freshly initialised classifier, the same one for the same ``seed``.
 
@@ -48,6 +50,7 @@ def build(
             the model; distances stay in pixels.
         weights: a file that `load_weights` reads into the model.
         say: gets the lines of `load_weights`.
+        binary: the model has one logit per image, of data with two classes; a factory is asked for one class.
 
     Raises:
         ValueError: unknown name, a factory that cannot be imported or called, weights of another model, or a model that
@@ -59,14 +62,16 @@ def build(
             f"expected a model of {known}, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory, got "
             f"{name!r}; choose one"
         )
+    if binary and classes != 2:
+        raise ValueError(f"expected data of 2 classes with --binary, got {classes}; leave --binary out")
     with seeded(seed):
-        model = _maker(name)(shape, classes)
+        model = _maker(name)(shape, 1 if binary else classes)
         if weights is not None:
             for line in load_weights(weights, model):
                 say(line)
         if normalize is not None:
             model = Normalized(model, *normalize)
-        _check_logits(model, shape, classes)
+        _check_logits(model, shape, classes, binary)
     return model
 
 
@@ -223,19 +228,24 @@ def _working_directory_importable() -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _check_logits(model: nn.Module, shape: Shape, classes: int) -> None:
+def _check_logits(model: nn.Module, shape: Shape, classes: int, binary: bool) -> None:
     """Raise ValueError unless ``model`` has weights and maps two images to ``(2, classes)`` finite logits."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("expected a model with weights to train, got none; leave at least one trainable")
     try:
         with eval_mode(model), torch.no_grad():
-            logits = model(torch.rand(2, *shape))
+            logits = as_logits(model(torch.rand(2, *shape)), binary)
     except Exception as error:
         raise ValueError(
             f"expected a model of images of shape {(2, *shape)}, got {one_line(error)}; fit it to the data"
         ) from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"expected logits as one tensor, got {type(logits).__name__}; return the tensor alone")
+    if classes == 2 and logits.shape in ((2,), (2, 1)):
+        raise ValueError(
+            f"expected logits of shape (2, 2), got one per image, {tuple(logits.shape)}; give --binary to read it as a "
+            "binary classifier's"
+        )
     if logits.shape != (2, classes):
         raise ValueError(
             f"expected logits of shape {(2, classes)}, got {tuple(logits.shape)}; "

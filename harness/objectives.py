@@ -61,7 +61,7 @@ class TrainingOptions:
     """What determines a training, given the initial network, the images and the number of epochs.
 
     The ``pgd_*`` fields matter to ``pgd`` and ``trades`` training only, ``trades_beta`` to the latter, ``noise_sigma``
-    to ``gaussian``.
+    to ``gaussian``. ``binary``: the model returns one logit per image (see `attacks.outputs.as_logits`).
     Unknown names, sizes below 1 and negative numbers raise ValueError.
     """
 
@@ -78,6 +78,7 @@ class TrainingOptions:
     trades_beta: float = 6.0
     noise_sigma: float = 0.25
     augment: str = "none"
+    binary: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from attacks.arguments import shown
-from attacks.checks import check_images, clean_logits, look_channels_last
+from attacks.checks import FEW, ModelWarning, check_images, check_model, look_channels_last
 from attacks.estimator import Domain, InputError
 from attacks.isolation import forked_generators, frozen_view
 from harness.devices import device_of
@@ -28,7 +27,7 @@ KEYS = {
 }
 
 
-class LayoutWarning(UserWarning):
+class LayoutWarning(ModelWarning):
     """Images that look like ``(N, H, W, C)``, which the model happens to take."""
 
 
@@ -207,33 +206,45 @@ def _unmoved(generator: torch.Generator | None) -> Iterator[None]:
             generator.set_state(state)
 
 
-def check_labels(probes: Mapping[str, Probe], model: nn.Module, bounds: tuple[float, float], domain: Domain) -> None:
-    """Refuse labels that the model has no logit for; warn of images whose axes look exchanged.
+def check_probes(
+    probes: Mapping[str, Probe],
+    model: nn.Module,
+    bounds: tuple[float, float],
+    domain: Domain,
+    *,
+    expect_over: int = 1,
+    binary: bool = False,
+) -> list[ModelWarning]:
+    """Refuse a model that is no fixed function of the image, and labels that it has no logit for.
+
+    Returns:
+        What else spoils the model's margins (see `attacks.checks.check_model`).
 
     Raises:
-        InputError: names the split and the label.
+        InputError: names the split and the label, or says by how much two passes differ.
     """
     device = device_of(model)
+    few = next(iter(probes.values())).images[:FEW].to(device)
+    with forked_generators(), frozen_view(model, bounds, domain, device) as view:
+        view.draws, view.binary = expect_over, binary
+        told, classes = check_model(view, few), view.classes
+    if not classes:
+        return told
     for split, probe in probes.items():
-        with forked_generators(), frozen_view(model, bounds, domain, device) as view:
-            view.start_chunk(1)
-            try:
-                clean_logits(view, probe.images[:1].to(device))
-            except InputError:  # measuring says of how many images
-                return
         if look_channels_last(probe.images):
-            warnings.warn(
-                f"the images of {split} look like (N, H, W, C), being {tuple(probe.images.shape)}; the model "
-                "takes them, but give images.permute(0, 3, 1, 2) if it was trained on (N, C, H, W)",
-                LayoutWarning,
-                stacklevel=2,
+            told.append(
+                LayoutWarning(
+                    f"the images of {split} look like (N, H, W, C), being {tuple(probe.images.shape)}; the model "
+                    "takes them, but give images.permute(0, 3, 1, 2) if it was trained on (N, C, H, W)"
+                )
             )
-        wrong = probe.labels[(probe.labels < 0) | (probe.labels >= view.classes)]
+        wrong = probe.labels[(probe.labels < 0) | (probe.labels >= classes)]
         if len(wrong):
             raise InputError(
-                f"expected labels of {split} in 0..{view.classes - 1}, got {int(wrong[0])}; fix them, or give a model "
+                f"expected labels of {split} in 0..{classes - 1}, got {int(wrong[0])}; fix them, or give a model "
                 "with a logit for each class"
             )
+    return told
 
 
 def checksum(probe: Probe) -> str:

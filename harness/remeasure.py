@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, create_certifier, text_form
-from harness.config import parse_normalize
+from harness.config import check_provable, parse_normalize
 from harness.data import CLASSES
 from harness.files import StoreError, load_checkpoint, load_tensors
 from harness.models import build
@@ -54,6 +54,7 @@ def remeasure(
         ValueError: an estimator failed on every image.
     """
     config = options_of(run)
+    check_provable(config.get("expect_over", 1), certifiers)
     chosen = {text_form(e): e for e in map(create, estimators)}
     wanted = _epochs(run, epochs)
     _check_warm(chosen, wanted, _epochs(run, None))
@@ -76,6 +77,8 @@ def remeasure(
             noise_retries=config["noise_retries"],
             batch_size=config["measure_batch"],
             seed=config["seed"],
+            expect_over=config.get("expect_over", 1),
+            binary=config.get("binary", False),
             certifiers=list(proving.values()),
             certify_every=1,
             certify_probe=certify_probe,
@@ -142,4 +145,11 @@ def model_of(run: Run, images: Tensor) -> nn.Module:
     config = options_of(run)
     classes = run.manifest.get("classes", CLASSES)
     normalize = parse_normalize(config.get("normalize", ""))
-    return build(config["model"], cast(Shape, tuple(images.shape[1:])), classes, config["seed"], normalize=normalize)
+    return build(
+        config["model"],
+        cast(Shape, tuple(images.shape[1:])),
+        classes,
+        config["seed"],
+        normalize=normalize,
+        binary=config.get("binary", False),
+    )

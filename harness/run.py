@@ -192,7 +192,7 @@ class TrackedRun:
             return
         tables = []
         for name, split in (("train", self.dataset.train), ("test", self.dataset.test)):
-            said = evaluate(self.model, split, self.config.loss, self.device)
+            said = evaluate(self.model, split, self.config.loss, self.device, binary=self.config.binary)
             tables.append(
                 pd.DataFrame(
                     {

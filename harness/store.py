@@ -244,11 +244,14 @@ class RunFolder:
             )
         _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
         _check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
-        kept = {"created": before.get("created")}
+        kept: dict[str, Any] = {"created": before.get("created")}
         for kind in ("estimators", "certifiers"):
             # those that are not asked for again keep their parts, and so their entries
             entries = (*before.get(kind, ()), *manifest.get(kind, ()))
             kept[kind] = list({entry["estimator"]: entry for entry in entries}.values())
+        if "notes" in manifest:
+            # what was noted of epochs that are not measured again
+            kept["notes"] = list(dict.fromkeys((*before.get("notes", ()), *manifest["notes"])))
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class Task:
     Attributes:
         split, first: whose images these are, and the place of the first one in the probe.
         images: ``(N, C, H, W)`` on the CPU. seeds: one an image. start: like ``images``, or None.
+        expect_over, binary: see `attacks.measure.measure`. The caller has checked the model.
     """
 
     unit: Unit
@@ -38,6 +39,8 @@ class Task:
     bounds: Bounds
     noise_retries: int
     batch_size: int
+    expect_over: int = 1
+    binary: bool = False
 
     def __str__(self) -> str:
         return f"{self.unit}, {self.split} images {self.first} to {self.first + len(self.images) - 1}"
@@ -115,6 +118,9 @@ def run_task(model: nn.Module, task: Task, on_progress: Callable[[int], None] | 
         seeds=task.seeds,
         start=None if task.start is None else task.start.to(device),
         on_progress=on_progress,
+        expect_over=task.expect_over,
+        binary=task.binary,
+        checked=True,
     )
     return Outcome(margins, time.perf_counter() - began)
 

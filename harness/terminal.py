@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from attacks.checks import ModelWarning
 from harness.listening import Listener
 from harness.store import RunFolder, Unit
 
@@ -27,6 +28,7 @@ class Terminal(Listener):
         self.measured, self.measuring_seconds = 0, 0.0
         self._progress: Progress | None = None
         self._clock = 0.0
+        self._told = set[str]()
 
     def __enter__(self) -> Terminal:
         if self.console.is_terminal:
@@ -68,6 +70,12 @@ class Terminal(Listener):
 
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """Said at the end, once."""
+
+    def told(self, warning: ModelWarning) -> None:
+        """Say it once."""
+        if str(warning) not in self._told:
+            self._told.add(str(warning))
+            self.say(str(warning))
 
     def images_done(self, count: int) -> None:
         self.measured += count

@@ -107,6 +107,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.engines import create_engine
     from harness.loggers import check_logger
     from harness.models import build
+    from harness.probes import check_probes
     from harness.store import RunFolder
     from harness.units import plan_units, warm_starts
 
@@ -130,9 +131,18 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         normalize=parse_normalize(config.normalize),
         weights=Path(config.weights) if config.weights else None,
         say=notes.append,
+        binary=config.binary,
     )
     folder = RunFolder(Path(out) if out else _default_folder(config))
-    notes += notes_of(model, config, dataset, device)
+    check_probes(
+        _probes(config, dataset),
+        model,
+        (0.0, 1.0),
+        config.domain,  # type: ignore[arg-type]
+        expect_over=config.expect_over,
+        binary=config.binary,
+    )
+    notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
     engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)
@@ -179,6 +189,8 @@ def _run(
             noise_retries=config.noise_retries,
             batch_size=config.measure_batch or 128,
             seed=config.seed,
+            expect_over=config.expect_over,
+            binary=config.binary,
             warm_start=config.warm_start,
             cold_every=config.cold_every,
             certifiers=config.certify,

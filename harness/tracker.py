@@ -16,7 +16,7 @@ from attacks.checks import check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm
 from harness.certifying import Certifying
 from harness.checking import check_files
-from harness.config import digest
+from harness.config import check_provable, digest
 from harness.estimating import Estimating
 from harness.files import (
     StoreError,
@@ -28,7 +28,7 @@ from harness.files import (
 from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, made_loggers
-from harness.probes import Given, as_probes, check_labels, checksum
+from harness.probes import Given, as_probes, check_probes, checksum
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
@@ -48,7 +48,7 @@ class MarginTracker:
         norms: one or both of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.
         bounds: pixel range of the images, two finite numbers.
-        noise_retries, batch_size: see `attacks.measure.measure`.
+        noise_retries, batch_size, expect_over, binary: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
         warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
             latest epoch measured before, and measure its cold form beside it at some epochs.
@@ -63,7 +63,7 @@ class MarginTracker:
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
-        ConfigError: ``warm_start`` without an estimator that can.
+        ConfigError: ``warm_start`` without an estimator that can, or ``expect_over`` with certifiers.
         InputError: probes that cannot be measured, or an argument of the wrong type or value.
         StoreError: the folder holds another run.
     """
@@ -80,6 +80,8 @@ class MarginTracker:
         noise_retries: int = 6,
         batch_size: int = 128,
         seed: int = 0,
+        expect_over: int = 1,
+        binary: bool = False,
         warm_start: bool = False,
         cold_every: int = 5,
         certifiers: str | Certifier | Sequence[str | Certifier] = (),
@@ -96,8 +98,11 @@ class MarginTracker:
         check_choice("domain", domain, DOMAINS)
         batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
         seed, cold_every = whole("seed", seed), whole("cold_every", cold_every, 1)
+        expect_over = whole("expect_over", expect_over, 1)
+        check_provable(expect_over, proving)
         certify_every = whole("certify_every", certify_every, 1)
         certify_probe = whole("certify_probe", certify_probe, 1)
+        check_flag("binary", binary)
         check_flag("warm_start", warm_start)
         check_object("engine", engine, "run")
         check_object("listener", listener, "images_done")
@@ -109,6 +114,7 @@ class MarginTracker:
         )
         self.skipped = said + self.skipped
         self.domain, self.bounds = domain, bounds
+        self.expect_over, self.binary = expect_over, binary
         self.listener = listener or Listener()
         self.loggers = made_loggers(loggers)
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
@@ -124,6 +130,8 @@ class MarginTracker:
                 "measure_batch": batch_size,
                 "seed": seed,
                 **({"warm_start": True} if cold else {}),
+                **({"expect_over": expect_over} if expect_over != 1 else {}),
+                **({"binary": True} if binary else {}),
             }
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
             with self.folder.locked():
@@ -143,6 +151,8 @@ class MarginTracker:
             bounds=bounds,
             noise_retries=noise_retries,
             batch_size=batch_size,
+            expect_over=expect_over,
+            binary=binary,
             seed=seed,
             engine=engine or InProcess(),
             listener=self.listener,
@@ -156,6 +166,7 @@ class MarginTracker:
             bounds=bounds,
             every=certify_every,
             probe=certify_probe,
+            binary=binary,
         )
 
     def update(self, epoch: int, model: nn.Module, *, last: bool = False, refuse_late: bool = True) -> pd.DataFrame:
@@ -186,7 +197,7 @@ class MarginTracker:
         weights = self.check(epoch, model)
         missing = self.estimating.missing(epoch, last, late=refuse_late)
         if missing:
-            check_labels(self.probes, model, self.bounds, self.domain)
+            self._check_model(epoch, model)
             for unit in missing:
                 self._summary.forget(self.folder.margins(epoch, unit))
             self.estimating.measure(epoch, missing, model, weights)
@@ -199,6 +210,21 @@ class MarginTracker:
         for logger in self.loggers if missing else ():
             logger.log(epoch, averages(here))
         return here
+
+    def _check_model(self, epoch: int, model: nn.Module) -> None:
+        """Refuse what cannot be measured; tell what spoils margins, and note it in the manifest once."""
+        told = check_probes(
+            self.probes, model, self.bounds, self.domain, expect_over=self.expect_over, binary=self.binary
+        )
+        if not told:
+            return
+        manifest = self.folder.read_manifest()
+        notes = manifest.get("notes", [])
+        new = [f"epoch {epoch}: {one}" for one in told if not any(str(one) in note for note in notes)]
+        if new:
+            self.folder.write_manifest({**manifest, "notes": notes + new})
+        for one in told:
+            self.listener.told(one)
 
     def close(self) -> None:
         """End the loggers and the engine; nothing else is open between updates."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from attacks.outputs import Logits, as_logits
 from harness.data import Split
 from harness.models import eval_mode, seeded
 from harness.objectives import OPTIMIZERS, TrainingOptions, augmented, loss_function, pgd, trades_loss
@@ -37,6 +38,7 @@ class Trainer:
     def __init__(self, model: nn.Module, split: Split, options: TrainingOptions, device: torch.device) -> None:
         """Move ``model`` to ``device`` and prepare to train it on ``split``."""
         self.model = model.to(device)
+        self._classifier = Logits(self.model, binary=options.binary)
         self.options = options
         self.device = device
         self.epoch = 0
@@ -59,7 +61,7 @@ class Trainer:
         # on the CPU on every device, so that the draws are the same
         draws = torch.Generator().manual_seed(own_seed)
         batches = self._batches(draws)
-        self.model.train()
+        self._classifier.train()
         with torch.enable_grad(), seeded(global_seed, self.device):
             for done, index in enumerate(batches, start=1):
                 self._step(index, draws, place=f"epoch {self.epoch + 1}, batch {done}")
@@ -98,9 +100,9 @@ class Trainer:
         images, labels = self._split.pixels(index), self._split.labels[index]
         images = augmented(images, self.options.augment, draws)
         if self.options.training == "trades":
-            loss = trades_loss(self.model, images, labels, self._loss, self.options, draws)
+            loss = trades_loss(self._classifier, images, labels, self._loss, self.options, draws)
         else:
-            loss = self._loss(self.model(self._prepared(images, labels, draws)), labels).mean()
+            loss = self._loss(self._classifier(self._prepared(images, labels, draws)), labels).mean()
         if not loss.isfinite():
             raise ValueError(f"expected a finite loss, got {loss.item()} in {place}; lower the learning rate")
         self._optimizer.zero_grad()
@@ -123,7 +125,7 @@ class Trainer:
         if not len(half):
             return images
         attacked = images.clone()
-        attacked[half] = pgd(self.model, images[half], labels[half], self.options, draws)
+        attacked[half] = pgd(self._classifier, images[half], labels[half], self.options, draws)
         return attacked
 
 
@@ -148,7 +150,13 @@ class Predictions:
 
 
 def evaluate(
-    model: nn.Module, split: Split, loss: str, device: torch.device, batch_size: int | None = None
+    model: nn.Module,
+    split: Split,
+    loss: str,
+    device: torch.device,
+    batch_size: int | None = None,
+    *,
+    binary: bool = False,
 ) -> Predictions:
     """Classify every image in eval mode; the model's flags and the global generators are left as they were.
 
@@ -156,6 +164,7 @@ def evaluate(
         model: on ``device``.
         loss: the name of the per-image loss to report.
         batch_size: by default 1000, but 200 on a CPU, out of whose cache larger ones fall.
+        binary: see `attacks.outputs.as_logits`.
     """
     per_image = loss_function(loss)
     size = batch_size or (200 if device.type == "cpu" else 1000)
@@ -165,7 +174,7 @@ def evaluate(
         for begin in range(0, len(split), size):
             part = slice(begin, begin + size)
             labels = split.labels[part].to(device)
-            logits = model(split.pixels(part).to(device))
+            logits = as_logits(model(split.pixels(part).to(device)), binary)
             confidence, prediction = logits.float().softmax(1).max(1)
             parts.append((prediction.cpu(), confidence.cpu(), per_image(logits, labels).float().cpu()))
     return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -42,6 +42,26 @@ def net() -> nn.Module:
     )
 
 
+class Dropping(nn.Module):
+    """Dropout that its owner leaves on."""
+
+    def __init__(self, pixels: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.inner = nn.Linear(pixels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(nn.functional.dropout(images.flatten(1), 0.2, training=True))
+        return logits
+
+
+class Rounding(Dropping):
+    """Pixels in few levels: there is no gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner((images.flatten(1) * 8).round() / 8)
+        return logits
+
+
 def two_classes() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 

@@ -147,6 +147,7 @@ def test_the_budget_holds_where_nothing_is_found(retries: int, budget: int, norm
     assert passes(margins).min() > 0.3 * budget
 
 
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 def test_a_dead_gradient_costs_a_look_and_no_walk() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, Cascade(), "l2", noise_retries=0)

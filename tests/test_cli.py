@@ -8,21 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from attacks import registry
+from attacks.checks import NO_GRADIENT
 from attacks.estimator import EstimatorError
+from harness.compare import main as compare_again
 from harness.config import digest
 from harness.data import load
 from harness.files import read_part
+from harness.remeasure import remeasure
+from harness.runs import read_run
 from harness.statistics import SUMMARY_COLUMNS
 from harness.store import MARGIN_COLUMNS, RunFolder
+from harness.terminal import Terminal
 from harness.track import main
 from tests.runs import ONE_LINE, state
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ["--train-images", "96", "--test-images", "40", "--device", "cpu"]
 TINY = ["--model", "tests.runs:net", *IMAGES, "--probe", "4", "--epochs", "0", "--norm", "l2", "--noise-retries", "0"]
@@ -427,3 +435,82 @@ def test_training_that_diverges_is_one_line_and_keeps_what_was_measured(
     assert said.count("\n") == 1
     assert [path.parent.name for path in RunFolder(folder).margin_parts()] == ["epoch-000"]
     assert not RunFolder(folder).checkpoint(1).exists()
+
+
+# models that are no fixed function of the image, or of another form
+
+
+def test_a_model_that_draws_at_random_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--model", "tests.runs:Dropping", "--out", str(tmp_path / "run")]
+    assert main(options) == 1
+    said = capsys.readouterr().err
+    assert ONE_LINE.fullmatch(said.strip())
+    assert "track: error: expected the same logits of the same images, got others in a second pass" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_average_over_draws_is_tracked_and_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--model", "tests.runs:Dropping", "--expect-over", "3", "--no-report"]
+    folders = {name: RunFolder(tmp_path / name) for name in ("both", "later")}
+    both = ["--estimator", "deepfool:steps=5", "--estimator", "linear"]
+    assert main([*options, *both, "--out", str(folders["both"].path)]) == 0
+    assert main([*options, "--estimator", "linear", "--out", str(folders["later"].path)]) == 0
+    remeasure(read_run(folders["later"].path), ["deepfool:steps=5"], None, None, CPU, Terminal(Console(), 0))
+    rows = [[read_part(path)[0] for path in folder.margin_parts(0)] for folder in folders.values()]
+    assert len(rows[0]) == 2
+    for one, other in zip(*rows, strict=True):
+        pd.testing.assert_frame_equal(one.drop(columns="seconds"), other.drop(columns="seconds"))
+    before = state(tmp_path)
+    capsys.readouterr()
+    assert compare_again(["--certify", "crown", str(folders["later"].path)]) == 2
+    assert "compare: error: expected no certifiers with --expect-over 3, got 1" in capsys.readouterr().err
+    assert state(tmp_path) == before
+
+
+def test_what_spoils_margins_is_printed_once_and_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY, "--model", "tests.runs:Rounding", "--epochs", "1", "--no-report", "--out", str(tmp_path / "run")]
+    assert main([*options, "--estimator", "linear"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count(NO_GRADIENT), err) == (1, "")
+    assert RunFolder(tmp_path / "run").read_manifest()["notes"] == [f"epoch 0: {NO_GRADIENT}"]
+    assert main([*options, "--estimator", "linear", "--resume"]) == 0
+    assert RunFolder(tmp_path / "run").read_manifest()["notes"] == [f"epoch 0: {NO_GRADIENT}"]
+
+
+def test_a_binary_classifier_is_tracked_and_measured_again(
+    tmp_path: Path,
+) -> None:
+    draw = np.random.default_rng(0)
+    splits = {"train": 24, "test": 12}
+    arrays = {f"x_{name}": draw.random((count, 1, 4, 4), dtype=np.float32) for name, count in splits.items()}
+    labels = {f"y_{name}": np.arange(count) % 2 for name, count in splits.items()}
+    np.savez(tmp_path / "mine.npz", **arrays, **labels)  # type: ignore[arg-type]
+    folder = RunFolder(tmp_path / "run")
+    options = ["--dataset", f"npz:{tmp_path / 'mine.npz'}", "--model", "dense", "--probe", "4", "--epochs", "1"]
+    options += ["--norm", "l2", "--device", "cpu", "--threads", "1", "--no-report", "--certify", "crown"]
+    assert main([*options, "--binary", "--estimator", "linear", "--out", str(folder.path)]) == 0
+    weights = load_file(folder.checkpoint(1))
+    assert weights["5.weight"].shape == (1, 64)
+    assert folder.read_manifest()["fingerprint"]["binary"] is True
+    remeasure(read_run(folder.path), ["deepfool"], None, None, CPU, Terminal(Console(), 1))
+    lower = pd.concat([read_part(path)[0] for path in folder.bound_parts()])
+    assert (lower["lower"] > 0).all()
+    assert (lower["lower"] <= lower["upper"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet:FutureWarning")
+def test_a_network_that_returns_a_named_tuple_while_training_is_tracked(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    splits = {"train": 8, "test": 4}
+    arrays = {f"x_{name}": draw.random((count, 3, 32, 32), dtype=np.float32) for name, count in splits.items()}
+    labels = {f"y_{name}": np.arange(count) % 2 for name, count in splits.items()}
+    np.savez(tmp_path / "mine.npz", **arrays, **labels)  # type: ignore[arg-type]
+    options = ["--dataset", f"npz:{tmp_path / 'mine.npz'}", "--model", "torchvision:googlenet", "--batch-size", "4"]
+    options += ["--probe", "2", "--epochs", "1", "--norm", "l2", "--device", "cpu", "--threads", "1", "--no-report"]
+    assert main([*options, "--estimator", "linear", "--out", str(tmp_path / "run")]) == 0
+    assert len(RunFolder(tmp_path / "run").margin_parts()) == 2

@@ -24,8 +24,8 @@ DESIGN = """--dataset --data-root --download --train-images --test-images --mode
     --training --pgd-epsilon --pgd-steps --pgd-step-size --pgd-norm --trades-beta --noise-sigma --augment
     --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
     --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
-    --certify-every --certify-probe --seed --deterministic --log --engine --workers --gpus-per-worker --device
-    --threads --measure-batch"""
+    --certify-every --certify-probe --expect-over --binary --seed --deterministic --log --engine --workers
+    --gpus-per-worker --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -59,6 +59,8 @@ FIXED: dict[str, Any] = {
     "deterministic": True,
     "measure_batch": 7,
     "certify_probe": 3,
+    "expect_over": 4,
+    "binary": True,
 }
 # ... or not
 FREE: dict[str, Any] = {
@@ -151,6 +153,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "certify": [],
         "certify_every": 5,
         "certify_probe": 100,
+        "expect_over": 1,
+        "binary": False,
         "seed": 0,
         "deterministic": False,
         "log": [],
@@ -341,6 +345,7 @@ def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_an
     later = {f.name for f in dataclasses.fields(RunConfig) if f.metadata["later"]}
     assert later == {
         *("warm_start", "noise_sigma", "certify_probe", "normalize", "weights", "pgd_norm", "trades_beta", "augment"),
+        *("expect_over", "binary"),
     }
     assert parse().fingerprint.keys() == FIXED.keys() - later
 
@@ -420,6 +425,8 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--certify": "none",
         "--certify-every": "5",
         "--certify-probe": "100",
+        "--expect-over": "1",
+        "--binary": "no",
         "--seed": "0",
         "--deterministic": "no",
         "--log": "none",
@@ -434,6 +441,15 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
     assert defaults.keys() == {*FLAGS, "--out"}
     for flag, default in defaults.items():
         assert f"(default: {default})" in entries[flag], flag
+
+
+def test_bounds_of_an_average_are_not_proved() -> None:
+    assert parse("--expect-over", "1", "--certify", "crown").expect_over == 1
+    assert refusal("--expect-over", "8", "--certify", "crown") == (
+        "expected no certifiers with --expect-over 8, got 1: bounds are proved of one fixed network; leave one of the "
+        "two out"
+    )
+    assert refusal("--expect-over", "0").startswith("expected --expect-over of at least 1, got 0")
 
 
 def test_the_list_of_estimators_needs_no_torch(tmp_path: Path) -> None:

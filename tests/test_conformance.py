@@ -102,6 +102,9 @@ OTHERS: dict[str, Callable[[], Oracle]] = {
 }
 MAKERS = UNBOXED | {f"boxed-{name}": make for name, make in BOXED.items()} | OTHERS
 
+# flat regions, constant classifiers and models without gradients are told of
+pytestmark = pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
+
 
 @cache
 def oracle(name: str) -> Oracle:

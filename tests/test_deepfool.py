@@ -125,6 +125,7 @@ def test_batches_change_rounding_only(digits: Digits, norm: Norm) -> None:
         torch.testing.assert_close(parts, whole, rtol=2e-4, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 def test_a_dead_gradient_is_followed_once() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, DeepFool(), "l2", noise_retries=0)

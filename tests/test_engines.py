@@ -32,7 +32,7 @@ from harness.store import RunFolder, Unit
 from harness.tasks import Engine, EngineError, InProcess, ProcessSettings, Task, run_task
 from harness.track import main
 from harness.workers import DEATHS, Workers, _device
-from tests.runs import ONE_LINE, Deadly, contents
+from tests.runs import ONE_LINE, Deadly, Dropping, contents
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
@@ -89,6 +89,15 @@ def test_workers_give_the_rows_of_one_process(tmp_path: Path, whole: Path) -> No
     assert main(["--out", str(tmp_path / "run"), "--no-report", *OPTIONS, "--workers", "2"]) == 0
     assert differences(tmp_path / "run", whole) == []
     assert contents(tmp_path / "run").keys() == contents(whole).keys()
+
+
+def test_workers_average_over_draws_as_one_process_does(tmp_path: Path, workers: Workers) -> None:
+    torch.manual_seed(0)
+    model, names = Dropping(9, 3), ("fmn:steps=3", "linear")
+    for name, engine in (("one", None), ("two", workers)):
+        tracker(tmp_path / name, engine, *names, images=6, expect_over=2, noise_retries=1).update(0, model)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+    assert len(rows_of(tmp_path / "one")) == 2
 
 
 def test_another_seed_would_be_noticed(tmp_path: Path, whole: Path) -> None:

@@ -189,6 +189,7 @@ def test_batches_and_scale_on_a_trained_network(norm: Norm, trained_digits: Digi
     torch.testing.assert_close(loud.distance, whole.distance, rtol=2e-4, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 @pytest.mark.parametrize("norm", NORMS)
 def test_dead_gradients_are_not_found(norm: Norm) -> None:
     for truth in (oracles.constant(), oracles.flat(count=8)):

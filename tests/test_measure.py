@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.affine import affine_margins
+from attacks.checks import GradientWarning
 from attacks.estimator import EstimatorError, InputError, Margins, Status
 from attacks.isolation import Classifier
 from attacks.measure import derive_seed, measure
@@ -172,7 +173,8 @@ def test_an_image_that_no_attack_can_move_is_not_found(text: str, norm: Any) -> 
             return images.flatten(1)[:, :3] * 0 + torch.tensor([0.0, 2.0, 1.0])
 
     images = mixed_images(3)
-    margins = measure(Constant(), images, create(text), norm, noise_retries=2)
+    with pytest.warns(GradientWarning):
+        margins = measure(Constant(), images, create(text), norm, noise_retries=2)
     check(margins, Constant(), images, norm)
     assert margins.status == (Status.NOT_FOUND,) * 3
     assert margins.noise_retries.tolist() == [2, 2, 2]
@@ -607,10 +609,14 @@ GREY = greys(0.2, 0.3)
         ({"images": GREY / 0}, InputError, "finite images, got NaN or inf"),
         ({"model": lambda_model(lambda x: x)}, InputError, "got (2, 1, 1, 1) on cpu; return one row of logits"),
         ({"model": lambda_model(lambda x: x.flatten(1).argmax(1))}, InputError, "got (2,) on cpu"),
-        ({"model": lambda_model(lambda x: x.flatten(1))}, InputError, "at least 2 classes on cpu, got (2, 1) on cpu"),
+        (
+            {"model": lambda_model(lambda x: x.flatten(1))},
+            InputError,
+            "at least 2 classes, got one logit per image, (2, 1); read",
+        ),
         ({"model": lambda_model(lambda x: x.new_zeros(1, 5))}, InputError, "shape (2, classes) with at least 2"),
-        ({"model": lambda_model(lambda x: (x.flatten(1), x))}, InputError, "got tuple; return one row"),
-        ({"model": lambda_model(lambda x: {"logits": x})}, InputError, "got dict; return one row"),
+        ({"model": lambda_model(lambda x: [x.flatten(1), x])}, InputError, "got list; return one row"),
+        ({"model": lambda_model(lambda x: {"scores": x})}, InputError, "got dict; return one row"),
         ({"model": lambda_model(lambda x: x.flatten(1).to("meta").repeat(1, 3))}, InputError, "got (2, 3) on meta"),
         ({"model": Line(math.nan)}, InputError, "finite logits, got NaN or inf for 2 of 2 images"),
         (
@@ -627,6 +633,7 @@ GREY = greys(0.2, 0.3)
         ({"batch_size": 0}, InputError, "batch_size of at least 1, got 0; give a whole number"),
         ({"noise_retries": -1}, InputError, "noise_retries of at least 0, got -1; give a whole"),
         ({"seeds": [1]}, InputError, "2 seeds, got shape (1,)"),
+        ({"expect_over": 0}, InputError, "expect_over as an integer of at least 1, got 0; give 1 for one pass"),
         ({"start": GREY[:1]}, InputError, "start of shape (2, 1, 1, 1), got (1, 1, 1, 1)"),
     ],
 )

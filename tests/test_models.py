@@ -87,8 +87,14 @@ def test_eval_mode_restores_each_flag() -> None:
 
 
 FACTORIES = """
+import typing
 import torch
 from torch import nn
+
+class Outputs(typing.NamedTuple):
+    logits: object
+    one: object
+    other: object
 
 def plain(width=3):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
@@ -120,9 +126,15 @@ class Integers(Lazy):
 
 class Pair(Lazy):
     def forward(self, images):
-        return super().forward(images), images
+        return [super().forward(images), images]
+
+class Trio(Lazy):
+    def forward(self, images):
+        logits = super().forward(images)
+        return Outputs(logits, images, None) if self.training else logits
 
 def five(): return Lazy(5)
+def single(): return Lazy(1)
 def wide(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 def needs(width): return plain(width)
 def nothing(): return None
@@ -150,6 +162,21 @@ def test_factories_get_the_arguments_that_they_have(factories: str) -> None:
     assert build(f"{factories}:Lazy.make", DIGITS, 4, 0)(torch.zeros(2, *DIGITS)).shape == (2, 4)
 
 
+def test_a_named_tuple_of_logits_is_taken_while_training(factories: str) -> None:
+    model = build(f"{factories}:Trio", DIGITS, 10, 0)
+    assert type(model.train()(torch.zeros(2, *DIGITS))).__name__ == "Outputs"
+
+
+def test_binary_models_have_one_logit(factories: str) -> None:
+    for name in ("dense", "cnn", f"{factories}:Lazy.make"):
+        assert build(name, DIGITS, 2, 0, binary=True)(torch.zeros(3, *DIGITS)).shape == (3, 1)
+    said = r"^expected logits of shape \(2, 2\), got one per image, \(2, 1\); give --binary to read it as a binary "
+    with pytest.raises(ValueError, match=said):
+        build(f"{factories}:single", DIGITS, 2, 0)
+    with pytest.raises(ValueError, match=r"^expected data of 2 classes with --binary, got 10; leave --binary out"):
+        build("dense", DIGITS, 10, 0, binary=True)
+
+
 def test_factories_are_seeded(factories: str) -> None:
     # the lazy layer draws its weights in the check's forward pass
     first, again, other = (build(f"{factories}:Lazy", DIGITS, 10, seed) for seed in (0, 0, 1))
@@ -171,7 +198,7 @@ def test_factories_are_seeded(factories: str) -> None:
         ("my_factories:broken", "to return a model, got RuntimeError: two lines; mend it"),
         ("my_factories:wide", "expected a model of images of shape (2, 1, 8, 8), got RuntimeError: "),
         ("my_factories:five", "expected logits of shape (2, 10), got (2, 5); return one logit for each"),
-        ("my_factories:Pair", "expected logits as one tensor, got tuple; return the tensor alone"),
+        ("my_factories:Pair", "expected logits as one tensor, got list; return the tensor alone"),
         ("my_factories:NotANumber", "got torch.float32 with 20 that are NaN or infinite; check"),
         ("my_factories:Integers", "got torch.int64 with 0 that are NaN or infinite; check"),
     ],

@@ -204,6 +204,7 @@ def test_searches_that_promise_nothing_end_where_they_began(norm: Norm) -> None:
     assert torch.equal(hops.hop(here, points, torch.zeros(COUNT).double()), points)
 
 
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 def test_rows_without_a_witness_stay() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), "l2", noise_retries=0)

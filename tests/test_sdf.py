@@ -202,6 +202,7 @@ def test_patience_buys_little(trained_digits: Digits) -> None:
 # Nothing to find.
 
 
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 def test_dead_gradients_are_not_found() -> None:
     for truth in (oracles.constant(), oracles.flat(count=8)):
         margins = measure(truth.model, truth.images, SuperDeepFool(), "l2", noise_retries=0)

@@ -601,7 +601,7 @@ def test_a_model_that_cannot_be_measured_leaves_no_part(tmp_path: Path) -> None:
 
     for model, words in [
         (broken, "expected finite logits, got NaN or inf for 9 of 9 images"),
-        (Single(), "expected a model output of shape"),
+        (Single(), "expected at least 2 classes, got one logit per image, (9,); read it as a binary classifier's"),
         (nn.Linear(7, 2), "expected a model that takes images of shape"),
         (Centred().double(), "expected a model that takes images of shape"),
     ]:

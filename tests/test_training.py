@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -34,6 +35,25 @@ def noisy_model(seed: int = 0) -> nn.Module:
 
 def options(**fields: object) -> TrainingOptions:
     return TrainingOptions(**({"batch_size": 8, "pgd_steps": 2, "pgd_epsilon": 0.1} | fields))  # type: ignore[arg-type]
+
+
+class Named(NamedTuple):
+    """As torchvision's GoogLeNet returns while it trains."""
+
+    logits: Tensor
+    auxiliary: Tensor | None
+
+
+class Training(nn.Module):
+    """The noisy model, whose logits stand in a tuple while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = noisy_model()
+
+    def forward(self, images: Tensor) -> Tensor | Named:
+        logits: Tensor = self.inner(images)
+        return Named(logits, None) if self.training else logits
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -108,6 +128,35 @@ def test_the_callers_draws_and_training_do_not_meet() -> None:
             trainer.run_epoch()
         assert torch.equal(torch.get_rng_state(), before)
         assert equal(trainer.model.state_dict(), weights[epoch])
+
+
+@pytest.mark.parametrize("training", ["standard", "pgd", "trades", "gaussian"])
+def test_logits_in_a_tuple_are_trained_as_logits(training: str) -> None:
+    plain, wrapped = (
+        Trainer(model, small_split(), options(training=training), CPU) for model in (noisy_model(), Training())
+    )
+    plain.run_epoch()
+    wrapped.run_epoch()
+    assert equal(plain.model.state_dict(), weights_of(wrapped.model.inner))  # type: ignore[arg-type]
+    assert not equal(plain.model.state_dict(), noisy_model().state_dict())
+
+
+def test_a_single_logit_is_trained_as_a_binary_classifier() -> None:
+    split = small_split(32)
+    labels = (split.images[:, 0, 0, 0] > 127).long()
+    split = Split(split.images, labels, levels=255)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    run = options(binary=True, learning_rate=0.1, training="trades")
+    for _ in epochs(Trainer(model, split, run, CPU), 12):
+        pass
+    said = evaluate(model, split, "cross-entropy", CPU, binary=True)
+    with torch.no_grad():
+        logit = model(split.pixels(torch.arange(32)))[:, 0]
+    assert torch.equal(said.prediction, (logit > 0).long())
+    expected = nn.functional.binary_cross_entropy_with_logits(logit, labels.float(), reduction="none")
+    assert torch.allclose(said.loss, expected, atol=1e-6)
+    assert (said.prediction == labels).float().mean() > 0.8
 
 
 def test_seeds_and_epochs_draw_differently() -> None:
