@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks.unwrapping import unwrapped
+
 # where training scripts keep a state dict inside a larger file
 KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
 # what wrappers put before every name
@@ -42,12 +44,13 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load a safetensors file or a torch file of tensors into the model, all of it; no code in it is run.
 
     Names may have the prefix of a wrapper (``module.``, ``_orig_mod.``, ``model.``), and the state dict may lie inside
-    a larger one. A `Normalized` model's own model is filled.
+    a larger one. A `Normalized` model's own model is filled, and the network that a wrapper holds.
 
     Raises:
         ValueError: no such file, or weights of another model.
     """
-    inner = model.model if isinstance(model, Normalized) else model
+    network = unwrapped(model)
+    inner = network.model if isinstance(network, Normalized) else network
     state = _state(path)
     wanted = inner.state_dict()
     for prefix in PREFIXES:
