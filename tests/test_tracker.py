@@ -593,6 +593,9 @@ def test_a_model_that_cannot_be_measured_leaves_no_part(tmp_path: Path) -> None:
     tracker, broken = track(tmp_path), Centred()
     with torch.no_grad():
         broken.weight[0, 0] = math.nan
+    with pytest.raises(InputError):
+        tracker.update(0, broken)  # which starts the folder
+    assert not tracker.folder.margin_parts()
     before = state(tmp_path)
 
     class Single(Centred):
