@@ -31,7 +31,7 @@ Bounds = tuple[float, float]
 class WeightsError(EstimatorError):
     """An estimator wrote the network's parameters; they are as before again."""
 
-    TEXT = "the estimator changed the network's weights, which are restored"
+    TEXT = "a change of the network's weights (undone)"
 
 
 class Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -34,11 +35,11 @@ class Snapshot:
             if type(module) is not kind:
                 module.__class__ = kind
         for held, kept in self._dicts:
-            if held.keys() != kept.keys() or any(held[key] is not value for key, value in kept.items()):
+            if len(held) != len(kept) or (kept and not _same_items(held, kept)):
                 held.clear()
                 held.update(kept)
         for items, before in self._lists:
-            if len(items) != len(before) or any(one is not other for one, other in zip(items, before, strict=True)):
+            if len(items) != len(before) or not all(map(is_, items, before)):
                 items[:] = before
         # values before flags: nothing may be written into a leaf that requires a gradient
         changed = [value.restore() for _, _, _, value in self._parameters]
@@ -67,6 +68,10 @@ class _Value:
         if changed and not _same(self.memory, self.copy):
             self.memory.copy_(self.copy)
         return changed
+
+
+def _same_items(held: dict[Any, Any], kept: dict[Any, Any]) -> bool:
+    return all(map(is_, held.values(), kept.values())) and list(held) == list(kept)
 
 
 def _same_place(one: Tensor, other: Tensor) -> bool:

@@ -22,6 +22,7 @@ WRAPPERS = {
 SHARDED = "torch.distributed.fsdp."
 # attributes of every module in which nothing is a function
 REGISTERED = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+PLAIN = (bool, int, float, str, type(None), Tensor)
 # what is followed at most of one attribute, and of a container
 OBJECTS, ITEMS = 5000, 1000
 
@@ -90,7 +91,7 @@ def run_by_copies(model: nn.Module) -> str:
     own = {id(thing) for thing in (*model.modules(), *model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if key in REGISTERED or isinstance(value, bool | int | float | str | Tensor | None):
+            if key in REGISTERED or isinstance(value, PLAIN) or (isinstance(value, dict) and not value):
                 continue
             if (key == "forward" and isinstance(value, FunctionType)) or _leads_to(own, value):
                 return f"{name}.{key}" if name else key
