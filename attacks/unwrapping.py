@@ -20,9 +20,11 @@ WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": "module",
 }
 SHARDED = "torch.distributed.fsdp."
-# attributes of every module in which nothing is a function
-REGISTERED = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-PLAIN = (bool, int, float, str, type(None), Tensor)
+# attributes of every module in which nothing is a function, and what `Module.compile` keeps, which is not copied
+REGISTERED = frozenset(
+    {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}
+)
+PLAIN = (bool, int, float, str, bytes, type(None), Tensor)
 # what is followed at most of one attribute, and of a container
 OBJECTS, ITEMS = 5000, 1000
 
@@ -78,6 +80,11 @@ def check_whole(model: nn.Module) -> None:
                 f"expected a model with weights, got {name} of a lazy layer that has seen no image; "
                 "call the model on a batch first"
             )
+        if type(tensor).__module__.startswith("torch.distributed."):
+            raise InputError(
+                f"expected a model with all of its weights here, got {name} as a {type(tensor).__name__}; "
+                "gather it into a plain model on one rank"
+            )
         if tensor.is_meta:
             raise InputError(f"expected a model with weights, got {name} on the meta device; load its weights first")
 
@@ -111,8 +118,11 @@ def _leads_to(own: set[int], value: object) -> bool:
         if inside and (id(thing) in own or (isinstance(thing, nn.Module) and _shares(own, thing))):
             return True
         if len(seen) > OBJECTS:
-            return True  # to be taken for one is only slower
-        waiting += [(part, inside or isinstance(thing, FunctionType)) for part in _parts(thing, inside)]
+            return inside  # too much to tell: to be taken for one costs only the copy
+        further = inside or isinstance(thing, FunctionType)
+        waiting += [
+            (part, further) for part in _parts(thing, inside) if further or not isinstance(part, (*PLAIN, nn.Module))
+        ]
     return False
 
 
@@ -136,7 +146,7 @@ def _parts(thing: object, inside: bool) -> Iterator[object]:
             except ValueError:  # not filled yet
                 continue
         yield from (thing.__defaults__ or (), thing.__kwdefaults__ or {}, vars(thing))
-        if not thing.__globals__.get("__name__", "").startswith("torch."):
+        if not str(thing.__globals__.get("__name__")).startswith("torch."):
             names = (thing.__globals__.get(name) for name in _names(thing.__code__))
             yield from (one for one in names if isinstance(one, nn.Module | FunctionType | MethodType))
     elif inside and not isinstance(thing, type | ModuleType | nn.Module | Tensor):
