@@ -98,7 +98,7 @@ class Best(Settings):
         result, winner = images.clone(), [""] * len(images)
         least = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
         answered = torch.zeros_like(labels, dtype=torch.bool)
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         members = self._able(norm, model.domain)
         if self.polish and _readable(model, images):
             members = {text_form(m): m for m in map(_polished, members.values())}
@@ -150,7 +150,7 @@ class _Call:
         self.member, self.model, self.images, self.labels = member, model, images, labels
         self.norm, self.seeds, self.start = norm, seeds, start
         self.answered = torch.zeros_like(labels, dtype=torch.bool)
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
         self.result = images.clone()
 
     def run(self, rows: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class _Call:
                 )
         except (EstimatorError, InputError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.errors.append(error)
             if len(rows) > 1:
                 half = len(rows) // 2

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from attacks.arguments import plain_bounds, shown
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
 from attacks.isolation import Bounds, Classifier
 from attacks.outputs import check_rows
+from attacks.unwrapping import check_whole
 
 PROBABILITIES = (
     "the model's outputs are probabilities, not logits: their gradients vanish where it is sure, and DeepFool and "
@@ -140,16 +140,7 @@ def check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(f"expected a model that is a torch.nn.Module, got {got}; make one, or wrap it in one")
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(value):
-            raise InputError(
-                f"expected a model whose weights have shapes, got {name} of a lazy layer; call the model on a batch "
-                "of images first"
-            )
-        if value.is_meta:
-            raise InputError(
-                f"expected a model whose weights have values, got {name} on the device meta; load them first"
-            )
+    check_whole(model)
 
 
 def check_points(what: str, points: object, images: Tensor) -> None:

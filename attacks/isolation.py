@@ -7,11 +7,10 @@ passes per image and, where asked, records the best verified iterate that passes
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Domain, EstimatorError, InputError, Norm
+from attacks.freezing import frozen
 from attacks.geometry import per_row, row_norm
-from attacks.input_gradient import quicken
 from attacks.outputs import as_logits, check_rows
+from attacks.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from attacks.trace import Trace
 
 Bounds = tuple[float, float]
+
+
+class WeightsError(EstimatorError):
+    """An estimator wrote the network's parameters; they are as before again."""
+
+    TEXT = "a change of the network's weights (undone)"
 
 
 class Record:
@@ -94,28 +100,20 @@ class Classifier(nn.Module):
         self.precision = torch.float32
         self.record: Record | None = None
         self.trace: Trace | None = None
-        self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        self._versions = self._weight_versions()
         self._position = torch.empty(0, dtype=torch.int64)
         self.start_chunk(0)
         self.eval()
+        self._kept = Snapshot(network)
 
     def settle(self) -> None:
-        """Undo what an attack did to the view: modes and buffers, by which its results are judged.
+        """Undo what an attack did to the network, by which its results are judged and which may be the caller's.
 
         Raises:
-            EstimatorError: the attack wrote the parameters, which are the caller's.
+            WeightsError: the attack wrote the parameters.
         """
-        self.eval()
-        with torch.no_grad():
-            for buffer, value in self._kept:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-        if self._weight_versions() != self._versions:
-            raise EstimatorError("expected an estimator that leaves the weights alone, got changed weights; mend it")
-
-    def _weight_versions(self) -> list[int]:
-        return [p._version for p in self.network.parameters() if not p.is_inference()]
+        self.training = False
+        if self._kept.restore():
+            raise WeightsError(WeightsError.TEXT)
 
     def start_chunk(self, size: int) -> None:
         """Count anew for ``size`` images."""
@@ -253,15 +251,13 @@ class Classifier(nn.Module):
 
 @contextmanager
 def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> Iterator[Classifier]:
-    """Yield a `Classifier` over ``model``; the caller's model is the same afterwards, also after an exception."""
-    with torch.inference_mode(False), torch.enable_grad(), _plain_numbers(device):
-        try:
-            held: AbstractContextManager[nn.Module] = nullcontext(_frozen_copy(model))
-        except Exception:
-            # not every module can be copied (non-leaf tensors, locks, open handles)
-            held = _frozen_in_place(model)
-        with held as network:
-            yield Classifier(network, pixel_bounds, domain, device)
+    """Yield a `Classifier` over ``model``; the caller's model is the same afterwards, also after an exception.
+
+    Raises:
+        InputError: a model without all of its weights (see `attacks.unwrapping.check_whole`).
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _plain_numbers(device), frozen(model) as network:
+        yield Classifier(network, pixel_bounds, domain, device)
 
 
 @contextmanager
@@ -275,44 +271,6 @@ def _plain_numbers(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    # autograd refuses to save tensors that were made in inference mode
-    plain = {id(p): p.clone() if p.is_inference() else p.detach() for p in model.parameters()}
-    shared = {key: nn.Parameter(p, requires_grad=False) for key, p in plain.items()}
-    own = copy.deepcopy(model, dict[int, object](shared)).eval()
-    quicken(own)
-    return own
-
-
-@contextmanager
-def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
-    # train/eval flags and whatever else a module keeps as an attribute or swaps in its forward pass
-    modules = [(module, type(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    contents = [(b, b.clone()) for b in model.buffers()]
-    try:
-        model.eval()
-        for p, _, _ in parameters:
-            p.requires_grad_(False)
-        quicken(model)
-        yield model
-    finally:
-        # Classifier.eval() and attacks set flags of the whole tree: each module gets its own back
-        for module, kind, attributes, buffers in modules:
-            module.__class__ = kind
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            vars(module).clear()
-            vars(module).update(attributes)
-        for p, wanted, gradient in parameters:
-            p.requires_grad_(wanted)
-            p.grad = gradient
-        with torch.no_grad():
-            for b, value in contents:
-                if not torch.equal(b, value):
-                    b.copy_(value)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,14 @@ from attacks.checks import (
 )
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
-from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view, seed_generators
+from attacks.isolation import (
+    Bounds,
+    Classifier,
+    WeightsError,
+    forked_generators,
+    frozen_view,
+    seed_generators,
+)
 from attacks.memory import affordable, chunk_size
 from attacks.trace import Trace
 
@@ -62,7 +69,9 @@ def measure(
 
     Args:
         model: pixels ``(B, C, H, W)`` in ``bounds`` -> logits ``(B, K)``, K >= 2. Left untouched: parameters,
-            gradients, buffers, flags, device and all random generators.
+            gradients, buffers, flags, device and all random generators. Wrappers (compiled, DataParallel,
+            DistributedDataParallel, AveragedModel) are left out. A model that carries a ``forward`` or other function
+            of its own as an attribute is frozen in place: no other thread may use it meanwhile, except to measure it.
         images: ``(N, C, H, W)`` float in ``bounds``, of the model's dtype and on its device.
         estimator: see `attacks.create`.
         norm: ``l2`` or ``linf``.
@@ -86,6 +95,9 @@ def measure(
     Warns:
         ModelWarning: the model's margins say less than they seem to (see `attacks.checks`).
 
+    Returns:
+        A row an image. All rows are ``failed`` where the estimator wrote the weights, which are restored.
+
     Raises:
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
@@ -102,7 +114,7 @@ def measure(
     seeds = plain_seeds(seeds, len(images))
     if start is not None:
         check_points("start", start, images)
-    parts = []
+    parts, spoiled = [], ""
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
@@ -115,11 +127,16 @@ def measure(
             chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], own[chunk])
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
-            parts.append(judge.run(noise_retries))
+            try:
+                parts.append(judge.conclude() if spoiled else judge.run(noise_retries))
+            except WeightsError as error:
+                spoiled = str(error)
+                parts.append(judge.conclude())
             first += len(parts[-1].status)
             if on_progress is not None:
                 on_progress(len(parts[-1].status))
-        return join_margins(parts)
+        found = join_margins(parts)
+        return _failed(found, images, spoiled) if spoiled else found
 
 
 class _Judge:
@@ -163,7 +180,7 @@ class _Judge:
             if not len(pending):
                 break
             self._retry(pending, attempt)
-        return self._conclude()
+        return self.conclude()
 
     def _retry(self, pending: Tensor, attempt: int) -> None:
         """Section 3 of the paper: perturb the image with Gaussian noise and attack from there."""
@@ -206,7 +223,7 @@ class _Judge:
                 )
         except (EstimatorError, InputError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 self.view.take_less(len(rows), error)
                 self._attack(points, rows, seeds, start)
@@ -226,6 +243,11 @@ class _Judge:
                 f"expected witnesses of shape {tuple(points[rows].shape)} from {self.estimator.name}, got {got}; "
                 "return one point an image"
             )
+        if candidates.layout is not torch.strided or candidates.is_meta:
+            kind = "a meta tensor" if candidates.is_meta else f"layout {candidates.layout}"
+            for row in rows.tolist():
+                self.message[row] = f"expected witnesses as a dense tensor, got {kind}"
+            return
         self._accept(candidates.detach(), rows)
 
     def _accept(self, candidates: Tensor, rows: Tensor) -> None:
@@ -273,7 +295,8 @@ class _Judge:
                 break
         return points, target
 
-    def _conclude(self) -> Margins:
+    def conclude(self) -> Margins:
+        """Refine what was found; the chunk's margins."""
         found = self.target >= 0
         rows = torch.nonzero(found).flatten()
         nowhere = torch.where(self.tied, 0.0, torch.inf).double()
@@ -314,6 +337,20 @@ def _usable(start: Tensor, images: Tensor) -> Tensor:
     given = start.detach().to(images)
     finite = per_row(given.flatten(1).isfinite().all(1), images).bool()
     return torch.where(finite, given, images).contiguous()
+
+
+def _failed(margins: Margins, images: Tensor, message: str) -> Margins:
+    """The margins of an estimator of whose rows none can be trusted."""
+    nowhere = torch.full_like(margins.distance, torch.inf)
+    return replace(
+        margins,
+        distance=nowhere,
+        attack_distance=nowhere.clone(),
+        witness=images.detach().cpu().clone(),
+        status=(Status.FAILED,) * len(images),
+        target=torch.full_like(margins.target, -1),
+        message=(message,) * len(images),
+    )
 
 
 def join_margins(parts: Sequence[Margins]) -> Margins:

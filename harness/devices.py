@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from attacks.unwrapping import unwrapped
 from harness.config import RunConfig
 from harness.options import ConfigError
 
@@ -42,7 +43,8 @@ def sized(config: RunConfig, device: torch.device) -> RunConfig:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer is; the CPU for one without either."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    """Where the first parameter or buffer of the network is; the CPU for one without either."""
+    network = unwrapped(model)
+    for tensor in (*network.parameters(), *network.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Status
-from attacks.isolation import Bounds
+from attacks.isolation import Bounds, WeightsError
 from attacks.measure import derive_seed, join_margins
 from attacks.memory import chunk_length
 from harness.devices import device_of
@@ -33,7 +33,7 @@ class Estimating:
 
     Attributes:
         cold: estimators that are measured at some epochs only, every ``cold_every``.
-        broken: units that failed on every image of an epoch, with the library's message.
+        broken: units without margins at an epoch, with the reason: that of all images, or that they wrote the weights.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Estimating:
         return found
 
     def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
-        """Measure the units and write their parts; a unit that fails on every image gets none."""
+        """Measure the units and write their parts; one that fails on every image, or writes the weights, gets none."""
         warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
         for together in [units] if self.engine.parallel else [[unit] for unit in units]:
@@ -190,9 +190,10 @@ class Estimating:
             ignore_index=True,
         )
         rows["seconds"] = sum(outcome.seconds for outcome in outcomes) / len(rows)
-        if (rows["status"] == Status.FAILED.value).all():
+        spoiled = rows["message"] == WeightsError.TEXT
+        if spoiled.any() or (rows["status"] == Status.FAILED.value).all():
             # no part is written, so that --resume tries again
-            self.broken[unit] = rows["message"].iloc[0]
+            self.broken[unit] = WeightsError.TEXT if spoiled.any() else rows["message"].iloc[0]
             self.listener.unit_failed(epoch, unit, self.broken[unit])
         else:
             keep_witnesses(self.folder, epoch, unit, self.probes, results)

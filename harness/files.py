@@ -127,10 +127,18 @@ def _part_checksum(table: pd.DataFrame, facts: Mapping[str, str]) -> str:
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and bytes of all parameters and buffers."""
+    """SHA-256 of the names, types, shapes and bytes of all parameters and buffers; of a wrapped model, the network's.
+
+    Raises:
+        InputError: a model without all of its weights.
+    """
     import torch
 
-    return _tensors_checksum({n: v for n, v in model.state_dict().items() if isinstance(v, torch.Tensor)})
+    from attacks.unwrapping import check_whole, unwrapped
+
+    check_whole(model)
+    state = unwrapped(model).state_dict()
+    return _tensors_checksum({name: value for name, value in state.items() if isinstance(value, torch.Tensor)})
 
 
 def _tensors_checksum(tensors: Mapping[str, Tensor], kind: str = "") -> str:
@@ -144,15 +152,17 @@ def _tensors_checksum(tensors: Mapping[str, Tensor], kind: str = "") -> str:
 
 
 def save_checkpoint(path: Path, model: nn.Module, epoch: int) -> None:
-    """Write the model's parameters and buffers as safetensors, with their checksum; tied weights once."""
+    """Write the network's parameters and buffers as safetensors, with their checksum; tied weights once."""
     from safetensors.torch import save_model
 
-    facts = {"epoch": str(epoch), "weights": weights_checksum(model)}
-    write_atomically(path, lambda temporary: save_model(model, str(temporary), metadata=facts))
+    from attacks.unwrapping import unwrapped
+
+    facts, network = {"epoch": str(epoch), "weights": weights_checksum(model)}, unwrapped(model)
+    write_atomically(path, lambda temporary: save_model(network, str(temporary), metadata=facts))
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> None:
-    """Load a checkpoint into ``model``.
+    """Load a checkpoint into ``model``, or into the network that it wraps.
 
     Raises:
         StoreError: missing, damaged, or of another model.
@@ -160,8 +170,10 @@ def load_checkpoint(path: Path, model: nn.Module) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_model
 
+    from attacks.unwrapping import unwrapped
+
     try:
-        load_model(model, str(path))
+        load_model(unwrapped(model), str(path))
         with safe_open(str(path), framework="pt") as handle:
             wanted = (handle.metadata() or {}).get("weights")
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from typing import cast
 
 from torch import nn
 
+from attacks.unwrapping import run_by_copies, unwrapped
 from harness.devices import device_of
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task, run_task
 
@@ -20,13 +21,19 @@ Pickler = Callable[[object], bytes]
 
 
 def packed_model(model: nn.Module, dumps: Pickler = pickle.dumps) -> bytes:
-    """A model for another process, on the CPU, as that may have other devices.
+    """A model for another process, without wrappers and on the CPU, as that may have other devices.
 
     Raises:
         EngineError: it cannot be sent.
     """
+    network = unwrapped(model)
+    if function := run_by_copies(network):
+        raise EngineError(
+            f"expected a model that can be sent to another process, got {type(network).__name__} with {function}, a "
+            "function that runs the model which is here; make it a method of the class, or measure without workers"
+        )
     try:
-        return dumps(model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu())
+        return dumps(network if device_of(network).type == "cpu" else copy.deepcopy(network).cpu())
     except Exception as error:  # picklers raise many kinds
         raise EngineError(
             f"expected a model that can be sent to another process, got {type(model).__name__}: {_one_line(error)}; "

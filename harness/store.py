@@ -217,6 +217,8 @@ class RunFolder:
         if self.path.exists() and not (
             self.path.is_dir() and all(path.name.startswith(ours) for path in self.path.iterdir())
         ):
+            if self.exists():  # another process has just started it: the manifest is the first file
+                return
             raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
 
     def start(self, manifest: dict[str, Any], *, resume: bool) -> None:
@@ -236,14 +238,8 @@ class RunFolder:
             return
         if not resume:
             raise StoreError(f"expected a new folder, got {self.path} with a run in it; add --resume or choose another")
+        self.check(manifest)
         before = self.read_manifest()
-        changed = _differences(before.get("fingerprint", {}), manifest["fingerprint"])
-        if changed:
-            raise StoreError(
-                f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
-            )
-        _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
-        _check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
         kept: dict[str, Any] = {"created": before.get("created")}
         for kind in ("estimators", "certifiers"):
             # those that are not asked for again keep their parts, and so their entries
@@ -253,6 +249,24 @@ class RunFolder:
             # what was noted of epochs that are not measured again
             kept["notes"] = list(dict.fromkeys((*before.get("notes", ()), *manifest["notes"])))
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
+
+    def check(self, manifest: dict[str, Any]) -> None:
+        """Refuse a folder that `start` would not continue; nothing is written and no lock is taken.
+
+        Raises:
+            StoreError: it holds something else than a run, or another run; names the fields.
+        """
+        if not self.exists():
+            self._refuse_foreign()
+            return
+        before = self.read_manifest()
+        changed = _differences(before.get("fingerprint", {}), manifest["fingerprint"])
+        if changed:
+            raise StoreError(
+                f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
+            )
+        _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
+        _check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         whole = {**manifest, "schema": SCHEMA}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
 from attacks.certify.certifiers import Certifier
-from attacks.checks import check_module
+from attacks.checks import ModelWarning, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm
 from harness.certifying import Certifying
 from harness.checking import check_files
@@ -39,8 +40,12 @@ from harness.units import describe, made_certifiers, made_estimators, plain_epoc
 class MarginTracker:
     """Tracks margins of probe images while the caller trains; see README for the three-line use.
 
+    Making one writes nothing: the folder is started, and locked against other processes, by `update`. Of several
+    processes that train together, each may make one, and one calls `update`, which calls none of the others.
+
     Args:
-        out: the run folder (made if missing; one with the same images and options is gone on with).
+        out: the run folder (made if missing, at the first `update`; one with the same images and options is
+            continued).
         probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays: images
             ``(N, C, H, W)`` float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers);
             or a Dataset or DataLoader of them (see `harness.probes.as_probe`).
@@ -118,8 +123,12 @@ class MarginTracker:
         self.listener = listener or Listener()
         self.loggers = made_loggers(loggers)
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
+        self._manifest: dict[str, Any] | None = None
+        self._begun = False
         if isinstance(out, RunFolder):
             self.folder = out
+            with self.folder.locked():
+                self._begin()
         else:
             self.folder = RunFolder(plain_path("out", out))
             fingerprint = {
@@ -134,12 +143,9 @@ class MarginTracker:
                 **({"binary": True} if binary else {}),
             }
             facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
-            with self.folder.locked():
-                self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
-        with self.folder.locked():
-            self._keep_probes()
-            check_files(self.folder)
-            drop_stale_shards(self.folder)
+            self._manifest = {**facts, **environment(torch.get_num_threads())}
+            self.folder.check(self._manifest)
+        check_files(self.folder)
         self.estimating = Estimating(
             self.folder,
             self.probes,
@@ -172,11 +178,14 @@ class MarginTracker:
     def update(self, epoch: int, model: nn.Module, *, last: bool = False, refuse_late: bool = True) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
 
-        The model is left as it is, whatever its mode, and the caller may be in ``no_grad``.
+        The model is left as it is, whatever its mode, and the caller may be in ``no_grad``. No other thread may use it
+        meanwhile (see `attacks.measure.measure`). An estimator that writes the weights is in `broken` afterwards, and
+        the weights are as before.
 
         Args:
             epoch: an integer of at least 0.
-            model: pixels in ``bounds`` -> logits; measured in eval mode on its own device.
+            model: pixels in ``bounds`` -> logits; measured in eval mode on its own device. Of a compiled,
+                DataParallel, DistributedDataParallel or AveragedModel one, the network inside.
             last: no epoch will follow; with ``warm_start``, the cold forms are measured then.
             refuse_late: an epoch that is too late for an estimator that starts warm is an error; else that is left out.
 
@@ -193,11 +202,22 @@ class MarginTracker:
         with self.folder.locked():
             return self._update(epoch, model, last, refuse_late)
 
+    def _begin(self) -> None:
+        """Start the run or continue it, before anything else is written; the caller has the lock."""
+        if self._manifest is not None:
+            self.folder.start(self._manifest, resume=True)
+        self._keep_probes()
+        drop_stale_shards(self.folder)
+        self._begun = True
+
     def _update(self, epoch: int, model: nn.Module, last: bool, refuse_late: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
         missing = self.estimating.missing(epoch, last, late=refuse_late)
+        told = self._checked(model) if missing else []
+        if not self._begun:
+            self._begin()
         if missing:
-            self._check_model(epoch, model)
+            self._note(epoch, told)
             for unit in missing:
                 self._summary.forget(self.folder.margins(epoch, unit))
             self.estimating.measure(epoch, missing, model, weights)
@@ -211,11 +231,14 @@ class MarginTracker:
             logger.log(epoch, averages(here))
         return here
 
-    def _check_model(self, epoch: int, model: nn.Module) -> None:
-        """Refuse what cannot be measured; tell what spoils margins, and note it in the manifest once."""
-        told = check_probes(
+    def _checked(self, model: nn.Module) -> list[ModelWarning]:
+        """Refuse what cannot be measured; what else spoils the model's margins."""
+        return check_probes(
             self.probes, model, self.bounds, self.domain, expect_over=self.expect_over, binary=self.binary
         )
+
+    def _note(self, epoch: int, told: Sequence[ModelWarning]) -> None:
+        """Tell what spoils margins, and note it in the manifest once."""
         if not told:
             return
         manifest = self.folder.read_manifest()
@@ -235,7 +258,10 @@ class MarginTracker:
 
     @property
     def broken(self) -> dict[Unit, str]:
-        """Units that failed on every image of an epoch, with the library's message; also warned of."""
+        """Units without margins at an epoch, with the reason, such as the library's message; also warned of.
+
+        They failed on every image, or wrote the weights.
+        """
         return self.estimating.broken
 
     def has(self, epoch: int, *, last: bool = False, witnesses: bool = True) -> bool:
@@ -268,10 +294,11 @@ class MarginTracker:
         return weights
 
     def summary(self) -> pd.DataFrame:
-        """All epochs' summary, also written to ``summary.csv``."""
+        """All epochs' summary, also written to ``summary.csv`` where a run has been started."""
         parts = self.folder.margin_parts()
         table = self._summary.of(parts)
-        write_text(self.folder.summary_csv, self._summary.csv(parts))
+        if self.folder.exists():
+            write_text(self.folder.summary_csv, self._summary.csv(parts))
         return table
 
     def _keep_probes(self) -> None:

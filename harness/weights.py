@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks.unwrapping import unwrapped
+
 # where training scripts keep a state dict inside a larger file, and where an average of the weights
 KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 AVERAGED = ("model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "ema")
@@ -52,7 +54,7 @@ def load_weights(path: Path, model: nn.Module) -> list[str]:
     Names may have those of wrappers in them, in any order and at any depth (``module.``, ``_orig_mod.``, ``model.``).
     The state dict may lie inside a larger file. Of a file with plain and averaged (EMA) weights, the plain ones are
     loaded. Entries besides the model's, such as a criterion's, are left. Batch norm's count of batches may be missing.
-    A `Normalized` model's own model is filled.
+    A `Normalized` model's own model is filled, and the network that a wrapper holds.
 
     Returns:
         What was chosen and what was left, a line each; no line where the file holds the model's weights alone.
@@ -60,7 +62,8 @@ def load_weights(path: Path, model: nn.Module) -> list[str]:
     Raises:
         ValueError: no such file, or weights of another model.
     """
-    inner = model.model if isinstance(model, Normalized) else model
+    network = unwrapped(model)
+    inner = network.model if isinstance(network, Normalized) else network
     given, said = _state(path)
     wanted = inner.state_dict()
     names = _by_wanted(path, given, wanted)

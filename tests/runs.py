@@ -113,6 +113,27 @@ class Broken(Anywhere, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Writing(Anywhere, Settings):
+    """Writes the network's weights past their version counters."""
+
+    name: ClassVar[str] = "writing"
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        for parameter in model.parameters():
+            parameter.data.mul_(0.1)
+        return 1 - images
+
+
+@dataclass(frozen=True, kw_only=True)
 class Deadly(Anywhere, Settings):
     """Proposes ``1 - x``; kills its process as long as there are files in a folder, of which it takes one away."""
 

@@ -301,8 +301,8 @@ MODELS: dict[str, tuple[Any, str]] = {
     "function": (lambda pixels: pixels, "expected a model that is a torch.nn.Module, got function; "),
     "None": (None, "expected a model that is a torch.nn.Module, got NoneType; "),
     "class": (nn.Linear, "expected a model that is a torch.nn.Module, got the class Linear; "),
-    "lazy": (LAZY, "expected a model whose weights have shapes, got 1.weight of a lazy layer; "),
-    "meta": (META, "expected a model whose weights have values, got 1.weight on the device meta; "),
+    "lazy": (LAZY, "expected a model with weights, got 1.weight of a lazy layer that has seen no image; "),
+    "meta": (META, "expected a model with weights, got 1.weight on the meta device; "),
 }
 DOORS: dict[str, Callable[[Path, Any], object]] = {
     "tracker": lambda folder, model: tracker(folder).update(0, model),

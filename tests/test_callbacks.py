@@ -1,6 +1,10 @@
 """Loops of others give the margins of a plain one; each test needs its library (`tox -e libraries`)."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import MarginTracker
 from harness.files import read_part
+from harness.store import RunFolder
+from tests import ranks as two
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IMAGES = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
 EPOCHS = 3
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def network() -> nn.Module:
@@ -140,3 +147,38 @@ def test_a_hugging_face_loop_gives_the_margins_of_a_plain_one(tmp_path: Path) ->
     ).train()
     pd.testing.assert_frame_equal(rows(found), rows(plain(tmp_path / "plain", network())), check_exact=True)
     assert json.loads((tmp_path / "transformers" / "manifest.json").read_text())["fingerprint"]["domain"] == "box"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["plain", "lightning"])
+def test_two_ranks_track_one_run(tmp_path: Path, loop: str) -> None:
+    """Each makes a tracker, rank 0 measures a network with batch norm, and neither waits for the other for ever."""
+    if loop == "lightning":
+        pytest.importorskip("lightning")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.ranks", loop, str(rank), str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | around,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    folder = RunFolder(tmp_path / "run")
+    found = [read_part(path)[0] for path in folder.margin_parts()]
+    assert [rows["epoch"].unique().tolist() for rows in found] == [[0], [1]]
+    alone = MarginTracker(tmp_path / "alone", {"test": (two.IMAGES[:6], two.LABELS[:6])}, ["deepfool:steps=5"], ["l2"])
+    alone.update(0, two.network())
+    assert found[0]["distance"].tolist() == read_part(alone.folder.margin_parts()[0])[0]["distance"].tolist()

@@ -397,6 +397,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
 # runs that fail
 
 
+def test_an_estimator_that_writes_the_weights_is_exit_1_and_the_network_is_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = registry.Entry("tests.runs:Writing", ("l2", "linf"), ("box", "free"), "0", "writes")
+    monkeypatch.setitem(registry.ESTIMATORS, "writing", entry)
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
+    writing = ["--estimator", "writing", "--estimator", "linear"]
+    assert main([*TINY, *writing, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "track: error: expected margins from writing l2, got a change of the network's weights (undone) on every "
+        "image; mend it\n"
+    )
+    assert main([*TINY, "--estimator", "linear", "--out", str(tmp_path / "alone")]) == 0
+    # weights, predictions and the other estimator's margins are those of a run without it
+    one, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "alone")
+    assert [path.name for path in one.margin_parts()] == ["linear.l2.parquet"]
+    assert one.checkpoint(0).read_bytes() == other.checkpoint(0).read_bytes()
+    for mine, its in zip(
+        (*one.margin_parts(), one.predictions(0)), (*other.margin_parts(), other.predictions(0)), strict=True
+    ):
+        pd.testing.assert_frame_equal(
+            *(read_part(path)[0].drop(columns="seconds", errors="ignore") for path in (mine, its)), check_exact=True
+        )
+
+
 def test_an_estimator_that_fails_on_every_image_is_exit_1_and_the_others_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

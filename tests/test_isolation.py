@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -706,16 +707,10 @@ class Meddler(Settings):
     tightness: ClassVar[Mapping[Norm, float]] = {}
     batch_invariant: ClassVar[bool] = True
 
-    def __init__(self, writes: bool = False) -> None:
-        self.writes = writes
-
     def perturb(self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, **_: object) -> Tensor:
         model.train()
         for _ in range(20):
             model(1.0 - images)
-        if self.writes:
-            with torch.no_grad():
-                next(model.parameters()).add_(0.1)
         return (images + 0.01).clamp(0, 1)
 
 
@@ -738,9 +733,107 @@ def test_what_an_attack_does_to_the_view_does_not_reach_the_judge() -> None:
         assert not torch.equal(margins.prediction, model.eval()(images).argmax(1))
 
 
-def test_an_attack_that_writes_the_weights_is_named() -> None:
-    with pytest.raises(EstimatorError, match="leaves the weights alone"):
-        measure(normed_model(), torch.rand(4, 1, 8, 8), Meddler(writes=True), "l2")
+def write_data(view: nn.Module) -> None:
+    for parameter in view.parameters():
+        parameter.data.mul_(0.1)  # no version counter sees it
+
+
+def write_in_place(view: nn.Module) -> None:
+    with torch.no_grad():
+        next(view.parameters()).add_(0.1)
+
+
+def give_other_data(view: nn.Module) -> None:
+    for parameter in view.parameters():
+        parameter.data = torch.ones(2)
+
+
+@pytest.mark.parametrize("kind", [Awkward, WithLock])
+@pytest.mark.parametrize("write", [write_data, write_in_place, give_other_data])
+def test_an_attack_that_writes_the_weights_fails_and_they_are_restored(
+    write: Callable[[nn.Module], None], kind: type[Awkward]
+) -> None:
+    def late(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        calls.append(len(images))
+        if len(calls) == 2:
+            write(view)
+        return 1 - images
+
+    calls: list[int] = []
+    model, images, progress = awkward(kind), some_images(6), list[int]()
+    before = world(model)
+    margins = measure(model, images, Planted(late), "l2", batch_size=2, noise_retries=0, on_progress=progress.append)
+    assert disturbed(before, model) == []
+    assert margins.status == (Status.FAILED,) * 6  # also of the first two, which came before
+    assert set(margins.message) == {"a change of the network's weights (undone)"}
+    assert margins.distance.isinf().all()
+    assert torch.equal(margins.witness, images)
+    assert (calls, progress) == ([2, 2], [2, 2, 2])
+    honest = measure(model, images, create("deepfool"), "l2", noise_retries=0)
+    assert torch.equal(honest.distance, measure(awkward(), images, create("deepfool"), "l2", noise_retries=0).distance)
+
+
+def replace_weights(view: nn.Module) -> None:
+    for module in view.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(torch.randn_like(module.weight))
+
+
+def replace_forward(view: Any) -> None:
+    view.network.head.forward = lambda hidden: hidden[:, :4]
+    view.network.head.register_forward_hook(lambda module, given, result: result * 3)
+
+
+def write_buffers(view: nn.Module) -> None:
+    for buffer in view.buffers():
+        buffer.data.fill_(3)
+
+
+def gather_gradients(view: nn.Module) -> None:
+    for parameter in view.parameters():
+        parameter.requires_grad_(True)
+    view(some_images()).sum().backward()
+
+
+@pytest.mark.parametrize("kind", [Awkward, WithLock])
+@pytest.mark.parametrize("change", [replace_weights, replace_forward, write_buffers, gather_gradients])
+def test_other_changes_to_the_network_reach_neither_the_judge_nor_the_caller(
+    change: Callable[[nn.Module], None], kind: type[Awkward]
+) -> None:
+    def propose(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        change(view)
+        return 1 - images
+
+    model = awkward(kind)
+    before = world(model)
+    margins = measure(model, some_images(), Planted(propose), "l2", noise_retries=0)
+    assert disturbed(before, model) == []
+    plain = measure(awkward(), some_images(), Planted(lambda view, images, labels: 1 - images), "l2", noise_retries=0)
+    assert torch.equal(margins.distance, plain.distance)
+    assert Status.FOUND in statuses(margins)
+
+
+def leave(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("propose", "message"),
+    [
+        (leave, "SystemExit: 3"),
+        (lambda view, images, labels: images.to("meta"), "expected witnesses as a dense tensor, got a meta tensor"),
+        (
+            lambda view, images, labels: images.to_sparse(),
+            "expected witnesses as a dense tensor, got layout torch.sparse_coo",
+        ),
+    ],
+    ids=["exit", "meta", "sparse"],
+)
+def test_an_estimator_that_leaves_or_returns_no_dense_tensor_fails(propose: Any, message: str) -> None:
+    margins = measure(awkward(), some_images(), Planted(propose), "l2")
+    assert margins.status == (Status.FAILED,) * 4
+    assert set(margins.message) == {message}
+    assert margins.distance.isinf().all()
 
 
 def test_the_callers_autocast_and_default_dtype_change_nothing() -> None:

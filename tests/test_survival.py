@@ -102,9 +102,10 @@ def test_a_second_process_is_told_and_changes_nothing(tmp_path: Path, capsys: py
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     tracker = MarginTracker(folder, probes, ["linear"], ["l2"])
     with other_process_holding(folder):
-        for act in (lambda: tracker.update(0, model), lambda: MarginTracker(folder, probes, ["linear"], ["l2"])):
+        another = MarginTracker(folder, probes, ["linear"], ["l2"])  # which writes nothing yet
+        for one in (tracker, another):
             with pytest.raises(StoreError, match=r"expected a run that no other process writes to, got .*; wait"):
-                act()
+                one.update(0, model)
         assert track(folder) == 1
         assert ONE_LINE.fullmatch(capsys.readouterr().err.strip())
     assert not tracker.folder.margin_parts()

@@ -78,6 +78,18 @@ class Raises(Opposite):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WritesOnce(Opposite):
+    """Writes the network's weights where it gets 9 images, past their version counters."""
+
+    name: ClassVar[str] = "writes-once"
+
+    def perturb(self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, **_: object) -> Tensor:
+        for parameter in model.parameters() if len(images) == 9 else ():
+            parameter.data.mul_(-0.1)
+        return 1 - images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Lazy(Opposite):
     name: ClassVar[str] = "lazy"
 
@@ -527,6 +539,37 @@ def test_an_estimator_that_fails_on_every_row_leaves_no_part_and_stops_no_other(
     assert track(tmp_path, [Opposite()], norms=["l2"]).broken == {}
 
 
+def test_an_estimator_that_writes_the_weights_leaves_no_part_and_the_network_as_it_was(tmp_path: Path) -> None:
+    model, alone = Centred(), track(tmp_path / "alone", norms=["l2"])
+    alone.update(0, model)
+    # on one split it wrote, on the other it did not: none of its margins count
+    tracker = track(tmp_path / "run", [WritesOnce(), Opposite()], norms=["l2"])
+    with pytest.warns(UserWarning, match=r"writes-once l2 failed .* a change of the network's weights \(undone\)"):
+        tracker.update(0, model)
+    assert tracker.broken == {Unit("writes-once", "l2"): "a change of the network's weights (undone)"}
+    assert torch.equal(model.weight, Centred().weight)
+    assert [path.name for path in tracker.folder.margin_parts()] == ["opposite.l2.parquet"]
+    ours, theirs = (rows_of(tmp_path / name).drop(columns="seconds") for name in ("run", "alone"))
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def test_a_tracker_writes_and_locks_nothing_before_its_first_update(tmp_path: Path) -> None:
+    trackers = [track(tmp_path / "run") for _ in range(2)]
+    assert len(trackers[1].summary()) == 0
+    assert not (tmp_path / "run").exists()
+    with trackers[0].folder.locked():
+        before = state(tmp_path / "run")
+        track(tmp_path / "run", [Opposite(level=1)])
+        assert state(tmp_path / "run") == before
+    trackers[0].update(0, Centred())
+    assert trackers[1].has(0)
+    # a run that another process started meanwhile is told by whoever comes later
+    late = track(tmp_path / "late", seed=1)
+    track(tmp_path / "late", seed=2).update(0, Centred())
+    with pytest.raises(StoreError, match=r"^expected the options of the run in .*, got seed 1 \(the run has 2\); "):
+        late.update(0, Centred())
+
+
 def test_an_estimator_that_fails_on_some_rows_keeps_the_others(tmp_path: Path) -> None:
     given = probes(train=20, test=10)
     tracker = track(tmp_path, [Raises(), Opposite()], given, norms=["l2"])
@@ -593,6 +636,9 @@ def test_a_model_that_cannot_be_measured_leaves_no_part(tmp_path: Path) -> None:
     tracker, broken = track(tmp_path), Centred()
     with torch.no_grad():
         broken.weight[0, 0] = math.nan
+    with pytest.raises(InputError):
+        tracker.update(0, broken)  # which starts the folder
+    assert not tracker.folder.margin_parts()
     before = state(tmp_path)
 
     class Single(Centred):
