@@ -195,7 +195,9 @@ def examine(recipe: Recipe, counts: Counts, certifiers: Sequence[str] = CERTIFIE
     for norm in (NORMS[recipe.seed % 2],):
         upper = torch.full((images,), torch.inf, dtype=torch.float64)
         for text in ATTACKS:
-            upper = torch.minimum(upper, measure(recipe.build(), pixels, create(text), norm, noise_retries=0).distance)
+            upper = torch.minimum(
+                upper, measure(recipe.build(), pixels, create(text), norm, noise_retries=0, checked=True).distance
+            )
         for text in certifiers:
             counts.proofs += 1
             try:

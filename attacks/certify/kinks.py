@@ -30,7 +30,7 @@ class Intervals:
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """``(B, n)`` each."""
-        return self.low.flatten(1), self.high.flatten(1)
+        return self.low.reshape(len(self.low), -1), self.high.reshape(len(self.high), -1)
 
     def shaped(self, shape: tuple[int, ...]) -> Intervals:
         """``(B, *shape)``."""

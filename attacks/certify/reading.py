@@ -70,7 +70,7 @@ def _check_blocks(network: PiecewiseNetwork, points: Tensor) -> None:
     outcomes = [points.flatten(1)]
     for kink, block, values in zip(network.kinks, network.blocks, inputs, strict=False):
         shaped = Intervals(values, values).shaped(block.shape)
-        outcomes.append(kink.intervals(shaped).low.flatten(1))
+        outcomes.append(kink.intervals(shaped).flat()[0])
     draw = torch.Generator().manual_seed(2)
     for block, values, place in zip(network.blocks, (*inputs, logits), network.places, strict=True):
         rows = torch.randn(FUNCTIONALS, values.shape[1], generator=draw, dtype=torch.float64).to(values)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.estimator import InputError
 from attacks.input_gradient import unquicken
+from attacks.unwrapping import check_whole, run_by_copies, unwrapped
 
 # The result has the shape of the argument and no value of it.
 _CONSTANT = frozenset(
@@ -241,15 +242,15 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     Raises:
         InputError: it cannot be copied.
     """
-    for name, module in model.named_modules():
-        if "forward" in vars(module):
-            raise InputError(
-                f"expected a model that can be copied, got a forward function of its own in "
-                f"{f'the layer {name}' if name else 'the model'}, which would compute with the original's weights; "
-                "define it in the class"
-            )
+    check_whole(model)
+    network = unwrapped(model)
+    if place := run_by_copies(network):
+        raise InputError(
+            f"expected a model that can be copied, got {place}, a function that would compute with the original's "
+            "weights; define it in a class"
+        )
     try:
-        own = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+        own = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
     except Exception as error:
         raise InputError(
             f"expected a model that can be copied, got {one_line(error)}; build it of plain layers"
