@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
+from harness.command import run_command
 from harness.config import ENGINES
 from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
@@ -93,17 +94,17 @@ def _say_error(error: Exception, code: int, debug: bool) -> int:
 def _compare(given: argparse.Namespace) -> int:
     # here, so that --help needs neither torch nor pandas
     import torch
-    from rich.console import Console
 
     from harness.devices import choose_device
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
+    from harness.terminal import open_console
 
     device = choose_device(given.device)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = open_console()
     out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
     check_out(out, given.run)
     _measure(given, device, console)
@@ -152,6 +153,8 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from harness.terminal import print_table
+
     for run in content.runs:
         for (norm, split), rows in run.ratios.groupby(["norm", "split"], sort=False):
             if split not in (("test",) if (run.ratios["split"] == "test").any() else (split,)):
@@ -163,11 +166,11 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
             table.add_column("epoch", justify="right")
             estimators = [str(name) for name in rows["estimator"].unique()]
             for name in estimators:
-                table.add_column(escape(name), justify="right")
+                table.add_column(escape(name), justify="right", overflow="fold", min_width=len("1.000 (1.000-1.000)"))
             for epoch, here in rows.groupby("epoch"):
                 cells = {str(row["estimator"]): _ratio(row) for _, row in here.iterrows()}
                 table.add_row(str(epoch), *(cells.get(name, "") for name in estimators))
-            console.print(table)
+            print_table(console, table)
     for sentence in (*content.trust, *content.warm):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -177,4 +180,4 @@ def _ratio(row: pd.Series) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.command import run_command
 from harness.config import from_dict, resolve
 from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
@@ -204,4 +205,4 @@ def _report(runs: Sequence[Path], page: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

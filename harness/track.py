@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
+from harness.command import run_command
 from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
 from harness.existing import existing_checkpoints
 from harness.options import ConfigError, OneLineParser, add_options
@@ -154,14 +155,11 @@ def _run(
     engine: Engine,
 ) -> int:
     """Track, report unless ``silent``, and print; ``lines`` first."""
-    from rich.console import Console
-
     from harness.run import TrackedRun
-    from harness.terminal import Terminal, print_summary
+    from harness.terminal import Terminal, open_console, print_summary
     from harness.tracker import MarginTracker
 
-    # rich takes 80 columns where it sees no terminal, too few for the summary
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = open_console()
     with Terminal(console, config.epochs or 0) as terminal:
         for line in lines:
             terminal.say(line)
@@ -259,4 +257,4 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
