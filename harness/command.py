@@ -9,6 +9,8 @@ import select
 import sys
 from collections.abc import Callable
 
+from harness.stopping import end_with_parent
+
 FAILED = 1
 # the reader is gone: a pipe that was closed, a terminal that hung up
 GONE = (errno.EPIPE, errno.EIO)
@@ -20,6 +22,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     What cannot be written is dropped. A reader that is gone is no failure; output that is lost for another reason (a
     full disk) is one, which is said at the end.
     """
+    end_with_parent()
     outputs = protect_output()
     try:
         code = main() or 0

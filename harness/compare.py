@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"expected --workers and --gpus-per-worker of at least 0, got {given.workers} and "
                 f"{given.gpus_per_worker:g}; raise them"
             )
+        if given.unit_timeout is not None and not 0 < given.unit_timeout < float("inf"):
+            raise ConfigError(f"expected --unit-timeout above 0, got {given.unit_timeout:g}; give another number")
         if given.certify_probe < 1:
             raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
         with terminated_is_interrupted():
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=ENGINES, default="local", help="where attacks run (default: local)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="see harness.track (default: 0)")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="on Ray (default: 0)")
+    parser.add_argument("--unit-timeout", type=float, metavar="S", help="see harness.track (default: no limit)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
     )
@@ -107,18 +110,20 @@ def _compare(given: argparse.Namespace) -> int:
     console = open_console()
     out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
     check_out(out, given.run)
-    _measure(given, device, console)
+    failures = _measure(given, device, console)
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)
     for line in write_report(runs, content, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
-    return DONE
+    for line in failures:
+        print(f"compare: error: {line}", file=sys.stderr)
+    return FAILED if failures else DONE
 
 
-def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> None:
-    """Add to the runs what they do not have of what is asked for."""
+def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> list[str]:
+    """Add to the runs what they do not have of what is asked for; returns a line for what failed."""
     from harness.engines import create_engine
     from harness.remeasure import remeasure
     from harness.runs import read_runs
@@ -126,13 +131,21 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
 
     runs = read_runs(given.run)
     if not given.estimator and not given.certify:
-        return
-    engine = create_engine(given.engine, given.workers, device, gpus=given.gpus_per_worker, threads=given.threads)
+        return []
+    engine = create_engine(
+        given.engine,
+        given.workers,
+        device,
+        gpus=given.gpus_per_worker,
+        threads=given.threads,
+        unit_timeout=given.unit_timeout,
+    )
+    failures = []
     try:
         for run in runs:
             with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
                 terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
-                remeasure(
+                failed = remeasure(
                     run,
                     given.estimator,
                     given.norm,
@@ -143,8 +156,10 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
                     given.certify_probe,
                     engine,
                 )
+            failures += [f"{run.name}: {line}" for line in failed]
     finally:
         engine.close()
+    return failures
 
 
 def _print_comparison(console: Console, content: ReportContent) -> None:

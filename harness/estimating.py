@@ -20,7 +20,7 @@ from harness.measuring import margin_rows
 from harness.probes import Probe
 from harness.shards import drop_shards, find_shard, keep_shard
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
-from harness.tasks import Engine, Outcome, Task
+from harness.tasks import Engine, Outcome, Overdue, Task
 from harness.units import starts_warm
 from harness.witnesses import keep_witnesses, starts, thin_witnesses
 
@@ -34,6 +34,7 @@ class Estimating:
     Attributes:
         cold: estimators that are measured at some epochs only, every ``cold_every``.
         broken: units that failed on every image of an epoch, with the library's message.
+        overdue: units that the engine stopped after their time, with the epochs.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Estimating:
         self.noise_retries, self.batch_size = noise_retries, batch_size
         self.engine, self.listener = engine, listener
         self.broken: dict[Unit, str] = {}
+        self.overdue: dict[Unit, list[int]] = {}
         self._thinned = set[Path]()
 
     def asked(self, epoch: int, last: bool) -> list[Unit]:
@@ -152,11 +154,21 @@ class Estimating:
         yield from ((unit, _in_order(done)) for unit, done in got.items() if len(done) == len(tasks[unit]))
         for task, outcome in self.engine.run(model, waiting, self.listener.images_done):
             unit, number = place[id(task)]
+            if isinstance(outcome, Overdue):
+                self._give_up(epoch, unit, outcome.seconds)
+                continue
             got[unit][number] = outcome
             if len(got[unit]) == len(tasks[unit]):
                 yield unit, _in_order(got[unit])
             elif self.engine.parallel:
                 keep_shard(self.folder, epoch, task, outcome, weights)
+
+    def _give_up(self, epoch: int, unit: Unit, seconds: float) -> None:
+        """Note, once, that a unit was stopped; no part of it is written, so that --resume tries again."""
+        epochs = self.overdue.setdefault(unit, [])
+        if epoch not in epochs:
+            epochs.append(epoch)
+            self.listener.unit_overdue(epoch, unit, seconds)
 
     def _keep(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,7 +107,8 @@ def read_run(path: Path, name: str | None = None) -> Run:
         predictions.append(_columns(part, rows, facts, PREDICTION_TYPES))
         epochs.append(epoch_table(rows, int(facts["epoch"]), float(facts["seconds"])))
     return Run(
-        name=name or path.resolve().name,
+        # a folder's name may be no text
+        name=os.fsencode(name or path.resolve().name).decode(errors="replace"),
         folder=folder,
         manifest=folder.read_manifest(),
         margins=margins,

@@ -255,7 +255,7 @@ class RunFolder:
         whole = {**manifest, "schema": SCHEMA}
         whole[CHECKSUM] = _manifest_checksum(whole)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:

@@ -82,6 +82,9 @@ class Terminal(Listener):
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """Said at the end, once."""
 
+    def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
+        """Said at the end, once."""
+
     def images_done(self, count: int) -> None:
         self.measured += count
         now = time.monotonic()

@@ -133,7 +133,14 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     notes = notes_of(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
-    engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)
+    engine = create_engine(
+        config.engine,
+        config.workers,
+        device,
+        gpus=config.gpus_per_worker,
+        threads=config.threads,
+        unit_timeout=config.unit_timeout,
+    )
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
@@ -193,10 +200,9 @@ def _run(
     print_summary(console, summary, folder, epochs)
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for unit, message in tracker.broken.items():
-        reason = " ".join(message.split())
-        print(f"track: error: expected margins from {unit}, got {reason} on every image; mend it", file=sys.stderr)
-    return FAILED if tracker.broken else DONE
+    for line in tracker.failures:
+        print(f"track: error: {line}", file=sys.stderr)
+    return FAILED if tracker.failures else DONE
 
 
 def _set_up(config: RunConfig) -> None:

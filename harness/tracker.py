@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,7 @@ from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
 from harness.tasks import Engine, InProcess
 from harness.units import describe, plan_units, warm_starts
+from harness.workers import Workers
 
 
 class MarginTracker:
@@ -55,17 +57,25 @@ class MarginTracker:
         cold_every: these epochs: every so many, 0, 1 and the last always.
         certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
         certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
-        loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of epochs as they are measured.
+        loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of what is measured at an epoch.
         engine: what runs the attacks, such as `harness.workers.Workers`; by default this process.
+        unit_timeout: seconds after which an estimator in a norm is stopped at an epoch, and has no margins there until
+            the epoch is measured again; by default no limit. It takes a process of its own (see
+            `harness.workers.Workers`, which has the same argument for where ``engine`` is given). Certifiers have no
+            limit.
 
     Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
     before; an epoch earlier than one that it has measured is refused.
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
+        EngineError: a ``unit_timeout`` that is not above 0.
         ConfigError: ``warm_start`` without an estimator that can.
         InputError: probes that cannot be measured.
         StoreError: the folder holds another run.
+
+    Attributes:
+        measured_averages: what the latest `update` measured, by names such as ``margin/test/deepfool/l2``.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class MarginTracker:
         certify_probe: int = 100,
         loggers: Sequence[str | Logger] = (),
         engine: Engine | None = None,
+        unit_timeout: float | None = None,
         listener: Listener | None = None,
     ) -> None:
         self.probes = {name: as_probe(name, given, bounds) for name, given in probes.items()}
@@ -106,6 +117,10 @@ class MarginTracker:
         self.domain, self.bounds = domain, bounds
         self.listener = listener or Listener()
         self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
+        # by the latest update, under the names that loggers get
+        self.measured_averages: dict[str, float] = {}
+        # the one that updates; a lock could not be copied with the tracker
+        self._thread: dict[str, int] = {}
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
         if isinstance(out, RunFolder):
             self.folder = out
@@ -139,7 +154,7 @@ class MarginTracker:
             noise_retries=noise_retries,
             batch_size=batch_size,
             seed=int(seed),
-            engine=engine or InProcess(),
+            engine=_engine(engine, unit_timeout),
             listener=self.listener,
         )
         self.certifying = Certifying(
@@ -168,15 +183,35 @@ class MarginTracker:
             This epoch's summary rows (see `harness.statistics.summarise`).
 
         Raises:
-            InputError: a model that cannot be measured.
+            InputError: a model that cannot be measured, or another thread's update is under way.
             StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm; or
                 another process writes to the folder.
             UnsoundError: a lower bound above the distance of a witness: a bug, of which the case is kept.
         """
         if epoch < 0:
             raise InputError(f"expected an epoch of at least 0, got {epoch}; count from 0, before the first update")
-        with self.folder.locked():
+        with self._alone(), self.folder.locked():
             return self._update(epoch, model, last, refuse_late)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse another thread's update while one is under way; the same thread may come again.
+
+        Raises:
+            InputError: another thread updates.
+        """
+        me = threading.get_ident()
+        again = self._thread.get("updates") == me
+        if self._thread.setdefault("updates", me) != me:
+            raise InputError(
+                "expected one update of a tracker at a time, got one while another thread's is under way; wait for it "
+                "to end, or give each thread a tracker and a folder of its own"
+            )
+        try:
+            yield
+        finally:
+            if not again:
+                self._thread.clear()
 
     def _update(self, epoch: int, model: nn.Module, last: bool, refuse_late: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
@@ -192,8 +227,9 @@ class MarginTracker:
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
         here = summary[summary["epoch"] == epoch].reset_index(drop=True)
-        for logger in self.loggers if missing else ():
-            logger.log(epoch, averages(here))
+        self.measured_averages = averages(here, missing)
+        for logger in self.loggers if self.measured_averages else ():
+            logger.log(epoch, self.measured_averages)
         return here
 
     def close(self) -> None:
@@ -207,6 +243,20 @@ class MarginTracker:
     def broken(self) -> dict[Unit, str]:
         """Units that failed on every image of an epoch, with the library's message; also warned of."""
         return self.estimating.broken
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each unit that failed on every image of an epoch, and one for all that took too long."""
+        lines = [
+            f"expected margins from {unit}, got {' '.join(message.split())} on every image; mend it"
+            for unit, message in self.broken.items()
+        ]
+        overdue = ", ".join(
+            f"{unit} at epoch {', '.join(map(str, epochs))}" for unit, epochs in self.estimating.overdue.items()
+        )
+        if overdue:
+            lines.append(f"stopped after the unit timeout, and without margins: {overdue}; measure again to try again")
+        return lines
 
     def has(self, epoch: int, *, last: bool = False, witnesses: bool = True) -> bool:
         """Whether `update` would find nothing to measure.
@@ -247,3 +297,12 @@ class MarginTracker:
             path = self.folder.probes(split)
             if not path.exists():
                 save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+
+
+def _engine(given: Engine | None, unit_timeout: float | None) -> Engine:
+    """The engine given, or this process, or for limited units one worker, with as many threads as this process."""
+    if unit_timeout is None:
+        return given or InProcess()
+    if given is not None:
+        raise InputError("expected unit_timeout without engine, got both; write engine=Workers(..., unit_timeout=...)")
+    return Workers(1, threads=torch.get_num_threads(), unit_timeout=unit_timeout)
