@@ -26,6 +26,8 @@ from harness.unit_clocks import UnitClocks
 
 # workers that one task may kill, and that may die in a row before they are ready: what kills them goes on to
 DEATHS = 3
+# what a worker says before its first task, and when it begins one
+READY, BEGUN = "ready", "begun"
 
 
 class Workers:
@@ -73,7 +75,6 @@ class Workers:
                     if not waiting:
                         break
                     worker.give(waiting.popleft(), network, str(_device(first, worker.number)), settings)
-                    self._begin(worker)
                 for worker in self._heard():
                     message = worker.answer()
                     if message is None:
@@ -91,8 +92,8 @@ class Workers:
                         assert task is not None
                         on_progress(len(task.images))
                         yield task, message
-                    else:
-                        self._begin(worker)
+                    elif message == BEGUN and worker.task is not None:
+                        self._clocks.begin(worker.task.unit)
                 if any(worker.pipe.poll() for worker in self._busy()):
                     continue  # what has been answered counts, however late it is read
                 for unit, seconds in self._clocks.late(self._unfinished(waiting)).items():
@@ -121,11 +122,6 @@ class Workers:
             if number not in self._workers:
                 self._workers[number] = _Worker(self._context, number)
         return [worker for worker in self._workers.values() if worker.task is None]
-
-    def _begin(self, worker: _Worker) -> None:
-        """Start the clock of the worker's unit, if it is ready: it takes seconds to start."""
-        if worker.ready and worker.task is not None:
-            self._clocks.begin(worker.task.unit)
 
     def _unfinished(self, waiting: Iterable[Task]) -> set[Unit]:
         """Units of which tasks are left."""
@@ -201,7 +197,7 @@ class _Worker:
             self.pipe.send_bytes(content)
 
     def answer(self) -> Any:
-        """What it says: that it is ready (True), an outcome, or an exception; None if it is dead."""
+        """What it says: that it is ready or has begun, an outcome, or an exception; None if it is dead."""
         try:
             if not self.pipe.poll():
                 return None
@@ -225,11 +221,12 @@ def _serve(pipe: Connection) -> None:
     assert parent is not None
     end_when(lambda: wait([parent.sentinel]))
     protect_output()
-    pipe.send_bytes(pickle.dumps(True))
+    pipe.send_bytes(pickle.dumps(READY))
     network = Packed(b"")
     with contextlib.suppress(EOFError, OSError):
         while True:
             device, settings, another = pipe.recv()
             if another:
                 network = Packed(pipe.recv_bytes())
-            pipe.send_bytes(network.answer(pipe.recv_bytes(), device, settings))
+            answer = network.answer(pipe.recv_bytes(), device, settings, lambda: pipe.send_bytes(pickle.dumps(BEGUN)))
+            pipe.send_bytes(answer)
