@@ -89,7 +89,9 @@ class Estimating:
         return found
 
     def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
-        """Measure the units and write their parts; a unit that fails on every image gets none."""
+        """Measure the units and write their parts; a unit that fails on every image, or is stopped, gets none."""
+        for unit in units:  # what was stopped is tried again
+            self.overdue[unit] = [one for one in self.overdue.get(unit, ()) if one != epoch]
         warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
         for together in [units] if self.engine.parallel else [[unit] for unit in units]:

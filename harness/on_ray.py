@@ -63,7 +63,7 @@ class OnRay:
                         logging_level="ERROR",
                         **cores,
                     )
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # Ray raises many kinds, bare ones too
                 raise ConfigError(
                     f"expected a Ray cluster at {self._address or 'this machine'}, got {_first_line(error)}; start it, "
                     "or take --engine local"

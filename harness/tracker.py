@@ -252,7 +252,9 @@ class MarginTracker:
             for unit, message in self.broken.items()
         ]
         overdue = ", ".join(
-            f"{unit} at epoch {', '.join(map(str, epochs))}" for unit, epochs in self.estimating.overdue.items()
+            f"{unit} at epoch {', '.join(map(str, epochs))}"
+            for unit, epochs in self.estimating.overdue.items()
+            if epochs
         )
         if overdue:
             lines.append(f"stopped after the unit timeout, and without margins: {overdue}; measure again to try again")

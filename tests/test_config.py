@@ -24,8 +24,8 @@ DESIGN = """--dataset --data-root --download --train-images --test-images --mode
     --training --pgd-epsilon --pgd-steps --pgd-step-size --pgd-norm --trades-beta --noise-sigma --augment
     --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
     --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
-    --certify-every --certify-probe --seed --deterministic --log --engine --workers --gpus-per-worker --device
-    --threads --measure-batch"""
+    --certify-every --certify-probe --seed --deterministic --log --engine --workers --gpus-per-worker
+    --unit-timeout --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -77,6 +77,7 @@ FREE: dict[str, Any] = {
     "engine": "ray",
     "workers": 2,
     "gpus_per_worker": 0.5,
+    "unit_timeout": 2.5,
     "device": "cpu",
     "threads": 2,
 }
@@ -157,6 +158,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "engine": "local",
         "workers": 0,
         "gpus_per_worker": 0.0,
+        "unit_timeout": None,
         "device": "auto",
         "threads": 1,
         "measure_batch": 500,
@@ -426,6 +428,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--engine": "local",
         "--workers": "0",
         "--gpus-per-worker": "0.0",
+        "--unit-timeout": "no limit",
         "--device": "auto",
         "--threads": "1 on digits, too small to share, else torch's choice",
         "--measure-batch": "500 on digits, else 128, on CUDA all of a split",
