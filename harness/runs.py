@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,8 +106,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         predictions.append(_columns(part, rows, facts, PREDICTION_TYPES))
         epochs.append(epoch_table(rows, int(facts["epoch"]), float(facts["seconds"])))
     return Run(
-        # a folder's name may be no text
-        name=os.fsencode(name or path.resolve().name).decode(errors="replace"),
+        name=name or path.resolve().name,
         folder=folder,
         manifest=folder.read_manifest(),
         margins=margins,

@@ -187,6 +187,9 @@ class RunFolder:
         """
         if not self.exists():
             self._refuse_foreign()
+        if str(self.path) != str(self.path).encode(errors="replace").decode():
+            # safetensors opens no other
+            raise StoreError(f"expected a folder whose path is UTF-8, got {ascii(str(self.path))}; choose another one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
