@@ -189,7 +189,7 @@ class RunFolder:
             self._refuse_foreign()
         if str(self.path) != str(self.path).encode(errors="replace").decode():
             # safetensors opens no other
-            raise StoreError(f"expected a folder whose path is UTF-8, got {ascii(str(self.path))}; choose another one")
+            raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
