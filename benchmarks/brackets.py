@@ -25,6 +25,7 @@ from attacks.geometry import project
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
 from benchmarks.problems import BUILT_IN, Problem, run_problems
+from harness.command import run_command
 from harness.files import StoreError, write_atomically
 from harness.options import OneLineParser
 from harness.runs import read_runs
@@ -251,4 +252,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

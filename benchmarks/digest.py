@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.options import OneLineParser
 
@@ -114,4 +115,4 @@ def _article(reference: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

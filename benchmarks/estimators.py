@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from attacks.estimator import NORMS, EstimatorError, Margins, Norm
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
 from benchmarks.problems import Problem, affine_problem, digits_problem
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.options import OneLineParser
 from harness.store import environment
@@ -132,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from attacks.input_gradient import quicken
 from benchmarks.speed.report import made_with
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.models import build
 from harness.options import OneLineParser
@@ -142,4 +143,4 @@ def check(ways: Ways) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

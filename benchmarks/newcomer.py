@@ -17,6 +17,7 @@ import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.command import run_command
 from harness.files import write_text
 from harness.options import OneLineParser
 from harness.store import environment, now
@@ -68,4 +69,4 @@ def _followed(place: Path, programs: Path) -> Iterator[dict[str, str | float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

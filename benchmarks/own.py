@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.transforms.v2 import Normalize
 
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.measuring import measure_margins
 from harness.options import OneLineParser
@@ -162,4 +163,4 @@ def _table(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from benchmarks.speed.report import made_with
+from harness.command import run_command
 from harness.engines import create_engine
 from harness.files import read_part, write_atomically
 from harness.models import build
@@ -113,4 +114,4 @@ def _table(rounds: dict[str, list[float]], images: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

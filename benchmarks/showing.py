@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pandas as pd
 from rich import box
@@ -17,6 +16,7 @@ from benchmarks.problems import Problem, Truth
 from benchmarks.remarks import LEVELS
 from benchmarks.results import Results
 from harness.store import Unit
+from harness.terminal import open_console, print_table
 
 STYLES = dict(zip(LEVELS, ("bold red", "yellow", ""), strict=True))
 LEGEND = (
@@ -32,7 +32,7 @@ class Screen:
     """One plain line a measured unit, then tables and remarks."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(width=None if sys.stdout.isatty() else 160)
+        self.console = console or open_console(160)
 
     def say(self, line: str, style: str = "") -> None:
         """One line; names in it are never read as markup."""
@@ -58,7 +58,7 @@ class Screen:
             self.say("")
             limit = "" if results.budget is None else f", within {results.budget} passes an image"
             self.say(f"{problem}, {norm}: {rows['images'].iloc[0]} images{limit}", style="bold")
-            self.console.print(_main_table(rows[rows["role"] == "estimator"]))
+            print_table(self.console, _main_table(rows[rows["role"] == "estimator"]))
             here = (results.ratios["problem"] == problem) & (results.ratios["norm"] == norm)
             self._show_references(rows, results.ratios[here])
             left = results.unsolved
@@ -93,7 +93,7 @@ class Screen:
             told = f", {left_open} of them open: in no share within 1% or 5%, and in no mean" if left_open else ""
             title = f"the exact margins ({images} images{told})" if against == EXACT else f"the envelope {against}"
             self.say(f"against {title}")
-            self.console.print(_ratio_table(rows))
+            print_table(self.console, _ratio_table(rows))
 
     def _show_unsolved(self, unsolved: pd.DataFrame) -> None:
         """Every image whose exact margin is not known, with what is."""
@@ -110,7 +110,7 @@ class Screen:
         table = _table(*(str(place) for place, _ in enumerate(names, 1)))
         for place, (name, rows) in enumerate(correlations.groupby("estimator", sort=False), 1):
             table.add_row(escape(f"{place} {name}"), *(_number(value, 3) for value in rows["rank"]))
-        self.console.print(table)
+        print_table(self.console, table)
 
 
 def _main_table(rows: pd.DataFrame) -> Table:

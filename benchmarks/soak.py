@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from harness.command import run_command
 from harness.files import write_atomically, write_csv
 from harness.options import OneLineParser
 from harness.store import environment, now
@@ -135,4 +136,4 @@ def draw(table: pd.DataFrame, stem: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

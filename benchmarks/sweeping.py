@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.survive.comparing import compare
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.options import OneLineParser
 from harness.store import environment, now
@@ -91,4 +92,4 @@ def _killed(file: Path, out: Path, jobs: int, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

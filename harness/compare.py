@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
+from harness.command import run_command
 from harness.config import ENGINES
 from harness.options import ConfigError, OneLineParser
 from harness.stopping import terminated_is_interrupted
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if given.threads is not None and given.threads < 1:
             raise ConfigError(f"expected --threads of at least 1, got {given.threads}; raise it")
+        if given.unit_timeout is not None and not 0 < given.unit_timeout < float("inf"):
+            raise ConfigError(f"expected --unit-timeout above 0, got {given.unit_timeout:g}; give another number")
         if given.certify_probe < 1:
             raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
         with terminated_is_interrupted():
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=ENGINES, default="local", help="where attacks run (default: local)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="see harness.track (default: 0)")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="on Ray (default: 0)")
+    parser.add_argument("--unit-timeout", type=float, metavar="S", help="see harness.track (default: no limit)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
     )
@@ -95,31 +99,33 @@ def _say_error(error: Exception, code: int, debug: bool) -> int:
 def _compare(given: argparse.Namespace) -> int:
     # here, so that --help needs neither torch nor pandas
     import torch
-    from rich.console import Console
 
     from harness.devices import choose_device
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
+    from harness.terminal import open_console
 
     device = choose_device(given.device)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = open_console()
     out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
     check_out(out, given.run)
-    _measure(given, device, console)
+    failures = _measure(given, device, console)
     runs = read_runs(given.run)
     content = evaluate(runs)
     _print_comparison(console, content)
     for line in write_report(runs, content, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
-    return DONE
+    for line in failures:
+        print(f"compare: error: {line}", file=sys.stderr)
+    return FAILED if failures else DONE
 
 
-def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> None:
-    """Add to the runs what they do not have of what is asked for."""
+def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> list[str]:
+    """Add to the runs what they do not have of what is asked for; returns a line for what failed."""
     from harness.engines import create_engine
     from harness.remeasure import remeasure
     from harness.runs import read_runs
@@ -127,13 +133,21 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
 
     runs = read_runs(given.run)
     if not given.estimator and not given.certify:
-        return
-    engine = create_engine(given.engine, given.workers, device, gpus=given.gpus_per_worker, threads=given.threads)
+        return []
+    engine = create_engine(
+        given.engine,
+        given.workers,
+        device,
+        gpus=given.gpus_per_worker,
+        threads=given.threads,
+        unit_timeout=given.unit_timeout,
+    )
+    failures = []
     try:
         for run in runs:
             with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
                 terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
-                remeasure(
+                failed = remeasure(
                     run,
                     given.estimator,
                     given.norm,
@@ -144,8 +158,10 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
                     given.certify_probe,
                     engine,
                 )
+            failures += [f"{run.name}: {line}" for line in failed]
     finally:
         engine.close()
+    return failures
 
 
 def _print_comparison(console: Console, content: ReportContent) -> None:
@@ -153,6 +169,8 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
+
+    from harness.terminal import print_table
 
     for run in content.runs:
         for (norm, split), rows in run.ratios.groupby(["norm", "split"], sort=False):
@@ -165,11 +183,11 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
             table.add_column("epoch", justify="right")
             estimators = [str(name) for name in rows["estimator"].unique()]
             for name in estimators:
-                table.add_column(escape(name), justify="right")
+                table.add_column(escape(name), justify="right", overflow="fold", min_width=len("1.000 (1.000-1.000)"))
             for epoch, here in rows.groupby("epoch"):
                 cells = {str(row["estimator"]): _ratio(row) for _, row in here.iterrows()}
                 table.add_row(str(epoch), *(cells.get(name, "") for name in estimators))
-            console.print(table)
+            print_table(console, table)
     for sentence in (*content.trust, *content.warm):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -179,4 +197,4 @@ def _ratio(row: pd.Series) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -130,6 +130,14 @@ class RunConfig:
         fixed=False,
     )
     gpus_per_worker: float = option(0.0, "of each of Ray's tasks, such as 0.25; 0 for the CPU", least=0, fixed=False)
+    unit_timeout: float | None = option(
+        None,
+        "seconds for an estimator in a norm at an epoch, from its first image on, in a worker (certifiers: no limit); "
+        "then it is stopped, and --resume tries it again",
+        above=0,
+        fixed=False,
+        unset="no limit",
+    )
     device: str = option("auto", "auto, cpu or cuda[:i]", fixed=False)
     threads: int | None = option(
         None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"

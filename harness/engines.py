@@ -10,7 +10,13 @@ from harness.workers import Workers
 
 
 def create_engine(
-    name: str, workers: int, device: torch.device, *, gpus: float = 0.0, threads: int | None = None
+    name: str,
+    workers: int,
+    device: torch.device,
+    *,
+    gpus: float = 0.0,
+    threads: int | None = None,
+    unit_timeout: float | None = None,
 ) -> Engine:
     """The engine asked for: ``local`` with 0 workers is this process, with more so many processes; ``ray`` is Ray's.
 
@@ -18,11 +24,19 @@ def create_engine(
         device: where the network is.
         gpus: for each task on Ray.
         threads: of each worker; by default a local one has its share of the cores, one on Ray 1.
+        unit_timeout: see `harness.workers.Workers`; with 0 workers it takes one, with the threads of this process.
 
     Raises:
-        ConfigError: GPUs for workers that are not Ray's, none for Ray's beside a network on one, or no such cluster.
+        EngineError: a unit timeout that is not above 0.
+        ConfigError: a unit timeout on Ray, GPUs for workers that are not Ray's, none for Ray's beside a network on one,
+            or no such cluster.
     """
     if name == "ray":
+        if unit_timeout is not None:
+            raise ConfigError(
+                f"expected --unit-timeout with --engine local, got {unit_timeout:g} with ray; leave it out, or take "
+                "--workers N"
+            )
         if device.type == "cuda" and not gpus:
             raise ConfigError(
                 "expected --gpus-per-worker for Ray's tasks beside a network on CUDA, got 0; give it, such as 0.5, or "
@@ -37,4 +51,6 @@ def create_engine(
             f"expected --gpus-per-worker with --engine ray, got {gpus:g} with {name}; local workers share the GPUs of "
             "--device cuda in turn: leave it out"
         )
-    return Workers(workers, threads=threads) if workers else InProcess()
+    if unit_timeout is not None and not workers:
+        workers, threads = 1, threads or torch.get_num_threads()
+    return Workers(workers, threads=threads, unit_timeout=unit_timeout) if workers else InProcess()

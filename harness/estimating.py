@@ -20,7 +20,7 @@ from harness.measuring import margin_rows
 from harness.probes import Probe
 from harness.shards import drop_shards, find_shard, keep_shard
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
-from harness.tasks import Engine, Outcome, Task
+from harness.tasks import Engine, Outcome, Overdue, Task
 from harness.units import starts_warm
 from harness.witnesses import keep_witnesses, starts, thin_witnesses
 
@@ -34,6 +34,7 @@ class Estimating:
     Attributes:
         cold: estimators that are measured at some epochs only, every ``cold_every``.
         broken: units without margins at an epoch, with the reason: that of all images, or that they wrote the weights.
+        overdue: units that the engine stopped after their time, with the epochs.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Estimating:
         self.expect_over, self.binary = expect_over, binary
         self.engine, self.listener = engine, listener
         self.broken: dict[Unit, str] = {}
+        self.overdue: dict[Unit, list[int]] = {}
         self._thinned = set[Path]()
 
     def asked(self, epoch: int, last: bool) -> list[Unit]:
@@ -90,7 +92,12 @@ class Estimating:
         return found
 
     def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
-        """Measure the units and write their parts; one that fails on every image, or writes the weights, gets none."""
+        """Measure the units and write their parts.
+
+        A unit that fails on every image, writes the weights, or is stopped gets none.
+        """
+        for unit in units:  # what was stopped is tried again
+            self.overdue[unit] = [one for one in self.overdue.get(unit, ()) if one != epoch]
         warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
         for together in [units] if self.engine.parallel else [[unit] for unit in units]:
@@ -165,11 +172,21 @@ class Estimating:
         yield from ((unit, _in_order(done)) for unit, done in got.items() if len(done) == len(tasks[unit]))
         for task, outcome in self.engine.run(model, waiting, self.listener.images_done):
             unit, number = place[id(task)]
+            if isinstance(outcome, Overdue):
+                self._give_up(epoch, unit, outcome.seconds)
+                continue
             got[unit][number] = outcome
             if len(got[unit]) == len(tasks[unit]):
                 yield unit, _in_order(got[unit])
             elif self.engine.parallel:
                 keep_shard(self.folder, epoch, task, outcome, weights)
+
+    def _give_up(self, epoch: int, unit: Unit, seconds: float) -> None:
+        """Note, once, that a unit was stopped; no part of it is written, so that --resume tries again."""
+        epochs = self.overdue.setdefault(unit, [])
+        if epoch not in epochs:
+            epochs.append(epoch)
+            self.listener.unit_overdue(epoch, unit, seconds)
 
     def _keep(
         self,

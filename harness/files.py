@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ FORMAT = ("pandas", "ARROW:schema")
 FACTS = {"epoch", "seconds", "weights", "start"}
 # of tensors that are kept
 NAMES = {"images", "labels", "ids", "image", "witness", "distance", "label", "lower", "upper"}
+
+# a text that a spreadsheet computes; one of ours with the quote that prevents it
+FORMULA, QUOTED = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
 
 class StoreError(ValueError):
@@ -72,7 +76,39 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Replace a derived table; blank where a statistic is undefined."""
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+    write_atomically(path, lambda temporary: temporary.write_text(as_csv(table), encoding="utf-8"))
+
+
+def as_csv(table: pd.DataFrame, *, header: bool = True, float_format: str | None = None) -> str:
+    """A table as CSV, in which no text is a formula to a spreadsheet; `from_csv` reads it back.
+
+    A text that begins with ``= + - @``, a tab or a carriage return gets a single quote before it, and so does one that
+    has such quotes already. Numbers are left as they are.
+    """
+    texts = [place for place, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
+    table = table.copy(deep=False)
+    for place in texts:
+        table.isetitem(place, [_defused(value) for value in table.iloc[:, place]])
+    table.columns = [_defused(name) for name in table.columns]
+    return table.to_csv(index=False, header=header, float_format=float_format, lineterminator="\n")
+
+
+def from_csv(path: Path) -> pd.DataFrame:
+    """Read a table that `as_csv` wrote."""
+    table = pd.read_csv(path)
+    for name in table.columns[[not pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]]:
+        table[name] = [value[1:] if isinstance(value, str) and QUOTED.match(value) else value for value in table[name]]
+    return table
+
+
+def _defused(value: object) -> object:
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def remove_leftovers(folder: Path) -> None:

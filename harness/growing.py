@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.files import concatenate
+from harness.files import as_csv, concatenate
 
 
 class GrowingTable:
@@ -28,7 +28,7 @@ class GrowingTable:
         tables = [self._rows_of(path) for path in new]
         numbers = np.arange(len(self._lines), len(self._lines) + len(new))
         self._known |= dict(zip(new, numbers.tolist(), strict=True))
-        self._lines += [table.to_csv(index=False, header=False) for table in tables]
+        self._lines += [as_csv(table, header=False) for table in tables]
         self._part = np.concatenate([self._part, np.repeat(numbers, [len(table) for table in tables])])
         self._table = concatenate([self._table, *tables], self._columns)
         # a part may come between earlier ones, or be gone

@@ -28,6 +28,10 @@ class Listener:
         """What spoils the model's margins."""
         warnings.warn(warning, stacklevel=5)
 
+    def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
+        """A unit was stopped after its time, and has no part; the others go on."""
+        warnings.warn(f"{unit} was stopped after {seconds:.3g} s at epoch {epoch}", stacklevel=5)
+
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""
 

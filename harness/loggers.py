@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import pandas as pd
 
 from attacks.arguments import several, shown
 from attacks.estimator import EstimatorError
+from harness.store import Unit
 
 
 class Logger(Protocol):
@@ -112,14 +113,19 @@ def create_logger(text: str) -> Logger:
     return LOGGERS[name](place)
 
 
-def averages(summary: pd.DataFrame) -> dict[str, float]:
+def averages(summary: pd.DataFrame, units: Collection[Unit]) -> dict[str, float]:
     """Average margins of all images of one epoch by split, estimator and norm.
 
     Args:
         summary: rows of `harness.statistics.summarise`.
+        units: those whose averages are asked for.
     """
     rows = summary[(summary["subset"] == "all") & summary["avg"].notna()]
-    return {f"margin/{r['split']}/{r['estimator']}/{r['norm']}": float(r["avg"]) for _, r in rows.iterrows()}
+    return {
+        f"margin/{r['split']}/{r['estimator']}/{r['norm']}": float(r["avg"])
+        for _, r in rows.iterrows()
+        if Unit(r["estimator"], r["norm"]) in units
+    }
 
 
 def made_loggers(given: Any) -> list[Logger]:

@@ -21,6 +21,8 @@ from harness.tasks import EngineError, Outcome, ProcessSettings, Task
 
 # how often Ray starts a task again whose worker or machine was lost
 RETRIES = 3
+# seconds between looks at whether Ray's own process on this machine lives: without it Ray soon ends this one
+LOOK = 0.5
 
 
 class OnRay:
@@ -63,7 +65,7 @@ class OnRay:
                         logging_level="ERROR",
                         **cores,
                     )
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # Ray raises many kinds, bare ones too
                 raise ConfigError(
                     f"expected a Ray cluster at {self._address or 'this machine'}, got {_first_line(error)}; start it, "
                     "or take --engine local"
@@ -111,13 +113,13 @@ class OnRay:
                 while waiting and len(running) < self._most:
                     task = waiting.popleft()
                     running[self._work.remote(network, packed_task(task, dumps), self.gpus > 0, settings)] = task
-                for done in ray.wait(list(running), num_returns=1)[0]:
+                for done in ray.wait(list(running), num_returns=1, timeout=LOOK)[0] or self._check_alive():
                     task = running.pop(done)
                     outcome = self._outcome(done, task)
                     on_progress(len(task.images))
                     yield task, outcome
         finally:
-            for reference in running:
+            for reference in running if not self._is_dead() else ():
                 ray.cancel(reference, force=True)
 
     def _outcome(self, reference: Any, task: Task) -> Outcome:
@@ -132,6 +134,23 @@ class OnRay:
         if isinstance(found, Exception):
             raise found
         return cast(Outcome, found)
+
+    def _is_dead(self) -> bool:
+        """Whether Ray's process on this machine, if this one started it, has ended."""
+        # Ray says so in no public way
+        node = getattr(self._ray._private.worker, "_global_node", None)
+        started = getattr(node, "all_processes", {}).get("raylet", [])
+        return any(one.process.poll() is not None for one in started)
+
+    def _check_alive(self) -> Sequence[Any]:
+        """No task that is done.
+
+        Raises:
+            EngineError: Ray's process on this machine has ended.
+        """
+        if self._is_dead():
+            raise EngineError("Ray's process on this machine (raylet) was killed or died; go on with --resume")
+        return ()
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""

@@ -65,14 +65,22 @@ class Packed:
         self._network: nn.Module | None = None
         self._device = ""
 
-    def answer(self, task: bytes, device: str, settings: ProcessSettings) -> bytes:
-        """The packed `Outcome` of a packed task, or what it raised, as an exception that can be sent."""
+    def answer(
+        self, task: bytes, device: str, settings: ProcessSettings, on_begin: Callable[[], object] = lambda: None
+    ) -> bytes:
+        """The packed `Outcome` of a packed task, or what it raised, as an exception that can be sent.
+
+        Args:
+            on_begin: called when all is unpacked, before the estimator.
+        """
         try:
-            return pickle.dumps(self.measured(task, device, settings))
+            return pickle.dumps(self.measured(task, device, settings, on_begin))
         except Exception as error:
             return pickle.dumps(sendable(error))
 
-    def measured(self, task: bytes, device: str, settings: ProcessSettings) -> Outcome:
+    def measured(
+        self, task: bytes, device: str, settings: ProcessSettings, on_begin: Callable[[], object] = lambda: None
+    ) -> Outcome:
         """Measure a packed task's images with the network.
 
         Raises:
@@ -88,6 +96,7 @@ class Packed:
                 f"expected workers that can import the model and the estimator, got {_one_line(error)}; define them "
                 "in a module (a notebook is none), or measure without workers"
             ) from error
+        on_begin()
         return run_task(self._network, unpacked)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from attacks.arguments import plain_path, several
-from harness.files import StoreError, concatenate, read_part
+from harness.files import StoreError, concatenate, from_csv, read_part
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
@@ -138,7 +138,7 @@ def _read_epochs(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=list(EPOCH_COLUMNS))
     try:
-        table = pd.read_csv(path)
+        table = from_csv(path)
     except (ValueError, OSError, OverflowError) as error:
         raise StoreError(
             f"expected a table at {path}, got {' '.join(str(error).split())}; delete it and --resume"

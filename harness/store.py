@@ -187,6 +187,9 @@ class RunFolder:
         """
         if not self.exists():
             self._refuse_foreign()
+        if str(self.path) != str(self.path).encode(errors="replace").decode():
+            # safetensors opens no other
+            raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
@@ -272,7 +275,7 @@ class RunFolder:
         whole = {**manifest, "schema": SCHEMA}
         whole[CHECKSUM] = _manifest_checksum(whole)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:

@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.command import run_command
 from harness.config import from_dict, resolve
 from harness.options import ConfigError, OneLineParser, undashed
-from harness.stopping import terminated_is_interrupted
+from harness.stopping import child_environment, terminated_is_interrupted
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 KEYS = ("options", "grid", "run")
@@ -145,26 +146,32 @@ def _name(changes: Mapping[str, Any]) -> str:
 
 
 def _sweep(entries: Sequence[Entry], out: Path, jobs: int) -> int:
-    stop, failed = threading.Event(), []
+    stop, done = threading.Event(), set[str]()
 
     def work(entry: Entry) -> None:
-        if not stop.is_set() and (error := run_entry(entry, out, stop)):
-            failed.append(entry.name)
+        if stop.is_set():
+            return
+        if error := run_entry(entry, out, stop):
             print(f"sweep: error: {entry.name}: {error}", file=sys.stderr, flush=True)
+            return
+        done.add(entry.name)
+        print(f"sweep: {len(done)} of {len(entries)} runs", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, entry) for entry in entries]
         try:
-            for done, future in enumerate(futures, start=1):
+            for future in futures:
                 future.result()
-                print(f"sweep: {done} of {len(entries)} runs", flush=True)
         except BaseException:
             stop.set()
             raise
-    whole = [out / entry.name for entry in entries if entry.name not in failed]
+    whole = [out / entry.name for entry in entries if entry.name in done]
     if whole:
         _report(whole, out / "report.html")
-    return FAILED if failed else DONE
+    left = [entry.name for entry in entries if entry.name not in done]
+    if left:
+        print(f"sweep: error: not finished, and not in the report: {', '.join(left)}", file=sys.stderr)
+    return FAILED if left else DONE
 
 
 def run_entry(entry: Entry, out: Path, stop: threading.Event) -> str:
@@ -181,13 +188,18 @@ def run_entry(entry: Entry, out: Path, stop: threading.Event) -> str:
     place = ["--resume", "--no-report", "--out", str(out / entry.name)]
     command = [sys.executable, "-m", "harness.track", *place, *entry.arguments]
     with log.open("w", encoding="utf-8") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
+        # the pipe to its standard input is what the run ends with, if this process is killed
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=written, stderr=subprocess.STDOUT, env=child_environment()
+        )
         while process.poll() is None:
             try:
                 process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
                 if stop.is_set():
                     process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
     if process.returncode == DONE:
         return ""
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -206,4 +218,4 @@ def _report(runs: Sequence[Path], page: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

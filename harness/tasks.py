@@ -54,6 +54,13 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Overdue:
+    """A task that was stopped: since its unit's first task began, these seconds have passed."""
+
+    seconds: float
+
+
 class Engine(Protocol):
     """Where tasks are run; the run folder is written by the caller alone."""
 
@@ -67,8 +74,8 @@ class Engine(Protocol):
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        """Run the tasks, in any order; yield each as it ends.
+    ) -> Iterator[tuple[Task, Outcome | Overdue]]:
+        """Run the tasks, in any order; yield each as it ends, or is stopped by an engine that limits a unit's time.
 
         Args:
             on_progress: called with the number of images that are done more.

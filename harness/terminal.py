@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 
@@ -10,12 +11,24 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from attacks.checks import ModelWarning
 from harness.listening import Listener
 from harness.store import RunFolder, Unit
+
+WIDE, NARROW = 10_000, 9  # letters: more than any table has, and of a column that folds
+
+
+def open_console(width: int = 120) -> Console:
+    """The console of the standard output, so many columns wide where that is no terminal: rich takes 80."""
+    console = Console(width=None if sys.stdout.isatty() else width)
+    # with COLUMNS=0, rich would print nothing
+    console.width = max(console.width, 1)
+    return console
 
 
 class Terminal(Listener):
@@ -77,6 +90,9 @@ class Terminal(Listener):
             self._told.add(str(warning))
             self.say(str(warning))
 
+    def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
+        """Said at the end, once."""
+
     def images_done(self, count: int) -> None:
         self.measured += count
         now = time.monotonic()
@@ -115,7 +131,8 @@ def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, ep
     measured = sorted(summary["epoch"].unique())
     places = {0, 1 if console.width >= 100 else 0, len(measured) - 1}
     shown = [epoch for place, epoch in enumerate(measured) if place in places]
-    title = "average margin of the predicted class ± standard error"
+    sign = "+/-" if console.options.ascii_only else "±"
+    title = f"average margin of the predicted class {sign} standard error"
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     # names wrap where the table is too wide, so that no number is cut off
     table.add_column("estimator", overflow="fold")
@@ -125,12 +142,13 @@ def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, ep
         table.add_column(heading, justify="right", no_wrap=True)
     whole = summary[summary["subset"] == "all"]
     for (estimator, norm, split), rows in whole.groupby(["estimator", "norm", "split"], sort=False):
-        cells = [_average(rows[rows["epoch"] == epoch]) for epoch in shown]
+        cells = [_average(rows[rows["epoch"] == epoch], sign) for epoch in shown]
         passes = f"{(rows['forwards'] + rows['backwards']).mean():.0f}"
         found = f"{int(rows['found'].sum())}/{int(rows['count'].sum())}"
         table.add_row(escape(str(estimator)), str(norm), f"{int(rows['count'].max())} {split}", *cells, passes, found)
-    console.print(table)
-    console.print("passes: forwards and backwards an image; found: images of all epochs", highlight=False)
+    print_table(console, table)
+    said = "passes: forwards and backwards an image; found: images of all epochs"
+    console.print(said, highlight=False, soft_wrap=True)
     for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
         if _troubles(rows):
             line = f"{estimator} {norm}: {int(rows['count'].sum())} images{_troubles(rows)}"
@@ -138,11 +156,25 @@ def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, ep
     if len(epochs):
         last = epochs[epochs["epoch"] == epochs["epoch"].max()]
         words = ", ".join(f"{row['split']} {100 * row['error']:.2f}%" for _, row in last.iterrows())
-        console.print(f"error at epoch {last['epoch'].iloc[0]}: {words}", highlight=False)
+        said = f"error at epoch {last['epoch'].iloc[0]}: {words}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     files = "summary.csv  epochs.csv  margins/  predictions/  checkpoints/  figures/"
     console.print(f"  {files}", highlight=False, soft_wrap=True)
     console.print(f"report: {folder.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whose folding columns give way to the others, but no cell is cut: rather it is too wide."""
+    spare = 0
+    for column in table.columns:
+        if column.overflow == "fold":
+            longest = max(Text.from_markup(str(text)).cell_len for text in (column.header, *column.cells))
+            spare += max(longest - (column.min_width or NARROW), 0)
+    least = Measurement.get(console, console.options.update(width=WIDE), table).maximum - spare
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
 
 
 def _troubles(rows: pd.DataFrame) -> str:
@@ -151,13 +183,13 @@ def _troubles(rows: pd.DataFrame) -> str:
     return f" ({', '.join(counts)})" if counts else ""
 
 
-def _average(rows: pd.DataFrame) -> str:
+def _average(rows: pd.DataFrame, sign: str) -> str:
     if not len(rows):
         return ""
     row = rows.iloc[0]
     if math.isnan(row["avg"]):
         return "none found"
-    spread = "" if math.isnan(row["se"]) else f" ± {_number(row['se'])}"
+    spread = "" if math.isnan(row["se"]) else f" {sign} {_number(row['se'])}"
     return _number(row["avg"]) + spread
 
 

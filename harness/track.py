@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
+from harness.command import run_command
 from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
 from harness.existing import existing_checkpoints, mapping_line
 from harness.options import ConfigError, OneLineParser, add_options
@@ -145,7 +146,14 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
-    engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)
+    engine = create_engine(
+        config.engine,
+        config.workers,
+        device,
+        gpus=config.gpus_per_worker,
+        threads=config.threads,
+        unit_timeout=config.unit_timeout,
+    )
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
@@ -167,14 +175,11 @@ def _run(
     engine: Engine,
 ) -> int:
     """Track, report unless ``silent``, and print; ``lines`` first."""
-    from rich.console import Console
-
     from harness.run import TrackedRun
-    from harness.terminal import Terminal, print_summary
+    from harness.terminal import Terminal, open_console, print_summary
     from harness.tracker import MarginTracker
 
-    # rich takes 80 columns where it sees no terminal, too few for the summary
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = open_console()
     with Terminal(console, config.epochs or 0) as terminal:
         for line in lines:
             terminal.say(line)
@@ -210,10 +215,9 @@ def _run(
     print_summary(console, summary, folder, epochs)
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for unit, message in tracker.broken.items():
-        reason = " ".join(message.split())
-        print(f"track: error: expected margins from {unit}, got {reason} on every image; mend it", file=sys.stderr)
-    return FAILED if tracker.broken else DONE
+    for line in tracker.failures:
+        print(f"track: error: {line}", file=sys.stderr)
+    return FAILED if tracker.failures else DONE
 
 
 def _set_up(config: RunConfig) -> None:
@@ -274,4 +278,4 @@ def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

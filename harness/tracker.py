@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
 from attacks.certify.certifiers import Certifier
 from attacks.checks import ModelWarning, check_module
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm
+from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, InputError, Norm
 from harness.certifying import Certifying
 from harness.checking import check_files
 from harness.config import check_provable, digest
@@ -35,6 +36,7 @@ from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
 from harness.tasks import Engine, InProcess
 from harness.units import describe, made_certifiers, made_estimators, plain_epoch, plain_norms, plan_units, warm_starts
+from harness.workers import Workers
 
 
 class MarginTracker:
@@ -60,17 +62,25 @@ class MarginTracker:
         cold_every: these epochs: every so many, 0, 1 and the last always.
         certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
         certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
-        loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of epochs as they are measured.
+        loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of what is measured at an epoch.
         engine: what runs the attacks, such as `harness.workers.Workers`; by default this process.
+        unit_timeout: seconds after which an estimator in a norm is stopped at an epoch, and has no margins there until
+            the epoch is measured again; by default no limit. It takes a process of its own (see
+            `harness.workers.Workers`, which has the same argument for where ``engine`` is given). Certifiers have no
+            limit.
 
     Epochs of an estimator that starts warm have to be measured in order, as its margins depend on what was measured
     before; an epoch earlier than one that it has measured is refused.
 
     Raises:
         EstimatorError: an unknown estimator, or one that has none of the norms.
+        EngineError: a ``unit_timeout`` that is not above 0.
         ConfigError: ``warm_start`` without an estimator that can, or ``expect_over`` with certifiers.
         InputError: probes that cannot be measured, or an argument of the wrong type or value.
         StoreError: the folder holds another run.
+
+    Attributes:
+        measured_averages: what the latest `update` measured, by names such as ``margin/test/deepfool/l2``.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class MarginTracker:
         certify_probe: int = 100,
         loggers: str | Logger | Sequence[str | Logger] = (),
         engine: Engine | None = None,
+        unit_timeout: float | None = None,
         listener: Listener | None = None,
     ) -> None:
         bounds = plain_bounds(bounds)
@@ -122,6 +133,10 @@ class MarginTracker:
         self.expect_over, self.binary = expect_over, binary
         self.listener = listener or Listener()
         self.loggers = made_loggers(loggers)
+        # by the latest update, under the names that loggers get
+        self.measured_averages: dict[str, float] = {}
+        # the one that updates; a lock could not be copied with the tracker
+        self._thread: dict[str, int] = {}
         self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
         self._manifest: dict[str, Any] | None = None
         self._begun = False
@@ -160,7 +175,7 @@ class MarginTracker:
             expect_over=expect_over,
             binary=binary,
             seed=seed,
-            engine=engine or InProcess(),
+            engine=_engine(engine, unit_timeout),
             listener=self.listener,
         )
         self.certifying = Certifying(
@@ -193,13 +208,13 @@ class MarginTracker:
             This epoch's summary rows (see `harness.statistics.summarise`).
 
         Raises:
-            InputError: a model that cannot be measured, or no such epoch.
+            InputError: a model that cannot be measured, no such epoch, or another thread's update is under way.
             StoreError: the epoch was measured with other weights, or a later one by an estimator that starts warm; or
                 another process writes to the folder.
             UnsoundError: a lower bound above the distance of a witness: a bug, of which the case is kept.
         """
         epoch = plain_epoch(epoch)
-        with self.folder.locked():
+        with self._alone(), self.folder.locked():
             return self._update(epoch, model, last, refuse_late)
 
     def _begin(self) -> None:
@@ -209,6 +224,26 @@ class MarginTracker:
         self._keep_probes()
         drop_stale_shards(self.folder)
         self._begun = True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse another thread's update while one is under way; the same thread may come again.
+
+        Raises:
+            InputError: another thread updates.
+        """
+        me = threading.get_ident()
+        again = self._thread.get("updates") == me
+        if self._thread.setdefault("updates", me) != me:
+            raise InputError(
+                "expected one update of a tracker at a time, got one while another thread's is under way; wait for it "
+                "to end, or give each thread a tracker and a folder of its own"
+            )
+        try:
+            yield
+        finally:
+            if not again:
+                self._thread.clear()
 
     def _update(self, epoch: int, model: nn.Module, last: bool, refuse_late: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
@@ -227,8 +262,9 @@ class MarginTracker:
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
         here = summary[summary["epoch"] == epoch].reset_index(drop=True)
-        for logger in self.loggers if missing else ():
-            logger.log(epoch, averages(here))
+        self.measured_averages = averages(here, missing)
+        for logger in self.loggers if self.measured_averages else ():
+            logger.log(epoch, self.measured_averages)
         return here
 
     def _checked(self, model: nn.Module) -> list[ModelWarning]:
@@ -263,6 +299,22 @@ class MarginTracker:
         They failed on every image, or wrote the weights.
         """
         return self.estimating.broken
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each unit that failed on every image of an epoch, and one for all that took too long."""
+        lines = [
+            f"expected margins from {unit}, got {' '.join(message.split())} on every image; mend it"
+            for unit, message in self.broken.items()
+        ]
+        overdue = ", ".join(
+            f"{unit} at epoch {', '.join(map(str, epochs))}"
+            for unit, epochs in self.estimating.overdue.items()
+            if epochs
+        )
+        if overdue:
+            lines.append(f"stopped after the unit timeout, and without margins: {overdue}; measure again to try again")
+        return lines
 
     def has(self, epoch: int, *, last: bool = False, witnesses: bool = True) -> bool:
         """Whether `update` would find nothing to measure.
@@ -306,3 +358,12 @@ class MarginTracker:
             path = self.folder.probes(split)
             if not path.exists():
                 save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+
+
+def _engine(given: Engine | None, unit_timeout: float | None) -> Engine:
+    """The engine given, or this process, or for limited units one worker, with as many threads as this process."""
+    if unit_timeout is None:
+        return given or InProcess()
+    if given is not None:
+        raise InputError("expected unit_timeout without engine, got both; write engine=Workers(..., unit_timeout=...)")
+    return Workers(1, threads=torch.get_num_threads(), unit_timeout=unit_timeout)

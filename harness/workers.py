@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from typing import Any
@@ -17,12 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.command import protect_output
 from harness.devices import device_of
 from harness.packing import Packed, packed_model, packed_task
-from harness.tasks import EngineError, Outcome, ProcessSettings, Task
+from harness.stopping import end_when, interrupts_ignored
+from harness.store import Unit
+from harness.tasks import EngineError, Outcome, Overdue, ProcessSettings, Task
+from harness.unit_clocks import UnitClocks
 
 # workers that one task may kill, and that may die in a row before they are ready: what kills them goes on to
 DEATHS = 3
+# what a worker says before its first task, and when it begins one
+READY, BEGUN = "ready", "begun"
 
 
 class Workers:
@@ -37,26 +42,29 @@ class Workers:
 
     parallel = True
 
-    def __init__(self, count: int, *, threads: int | None = None) -> None:
+    def __init__(self, count: int, *, threads: int | None = None, unit_timeout: float | None = None) -> None:
         """Prepare; processes start with the first task.
 
         Args:
             count: of processes, at least 1; with CUDA they are on the GPUs in turn, from the model's on.
             threads: of each process; by default as many as there are cores for it.
+            unit_timeout: seconds that a unit may take from the beginning of its first task; then its tasks that have
+                not ended are `Overdue`, and the workers at them are killed. By default no limit.
 
         Raises:
-            EngineError: a count below 1.
+            EngineError: a count below 1, or a limit that is not above 0.
         """
         if count < 1:
             raise EngineError(f"expected at least 1 worker, got {count}; give a larger number")
         self.count, self.deaths = count, 0
+        self._clocks = UnitClocks(unit_timeout)
         self._threads = threads or max(1, (os.cpu_count() or 1) // count)
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[int, _Worker] = {}
 
     def run(
         self, model: nn.Module, tasks: Sequence[Task], on_progress: Callable[[int], None]
-    ) -> Iterator[tuple[Task, Outcome]]:
+    ) -> Iterator[tuple[Task, Outcome | Overdue]]:
         """See `harness.tasks.Engine`."""
         network, first = Packed(packed_model(model)), device_of(model)
         settings = ProcessSettings.here(self._threads)
@@ -84,6 +92,14 @@ class Workers:
                         assert task is not None
                         on_progress(len(task.images))
                         yield task, message
+                    elif message == BEGUN and worker.task is not None:
+                        self._clocks.begin(worker.task.unit)
+                if any(worker.pipe.poll() for worker in self._busy()):
+                    continue  # what has been answered counts, however late it is read
+                for unit, seconds in self._clocks.late(self._unfinished(waiting)).items():
+                    stopped = self._stop(unit) + [task for task in waiting if task.unit == unit]
+                    waiting = deque(task for task in waiting if task.unit != unit)
+                    yield from ((task, Overdue(seconds)) for task in stopped)
         except BaseException:
             self.close()
             raise
@@ -107,10 +123,27 @@ class Workers:
                 self._workers[number] = _Worker(self._context, number)
         return [worker for worker in self._workers.values() if worker.task is None]
 
+    def _unfinished(self, waiting: Iterable[Task]) -> set[Unit]:
+        """Units of which tasks are left."""
+        busy = [worker.task.unit for worker in self._busy() if worker.task is not None]
+        return {task.unit for task in waiting} | set(busy)
+
+    def _stop(self, unit: Unit) -> list[Task]:
+        """Kill the workers that are at the unit; returns their tasks."""
+        stopped = []
+        for worker in self._busy():
+            if worker.task is not None and worker.task.unit == unit:
+                stopped.append(worker.task)
+                worker.end()
+                del self._workers[worker.number]
+        return stopped
+
     def _heard(self) -> list[_Worker]:
-        """Busy workers that have said something, or died; waits for one."""
+        """Busy workers that have said something, or died; waits for one, or for the end of a unit's time."""
         busy = self._busy()
-        ready = wait([thing for worker in busy for thing in (worker.pipe, worker.process.sentinel)])
+        ready = wait(
+            [thing for worker in busy for thing in (worker.pipe, worker.process.sentinel)], self._clocks.patience()
+        )
         return [worker for worker in busy if worker.pipe in ready or worker.process.sentinel in ready]
 
     def _bury(self, worker: _Worker) -> None:
@@ -148,7 +181,7 @@ class _Worker:
         self._network: Packed | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _interrupts_ignored():
+        with interrupts_ignored():
             self.process.start()
         # the only other end is the process's own: its death is an end of file
         theirs.close()
@@ -164,7 +197,7 @@ class _Worker:
             self.pipe.send_bytes(content)
 
     def answer(self) -> Any:
-        """What it says: that it is ready (True), an outcome, or an exception; None if it is dead."""
+        """What it says: that it is ready or has begun, an outcome, or an exception; None if it is dead."""
         try:
             if not self.pipe.poll():
                 return None
@@ -181,30 +214,19 @@ class _Worker:
         self.pipe.close()
 
 
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let a process that is started ignore Ctrl-C from its first moment: it leaves that to its parent."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _serve(pipe: Connection) -> None:
     """A worker's life: it dies with its parent."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    pipe.send_bytes(pickle.dumps(True))
+    end_when(lambda: wait([parent.sentinel]))
+    protect_output()
+    pipe.send_bytes(pickle.dumps(READY))
     network = Packed(b"")
     with contextlib.suppress(EOFError, OSError):
         while True:
             device, settings, another = pipe.recv()
             if another:
                 network = Packed(pipe.recv_bytes())
-            pipe.send_bytes(network.answer(pipe.recv_bytes(), device, settings))
+            answer = network.answer(pipe.recv_bytes(), device, settings, lambda: pipe.send_bytes(pickle.dumps(BEGUN)))
+            pipe.send_bytes(answer)

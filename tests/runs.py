@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,4 +155,27 @@ class Deadly(Anywhere, Settings):
         for path in Path(self.folder).glob("*") if self.folder else ():
             path.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
+        return 1 - images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless(Anywhere, Settings):
+    """Proposes ``1 - x``, but never answers while there is a file."""
+
+    name: ClassVar[str] = "endless"
+
+    file: str = ""
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        while Path(self.file).is_file():
+            time.sleep(0.01)
         return 1 - images

@@ -25,7 +25,7 @@ DESIGN = """--dataset --data-root --download --train-images --test-images --mode
     --loss --optimizer --learning-rate --weight-decay --batch-size --epochs --estimator --norm --domain
     --noise-retries --probe --probe-seed --every --warm-start --cold-every --keep-checkpoints --certify
     --certify-every --certify-probe --expect-over --binary --seed --deterministic --log --engine --workers
-    --gpus-per-worker --device --threads --measure-batch"""
+    --gpus-per-worker --unit-timeout --device --threads --measure-batch"""
 FLAGS = DESIGN.split()
 COMMAND_FLAGS = ["--config", "--out", "--resume", "--list-estimators"]
 
@@ -79,6 +79,7 @@ FREE: dict[str, Any] = {
     "engine": "ray",
     "workers": 2,
     "gpus_per_worker": 0.5,
+    "unit_timeout": 2.5,
     "device": "cpu",
     "threads": 2,
 }
@@ -161,6 +162,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "engine": "local",
         "workers": 0,
         "gpus_per_worker": 0.0,
+        "unit_timeout": None,
         "device": "auto",
         "threads": 1,
         "measure_batch": 500,
@@ -433,6 +435,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         "--engine": "local",
         "--workers": "0",
         "--gpus-per-worker": "0.0",
+        "--unit-timeout": "no limit",
         "--device": "auto",
         "--threads": "1 on digits, too small to share, else torch's choice",
         "--measure-batch": "500 on digits, else 128, on CUDA all of a split",

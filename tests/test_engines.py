@@ -1,5 +1,6 @@
 """Workers beside each other give the rows of one process, and lose nothing when they die."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError
+from attacks.estimator import EstimatorError, InputError
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
 from benchmarks.survive.comparing import compare
@@ -29,10 +30,11 @@ from harness.listening import Listener
 from harness.options import ConfigError
 from harness.shards import _short, find_shard, keep_shard
 from harness.store import RunFolder, Unit
-from harness.tasks import Engine, EngineError, InProcess, ProcessSettings, Task, run_task
+from harness.tasks import Engine, EngineError, InProcess, Overdue, ProcessSettings, Task, run_task
 from harness.track import main
+from harness.unit_clocks import UnitClocks
 from harness.workers import DEATHS, Workers, _device
-from tests.runs import ONE_LINE, Deadly, Dropping, contents
+from tests.runs import ONE_LINE, Deadly, Dropping, Endless, contents
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
@@ -382,6 +384,101 @@ def test_a_logger_that_cannot_end_leaves_no_worker(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         beside.close()
     assert not any(child.is_running() for child in started)
+
+
+# units that never end
+
+
+def test_a_unit_that_never_ends_is_stopped_and_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "endless"
+    file.touch()
+    estimators = Endless(file=str(file)), "linear"
+    unit = Unit(f"endless:file={file}", "l2")
+    with contextlib.closing(tracker(tmp_path / "run", None, *estimators, unit_timeout=0.5)) as limited:
+        with pytest.warns(UserWarning, match=r"^endless.* l2 was stopped after 0\.5\d* s at epoch 0$"):
+            summary = limited.update(0, linear())
+        assert set(summary["estimator"]) == {"linear"}
+        assert limited.failures == [
+            f"stopped after the unit timeout, and without margins: {unit} at epoch 0; measure again to try again"
+        ]
+        assert not limited.has(0)
+        assert not limited.folder.margins(0, unit).exists()
+        file.unlink()
+        limited.update(0, linear())
+        assert limited.has(0)
+        assert limited.failures == []
+    tracker(tmp_path / "whole", None, *estimators).update(0, linear())
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+
+
+def test_a_units_clock_begins_with_its_first_task_and_ends_with_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr("harness.unit_clocks.time.monotonic", lambda: now)
+    first, second = Unit("a", "l2"), Unit("a", "linf")
+    clocks = UnitClocks(5)
+    assert clocks.patience() is None
+    clocks.begin(first)
+    now = 12.0
+    clocks.begin(first)
+    clocks.begin(second)
+    assert clocks.patience() == 3.0
+    assert clocks.late({first, second}) == {}
+    now = 15.5
+    assert clocks.patience() == 0.0
+    assert clocks.late({first, second}) == {first: 5.5}
+    assert clocks.patience() == 1.5
+    now = 20.0
+    assert clocks.late(set()) == {}
+    assert clocks.patience() is None
+
+
+def test_unit_timeouts_that_cannot_be_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--out", str(tmp_path / "run"), "--unit-timeout"]
+    for argv, words in (
+        ([*options, "5", "--engine", "ray"], "expected --unit-timeout with --engine local, got 5 with ray; leave it"),
+        ([*options, "0"], "expected --unit-timeout above 0, got 0.0; give a larger number"),
+    ):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert ONE_LINE.fullmatch(said.rstrip("\n"))
+        assert not (tmp_path / "run").exists()
+    assert compare_again([str(tmp_path), "--estimator", "fmn", "--unit-timeout", "-1"]) == 2
+    assert "expected --unit-timeout above 0, got -1; give another number" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected unit_timeout without engine, got both"):
+        tracker(tmp_path / "run", InProcess(), "linear", unit_timeout=1.0)
+    with pytest.raises(EngineError, match="expected a unit timeout above 0 seconds, got inf"):
+        Workers(1, unit_timeout=float("inf"))
+
+
+class Stopping(InProcess):
+    """Stops the units of one estimator."""
+
+    def run(self, model: nn.Module, tasks: Sequence[Task], on_progress: Any) -> Iterator[tuple[Task, Any]]:
+        for task in tasks:
+            if task.unit.estimator == "fmn:steps=3":
+                yield task, Overdue(0.25)
+            else:
+                yield task, run_task(model, task, on_progress)
+
+
+def test_stopped_units_end_a_run_and_a_comparison_with_1_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
+    monkeypatch.setattr("harness.engines.create_engine", lambda *_, **__: Stopping())
+    options = ["--model", "dense", "--train-images", "64", "--test-images", "20", "--probe", "8", "--epochs", "1"]
+    estimators = ["--estimator", "linear", "--estimator", "fmn:steps=3", "--norm", "l2", "--unit-timeout", "1"]
+    run = tmp_path / "run"
+    assert main(["--out", str(run), "--no-report", "--device", "cpu", *options, *estimators]) == 1
+    line = "stopped after the unit timeout, and without margins: fmn:steps=3 l2 at epoch 0, 1; measure again to try"
+    assert capsys.readouterr().err == f"track: error: {line} again\n"
+    assert RunFolder(run).measured_epochs(Unit("linear", "l2")) == [0, 1]
+    assert compare_again([str(run), "--estimator", "fmn:steps=3", "--unit-timeout", "1"]) == 1
+    assert capsys.readouterr().err == f"compare: error: run: {line} again\n"
+    monkeypatch.undo()
+    assert main(["--out", str(run), "--no-report", "--resume", *options, *estimators[:-2]]) == 0
+    assert RunFolder(run).measured_epochs(Unit("fmn:steps=3", "l2")) == [0, 1]
 
 
 # shards

@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import io
 import itertools
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -841,3 +843,17 @@ def test_no_figure_is_made_by_pyplot() -> None:
             elif isinstance(node, ast.Import):
                 assert not any("pyplot" in alias.name for alias in node.names)
     assert set(EVERY) <= set(harness.figures.__all__)
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "$$", r"a\$b$c$", "a\x01b", "_hidden", "<b>[red]"])
+def test_names_are_no_mathematics(name: str) -> None:
+    rows = pd.DataFrame({"epoch": [0, 1], "split": name, "subset": "all", "estimator": name, "norm": "l2"})
+    rows = rows.assign(count=9, found=9, avg=[1.0, 2.0], se=0.1)
+    figure = margin_curves(rows, pd.DataFrame({"epoch": [0, 1], "split": name, "error": [0.5, 0.25]}))
+    out = io.BytesIO()
+    figure.savefig(out, format="svg")
+    ElementTree.fromstring(out.getvalue())
+    shown = {text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()}
+    assert shown == {name.replace(r"\$", "$").replace("\x01", "\ufffd").replace("_h", " _h")}
+    # what is ours still is
+    assert any("$L_2$" in axes.get_ylabel() for axes in figure.axes)

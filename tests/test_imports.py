@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     *(
         "stopping",
+        "command",
         "options",
         "config",
         "existing",
@@ -37,6 +38,7 @@ ORDER = [
         "measuring",
         "witnesses",
         "tasks",
+        "unit_clocks",
         "packing",
         "workers",
         "on_ray",

@@ -12,6 +12,7 @@ from torch import nn
 from attacks.estimator import EstimatorError
 from harness import MarginTracker
 from harness.loggers import averages, check_logger, create_logger
+from harness.store import Unit
 from harness.track import main
 from tests.runs import ONE_LINE
 
@@ -60,11 +61,27 @@ def test_averages_of_every_measured_epoch_are_logged_once(tmp_path: Path) -> Non
     assert again.closed == 1
 
 
+def test_only_what_is_measured_now_is_logged(tmp_path: Path) -> None:
+    tracked(tmp_path)
+    notes = Notes()
+    torch.manual_seed(0)
+    images = torch.rand(4, 1, 3, 3)
+    probes = {name: (images, torch.tensor([0, 1, 2, 0])) for name in ("train", "test")}
+    more = MarginTracker(tmp_path, probes, ["linear", "fmn:steps=2"], ["l2"], loggers=[notes])
+    torch.manual_seed(1)
+    summary = more.update(1, nn.Sequential(nn.Flatten(), nn.Linear(9, 3)))
+    ((epoch, values),) = notes.got
+    assert epoch == 1
+    assert values.keys() == {"margin/train/fmn:steps=2/l2", "margin/test/fmn:steps=2/l2"}
+    assert values == more.measured_averages
+    assert set(summary["estimator"]) == {"linear", "fmn:steps=2"}
+
+
 def test_an_epoch_without_any_margin_logs_nothing_of_it() -> None:
     row = {"subset": "all", "split": "test", "estimator": "fmn", "norm": "l2"}
-    assert averages(pd.DataFrame([{**row, "avg": float("nan")}, {**row, "norm": "linf", "avg": 0.5}])) == {
-        "margin/test/fmn/linf": 0.5
-    }
+    rows = pd.DataFrame([{**row, "avg": float("nan")}, {**row, "norm": "linf", "avg": 0.5}])
+    assert averages(rows, [Unit("fmn", "l2"), Unit("fmn", "linf")]) == {"margin/test/fmn/linf": 0.5}
+    assert averages(rows, [Unit("fmn", "l2")]) == {}
 
 
 def test_unknown_loggers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

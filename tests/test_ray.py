@@ -1,10 +1,14 @@
 """Ray gives the rows of one process, starts lost tasks again and says what a cluster has not (`tox -e libraries`)."""
 
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -15,8 +19,8 @@ from harness.options import ConfigError
 from harness.store import RunFolder
 from harness.tasks import EngineError
 from harness.track import main
-from tests.runs import ONE_LINE, Deadly
-from tests.test_engines import OPTIONS, Shapeless, differences, linear, rows_of, task_of, tracker
+from tests.runs import ONE_LINE, Deadly, Endless
+from tests.test_engines import OPTIONS, ROOT, Shapeless, differences, linear, rows_of, task_of, tracker
 
 ray = pytest.importorskip("ray")
 
@@ -136,6 +140,40 @@ def test_what_there_is_room_for() -> None:
         ConfigError, match=r"machine of the Ray cluster with 2 GPU for a task, got 1; give --gpus-per-worker"
     ):
         OnRay(gpus=2)
+
+
+DEAD = "Ray's process on this machine (raylet) was killed or died; go on with --resume"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dead_raylet_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "endless"
+    file.touch()
+    engine = OnRay(1)
+    assert not engine._is_dead()
+    monkeypatch.setattr(engine, "_is_dead", lambda: True)
+    with pytest.raises(EngineError) as caught:
+        list(engine.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Endless(file=str(file)))], lambda _: None))
+    assert str(caught.value) == DEAD
+    file.unlink()
+
+
+@pytest.mark.slow
+def test_a_raylet_killed_in_a_run_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "harness.track", "--out", str(folder), "--no-report", "--resume", *OPTIONS]
+    command += ["--engine", "ray", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(folder.glob("shards/*/[!.]*")):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.05)
+    (raylet,) = (one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "raylet")
+    raylet.kill()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, f"track: error: {DEAD}\n")
+    assert main(["--out", str(folder), "--no-report", "--resume", *OPTIONS]) == 0
 
 
 # without a cluster

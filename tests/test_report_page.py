@@ -482,3 +482,10 @@ def test_pictures_keep_their_pixels_and_perturbations_their_signs() -> None:
     assert factor == pytest.approx(120)
     assert grown.tolist() == [[pytest.approx(0.02), pytest.approx(0.74)]]
     assert magnify(np.zeros((2, 2)))[0].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_a_table_that_is_saved_holds_no_formula_and_is_shown_as_it_is() -> None:
+    table = Table("some", "Some", pd.DataFrame({"run": ["=1+1", "ok"], "low": [-0.5, 1.0]}))
+    packed = gzip.decompress(base64.b64decode(table.packed)).decode()
+    assert packed == "run,low\n'=1+1,-0.5\nok,1.0\n"
+    assert table.rows == [["=1+1", "-0.5"], ["ok", "1"]]

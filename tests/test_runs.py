@@ -1,14 +1,20 @@
 """A run folder read into tables, and what is said of one that cannot be."""
 
 import json
+import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
-from harness.files import StoreError, write_csv, write_part
+from harness import MarginTracker
+from harness.files import StoreError, from_csv, write_csv, write_part
 from harness.runs import EPOCH_COLUMNS, PREDICTION_TYPES, Run, read_run
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
 from tests.runs import ONE_LINE
@@ -172,3 +178,42 @@ def test_a_part_without_its_columns_or_epoch_is_named(tmp_path: Path) -> None:
         with pytest.raises(StoreError) as error:
             read_run(tmp_path)
         assert str(part) in one_line(error)
+
+
+FORMULAS = pd.DataFrame(
+    {
+        "text": ["=1+1", "+a", "-a", "@x", "\tx", "'=x", "ok", "'ok", "-0.5", "a,b"],
+        "number": [-1.5, 2.0, -math.inf, math.nan, 0.0, -1e-9, 1.0, 2.0, 3.0, -4.0],
+    }
+)
+
+
+def test_no_text_of_a_csv_file_is_a_formula_and_it_is_read_back(tmp_path: Path) -> None:
+    write_csv(tmp_path / "table.csv", FORMULAS)
+    lines = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        *("text,number", "'=1+1,-1.5", "'+a,2.0", "'-a,-inf", "'@x,", "'\tx,0.0", "''=x,-1e-09", "ok,1.0", "'ok,2.0"),
+        *("-0.5,3.0", '"a,b",-4.0'),
+    ]
+    pd.testing.assert_frame_equal(from_csv(tmp_path / "table.csv"), FORMULAS)
+
+
+def test_a_split_that_is_a_formula_comes_back_from_epochs_csv(tmp_path: Path) -> None:
+    images = torch.rand(4, 1, 2, 2)
+    tracker = MarginTracker(tmp_path, {"=1+1": (images, torch.tensor([0, 1, 0, 1]))}, ["linear"], ["l2"])
+    torch.manual_seed(0)
+    tracker.update(0, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    assert tracker.folder.summary_csv.read_text(encoding="utf-8").splitlines()[1].startswith("0,'=1+1,all,linear,l2,")
+    rows = pd.DataFrame({"epoch": [0], "split": ["=1+1"], "loss": [0.5], "error": [0.25], "seconds": [1.0]})
+    write_csv(tracker.folder.epochs_csv, rows)
+    pd.testing.assert_frame_equal(read_run(tmp_path).epochs, rows)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are texts there")
+def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff"))
+    images = torch.rand(4, 1, 2, 2)
+    with pytest.raises(StoreError, match=r"expected a folder whose path is UTF-8, got '.*/a\\udcff'; choose") as caught:
+        MarginTracker(place, {"test": (images, torch.tensor([0, 1, 0, 1]))}, ["linear"], ["l2"])
+    one_line(caught)
+    assert not place.exists()

@@ -3,14 +3,18 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from harness.options import ConfigError
+from harness.stopping import CHILD
 from harness.store import RunFolder
-from harness.sweep import main, read_sweep
+from harness.sweep import Entry, main, read_sweep, run_entry
 from tests.runs import ONE_LINE, contents
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +127,78 @@ def test_a_failing_run_is_named_and_the_others_are_reported(
     error = capsys.readouterr().err
     assert "model=nowhere.net,pgd-steps=2: track: error: expected an importable factory" in error
     assert reported == [["loss=cross-entropy,seed=0", "loss=hinge,seed=0"]]
+
+
+def test_what_is_not_finished_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reported: list[list[str]] = []
+    monkeypatch.setattr("harness.sweep._report", lambda runs, page: reported.append([run.name for run in runs]))
+    monkeypatch.setattr("harness.sweep.run_entry", lambda entry, *_: "in use" if "hinge" in entry.name else "")
+    text = GRID.replace("seed = [0, 1]", "seed = [0]")
+    assert main([str(written(tmp_path, text)), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "sweep: 1 of 3 runs\nsweep: 2 of 3 runs\n"
+    assert printed.err == (
+        "sweep: error: loss=hinge,seed=0: in use\n"
+        "sweep: error: not finished, and not in the report: loss=hinge,seed=0\n"
+    )
+    assert reported == [["loss=cross-entropy,seed=0", "training=pgd,pgd-steps=2"]]
+
+
+PARENT = """
+import subprocess, sys
+from harness.stopping import child_environment
+child = "import time; from harness.command import run_command; run_command(lambda: print(flush=True) or time.sleep(60))"
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+process = subprocess.Popen([sys.executable, "-c", child], env=child_environment(), **pipes)
+process.stdout.readline()
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+        _, alive = psutil.wait_procs([child], timeout=20)
+    assert alive == []
+
+
+def test_a_run_is_started_as_a_child_that_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+
+    def start(command: list[str], **more: Any) -> "subprocess.Popen[bytes]":
+        started.append(more)
+        return begin([sys.executable, "-c", "pass"], **more)
+
+    begin = subprocess.Popen
+    monkeypatch.setattr("harness.sweep.subprocess.Popen", start)
+    assert run_entry(Entry("one", {}), tmp_path, threading.Event()) == ""
+    assert started[0]["stdin"] == subprocess.PIPE
+    assert CHILD in started[0]["env"]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_alone_leaves_no_run_behind(tmp_path: Path) -> None:
+    text = GRID.replace("seed = [0, 1]", "seed = [1]").replace("epochs = 2", "epochs = 2000\nworkers = 1")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "harness.sweep", str(written(tmp_path, text)), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    until = time.monotonic() + 180
+    while not list(out.glob("*/margins/epoch-001/*")):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
 
 
 def test_the_runs_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,12 @@
 """What a run shows: whole numbers at every width, names as they are, bars only on a terminal."""
 
+import errno
 import io
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +15,7 @@ from rich.console import Console
 
 from harness.statistics import SUMMARY_COLUMNS
 from harness.store import RunFolder, Unit
-from harness.terminal import Terminal, print_summary
+from harness.terminal import Terminal, open_console, print_summary
 
 ESTIMATORS = ("deepfool", "foolbox:LinfBasicIterativeAttack:abs_stepsize=[bold]0.01,steps=20")
 
@@ -111,3 +115,102 @@ def test_bars_on_a_terminal() -> None:
     text = out.getvalue()
     for words in ("\x1b[", "measuring fmn l2", "0/20 images", "2/2 epochs", "epoch   1/1"):
         assert words in text, words
+
+
+@pytest.mark.parametrize("width", [0, 1, 20, 40])
+def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
+    text = printed(max(width, 1), summary(), errors())
+    assert "…" not in text
+    whole = summary()
+    for _, row in whole[(whole["subset"] == "all") & whole["epoch"].isin((0, 20))].iterrows():
+        assert f"{row['avg']:.4f} ± 0.0123" in text
+
+
+def test_a_terminal_without_columns_shows_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.terminal.Console", lambda width: Console(width=0))
+    console = open_console()
+    Terminal(console, 1).say("one line")
+    assert (console.width, capsys.readouterr().out) == (1, "one line\n")
+
+
+def test_an_ascii_terminal_gets_ascii() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    print_summary(Console(file=out, width=120), summary(), RunFolder(Path("run")), errors())
+    out.flush()
+    assert b"1.0000 +/- 0.0123" in raw.getvalue()
+
+
+# output that cannot be written
+
+COMMAND = """
+import sys
+from harness.command import run_command
+def main():
+    for number in range({lines}):
+        print(number, "\\xb1 \\udcff")
+    print("said", file=sys.stderr)
+    open({done!r}, "w").close()
+    return 0
+sys.exit(run_command(main))
+"""
+
+
+def commanded(folder: Path, stdout: int | None, lines: int = 20_000, **more: str) -> tuple[int, str]:
+    """The exit code and standard error of a command that prints, which must reach its end."""
+    code = COMMAND.format(lines=lines, done=str(folder / "done"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **more},
+        # a closed output, as by `>&-`
+        preexec_fn=None if stdout is not None else lambda: os.close(1),
+    )
+    _, said = process.communicate(timeout=60)
+    assert (folder / "done").exists()
+    return process.returncode, said.decode()
+
+
+def test_a_reader_that_is_gone_ends_no_command(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert commanded(tmp_path, writing) == (0, "said\n")
+    finally:
+        os.close(writing)
+
+
+def test_a_closed_output_ends_no_command(tmp_path: Path) -> None:
+    assert commanded(tmp_path, None) == (0, "said\n")
+
+
+def test_an_output_of_ascii_ends_no_command_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with path.open("wb") as out:
+        assert commanded(tmp_path, out.fileno(), 2, PYTHONIOENCODING="ascii") == (0, "said\n")
+    assert path.read_bytes() == b"0 \\xb1 \\udcff\n1 \\xb1 \\udcff\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_at_the_end(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, said = commanded(tmp_path, full.fileno())
+    lost = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
+    assert (code, said) == (1, f"said\nerror: output was lost: {lost}; make room, or send it elsewhere\n")
+
+
+def test_every_command_is_run_so() -> None:
+    root = Path(__file__).parents[1]
+    mains = [
+        path
+        for folder in ("harness", "benchmarks")
+        for path in (root / folder).rglob("*.py")
+        if "\n    sys.exit(" in path.read_text(encoding="utf-8")
+    ]
+    assert len(mains) >= 20
+    for path in mains:
+        assert path.read_text(encoding="utf-8").endswith("    sys.exit(run_command(main))\n"), path

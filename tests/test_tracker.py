@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -747,3 +748,55 @@ def test_bad_options_are_refused_before_the_folder_is_made(tmp_path: Path, optio
     with pytest.raises(InputError, match=words):
         track(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_thread_updates_and_the_others_are_told(tmp_path: Path) -> None:
+    inside, told = threading.Event(), threading.Event()
+    losers: list[str] = []
+
+    class Slow(Listener):
+        def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
+            inside.set()
+            assert told.wait(60)
+
+    tracker = MarginTracker(tmp_path, probes(), [Opposite()], ["l2"], listener=Slow())
+
+    def lose() -> None:
+        assert inside.wait(60)
+        for _ in range(2):
+            with pytest.raises(InputError) as caught:
+                tracker.update(0, Centred())
+            losers.append(str(caught.value))
+        told.set()
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    tracker.update(0, Centred())
+    thread.join()
+    line = (
+        "expected one update of a tracker at a time, got one while another thread's is under way; wait for it to end, "
+        "or give each thread a tracker and a folder of its own"
+    )
+    assert losers == [line] * 2
+    track(tmp_path / "alone", [Opposite()], norms=["l2"]).update(0, Centred())
+    columns = [name for name in rows_of(tmp_path) if name != "seconds"]
+    pd.testing.assert_frame_equal(rows_of(tmp_path)[columns], rows_of(tmp_path / "alone")[columns])
+    # afterwards another thread may
+    other = threading.Thread(target=lambda: tracker.update(1, Centred()))
+    other.start()
+    other.join()
+    assert tracker.has(1)
+
+
+def test_an_update_may_begin_another_in_its_thread(tmp_path: Path) -> None:
+    class Again:
+        def log(self, epoch: int, values: Mapping[str, float]) -> None:
+            if epoch == 0:
+                tracker.update(1, Centred())
+
+        def close(self) -> None: ...
+
+    tracker = MarginTracker(tmp_path, probes(), [Opposite()], ["l2"], loggers=[Again()])
+    tracker.update(0, Centred())
+    assert copy.deepcopy(tracker).has(0)
+    assert tracker.has(1)

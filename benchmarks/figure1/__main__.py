@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import NORMS
+from harness.command import run_command
 from harness.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
@@ -209,4 +210,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.trying import Tally, fuzz
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.options import OneLineParser
 from harness.store import environment, now
@@ -74,4 +75,4 @@ def table(tallies: Sequence[Tally]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

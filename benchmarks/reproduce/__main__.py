@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.reproduce.running import StepError, run_study
 from benchmarks.reproduce.study import Study, read_study
+from harness.command import run_command
 from harness.options import ConfigError, OneLineParser
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -95,4 +96,4 @@ def _fail(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

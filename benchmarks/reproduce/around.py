@@ -20,6 +20,7 @@ from attacks.estimator import NORMS, Norm
 from attacks.measure import derive_seed, measure
 from attacks.registry import create
 from benchmarks.problems import Problem, run_problems
+from harness.command import run_command
 from harness.files import StoreError, write_csv
 from harness.models import eval_mode
 from harness.options import OneLineParser
@@ -164,4 +165,4 @@ def _first(model: nn.Module, images: Tensor, radius: Tensor, norm: Norm, draws: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.reproduce.around import around
 from benchmarks.reproduce.study import Group, Study
-from harness.files import write_atomically
+from harness.files import as_csv, write_atomically
 from harness.report.build import evaluate, write_report
 from harness.report.content import ReportContent, RunContent
 from harness.runs import Run, read_runs
@@ -63,7 +63,7 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """One CSV file each, six significant digits."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        _write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        _write(folder / f"{name}.csv", as_csv(table, float_format="%.6g"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attacks.estimator import NORMS, EstimatorError
 from attacks.registry import check_name, check_needs, create
+from harness.command import run_command
 from harness.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
@@ -153,4 +154,4 @@ def _problems(given: argparse.Namespace) -> Iterator[Problem]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

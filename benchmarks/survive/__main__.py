@@ -24,6 +24,7 @@ from benchmarks.survive.damage import (
     two_writers,
 )
 from benchmarks.survive.lives import PHASES, Moments, at_random, live, warm_up
+from harness.command import run_command
 from harness.files import write_atomically
 from harness.options import OneLineParser
 from harness.store import environment, now
@@ -147,4 +148,4 @@ def _tables(facts: dict) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from attacks.arguments import whole
-from harness.loggers import averages
 from harness.tracker import MarginTracker
 
 
@@ -58,8 +57,9 @@ class MarginCallback(Callback):  # type: ignore[misc]
 
     def _measure(self, epoch: int, trainer: Trainer, module: LightningModule, last: bool = False) -> None:
         if trainer.is_global_zero:
-            summary = self.tracker.update(epoch, self.model(module), last=last)
-            for logger in trainer.loggers:
-                logger.log_metrics(averages(summary), step=epoch)
+            self.tracker.update(epoch, self.model(module), last=last)
+            measured = self.tracker.measured_averages
+            for logger in trainer.loggers if measured else ():
+                logger.log_metrics(measured, step=epoch)
         self.measured.append(epoch)
         trainer.strategy.barrier("margins")

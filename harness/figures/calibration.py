@@ -8,7 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.figures.canvas import dress, empty, epoch_axis, from_zero, legend_below, lines_of_splits, note, panels, say
+from harness.figures.canvas import (
+    PlainFigure,
+    dress,
+    empty,
+    epoch_axis,
+    from_zero,
+    legend_below,
+    lines_of_splits,
+    note,
+    panels,
+    say,
+)
 from harness.figures.style import CORRECT, INCORRECT, NOTE, margin_label, norms_of, split_styles
 
 LEAST = 1e-7  # of 1 - confidence: confidences are stored as 32-bit floats
@@ -55,7 +66,7 @@ def calibration_curves(reliability: pd.DataFrame, calibration: pd.DataFrame, *, 
     rows = reliability[reliability["split"] == split] if len(reliability) else reliability
     if rows.empty and calibration.empty:
         return empty("There is no calibration to show: no predictions were recorded.")
-    figure = Figure(figsize=(8.6, 4.0), layout="constrained")
+    figure = PlainFigure(figsize=(8.6, 4.0), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 1])
     curve = figure.add_subplot(grid[0, 0])
     if rows.empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,25 +14,47 @@ import matplotlib
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.style import NOTE, SMALL, LineStyle, estimator_looks, split_styles
+from harness.figures.style import NORM_LABELS, NOTE, SMALL, LineStyle, estimator_looks, split_styles
 from harness.files import write_atomically
 
 WIDTH, HEIGHT = 3.7, 3.1  # inches of one panel
+# what may stand in a text that is drawn as mathematics, and dollar signs elsewhere that would begin it
+MATHEMATICS = re.compile("|".join(map(re.escape, NORM_LABELS.values())) + r"|(?<!\\)\$")
+# control characters but the line feed, and lone surrogates: SVG cannot hold them
+UNDRAWABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+class PlainFigure(Figure):
+    """A figure that draws names from outside as they are: only our own labels are read as mathematics."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """See `matplotlib.figure.Figure`."""
+        for text in self.findobj(Text):
+            text.set_text(plain(text.get_text()))
+        super().draw(renderer)
+
+
+def plain(text: str) -> str:
+    """The text for matplotlib, which takes what stands between dollar signs for TeX."""
+    escaped = MATHEMATICS.sub(lambda found: r"\$" if found[0] == "$" else found[0], text)
+    return UNDRAWABLE.sub("\ufffd", escaped)
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels beside each other."""
-    figure = Figure(figsize=(max(WIDTH * count, 4.6), HEIGHT), layout="constrained")
+    figure = PlainFigure(figsize=(max(WIDTH * count, 4.6), HEIGHT), layout="constrained")
     return figure, [figure.add_subplot(1, count, position) for position in range(1, count + 1)]
 
 
 def empty(sentence: str) -> Figure:
     """A figure that says what is missing."""
-    figure = Figure(figsize=(6.4, 1.6), layout="constrained")
+    figure = PlainFigure(figsize=(6.4, 1.6), layout="constrained")
     figure.text(0.5, 0.5, textwrap.fill(sentence, 70), ha="center", va="center", fontsize=11, color=NOTE)
     return figure
 
@@ -86,6 +109,10 @@ def lines_of_splits(axes: Axes, table: pd.DataFrame, column: str, styles: Mappin
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     """One legend of the whole figure under its panels, which keep their height, in as many columns as fit."""
     letters = max(len(str(handle.get_label())) for handle in handles)
+    for handle in handles:
+        label = str(handle.get_label())
+        if label.startswith("_"):  # matplotlib hides it
+            handle.set_label(f" {label}")
     # inches: a letter of 9 points takes 0.075, a sample of the line and the gaps 0.6
     columns = min(max(int(figure.get_figwidth() / (0.075 * letters + 0.6)), 1), len(handles))
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(handles) / columns) + 0.1)

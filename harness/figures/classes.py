@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from harness.figures.canvas import dress, empty, epoch_axis, from_zero, note, panels
+from harness.figures.canvas import PlainFigure, dress, empty, epoch_axis, from_zero, note, panels
 from harness.figures.style import (
     HEAT,
     NORM_LABELS,
@@ -77,7 +77,7 @@ def boundary_classes(boundary: pd.DataFrame, changes: pd.DataFrame, *, estimator
     if rows.empty:
         return empty(f"There is no nearest class to show: no {split} image has a distance by {estimator}.")
     norms = norms_of(rows)
-    figure = Figure(figsize=(4.6 * len(norms), 6.0), layout="constrained")
+    figure = PlainFigure(figsize=(4.6 * len(norms), 6.0), layout="constrained")
     grid = figure.subplots(2, len(norms), squeeze=False, height_ratios=[3.2, 1])
     for (heat, below), norm in zip(grid.T, norms, strict=True):
         here = rows[rows["norm"] == norm]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.canvas import dress, empty, legend_below, say
+from harness.figures.canvas import PlainFigure, dress, empty, legend_below, say
 from harness.figures.style import CORRECT, INCORRECT, SMALL, margin_label
 
 BINS = 30
@@ -53,7 +53,7 @@ def margin_distributions(
         name: nearest_epochs(epochs, rows["epoch"].unique()) if len(rows) else [] for name, rows in chosen.items()
     }
     width = max(map(len, columns.values()))
-    figure = Figure(figsize=(max(3.1 * width, 4.6), 2.5 * len(chosen) + 0.5), layout="constrained")
+    figure = PlainFigure(figsize=(max(3.1 * width, 4.6), 2.5 * len(chosen) + 0.5), layout="constrained")
     grid = figure.subplots(len(chosen), width, sharex=True, sharey="row", squeeze=False)
     for line, (name, rows) in zip(grid, chosen.items(), strict=True):
         shown = columns[name]

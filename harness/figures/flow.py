@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from harness.figures.canvas import empty, legend_below, note
+from harness.figures.canvas import PlainFigure, empty, legend_below, note
 from harness.figures.style import CORRECT, INCORRECT, SMALL, faded
 
 CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # per cent at which the axis may end
@@ -66,7 +66,7 @@ def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
     if parts[0][1] == 100 and len(epochs) > 2 and _cut(wrong[1:]) < 100:
         parts = [(slice(0, 2), 100), (slice(1, None), _cut(wrong[1:]))]
     widths = [1.3, len(epochs) - 1.7] if len(parts) > 1 else [1]
-    figure = Figure(figsize=(max(0.9 * len(epochs) + 1.8, 7.0), 4.4), layout="constrained")
+    figure = PlainFigure(figsize=(max(0.9 * len(epochs) + 1.8, 7.0), 4.4), layout="constrained")
     (panels,) = figure.subplots(1, len(parts), width_ratios=widths, squeeze=False)
     for axes, (part, top) in zip(panels, parts, strict=True):
         _draw(axes, right[:, part], epochs[part], top)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.figures.canvas import HEIGHT, WIDTH, dress, empty, epoch_axis, from_zero, legend_below, note
+from harness.figures.canvas import HEIGHT, WIDTH, PlainFigure, dress, empty, epoch_axis, from_zero, legend_below, note
 from harness.figures.style import HEAT, INCORRECT, NOTE, SMALL, margin_label, norms_of
 
 BRIGHTEST = 0.85  # of the colour map: what is above is too faint on white
@@ -31,7 +31,7 @@ def image_paths(paths: pd.DataFrame) -> Figure:
     norms = norms_of(paths)
     lines = list(paths.groupby(["split", "estimator"], sort=False))
     size = ((WIDTH + 0.9) * len(norms), (HEIGHT + 0.6) * len(lines))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = PlainFigure(figsize=size, layout="constrained")
     grid = figure.subplots(len(lines), len(norms), squeeze=False)
     for panels, ((split, estimator), rows) in zip(grid, lines, strict=True):
         for axes, norm in zip(panels, norms, strict=True):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.command import run_command
 from harness.options import OneLineParser
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -54,4 +55,4 @@ def _report(paths: list[Path], out: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -53,7 +53,7 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
     Raises:
         StoreError: the report cannot be written.
     """
-    write_atomically(out, lambda path: path.write_text(render(content), encoding="utf-8"))
+    write_atomically(out, lambda path: path.write_text(render(content), encoding="utf-8", errors="replace"))
     write_csv(out.with_name(f"{out.stem}-observations.csv"), content.findings)
     if len(runs) > 1:
         write_csv(out.with_name(f"{out.stem}-runs.csv"), content.side_by_side)

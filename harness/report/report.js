@@ -180,7 +180,8 @@
     const cell = /("(?:[^"]|"")*"|[^,\n]*)(,|\n)/gy; // every row ends with a line feed
     const rows = [[]];
     for (const [, value, end] of text.matchAll(cell)) {
-      rows.at(-1).push(value.startsWith('"') ? value.slice(1, -1).replaceAll('""', '"') : value);
+      const text = value.startsWith('"') ? value.slice(1, -1).replaceAll('""', '"') : value;
+      rows.at(-1).push(text.replace(/^'('*[=+\-@\t\r])/, "$1")); // the quote is for spreadsheets
       if (end === "\n") rows.push([]);
     }
     return rows.slice(1, -1);

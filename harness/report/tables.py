@@ -11,6 +11,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from harness.files import as_csv
+
 # what a reader of a test looks for first
 FINDINGS_FIRST = ("claim", "verdict", "run", "estimator", "norm", "split", "measure", "epochs", "effect", "value")
 FINDINGS_PRINTED = ("claim", "verdict", "estimator", "norm", "split", "measure", "epochs", "value", "low", "high")
@@ -52,7 +54,7 @@ class Table:
     @cached_property
     def packed(self) -> str:
         """The whole table as CSV with every digit, by gzip, in base64; the same table gives the same text."""
-        content = self.frame.to_csv(index=False, lineterminator="\n").encode()
+        content = as_csv(self.frame).encode()
         return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
