@@ -13,9 +13,9 @@ from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, create_certifier, text_form
 from harness.config import parse_normalize
 from harness.data import CLASSES
-from harness.files import StoreError, load_checkpoint, load_tensors
+from harness.files import StoreError
 from harness.models import build
-from harness.probes import Probe
+from harness.probes import Probe, read_probe
 from harness.runs import Run
 from harness.tasks import Engine
 from harness.terminal import Terminal
@@ -62,9 +62,9 @@ def remeasure(
     skipped = plan_units(chosen, asked, domain)[1] if chosen else []
     probes = probes_of(run)
     model = model_of(run, next(iter(probes.values())).images).to(device)
-    load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
+    run.folder.load_checkpoint(wanted[0], model)  # before anything is changed
     proving = {text_form(one): one for one in map(create_certifier, certifiers)}
-    added = {"estimators": describe(chosen), "certifiers": describe(proving)}
+    added = {"estimators": describe(chosen), "certifiers": describe(proving, every=1, probe=certify_probe)}
     with run.folder.locked():
         run.folder.start({**run.manifest, **added}, resume=True)
         tracker = MarginTracker(
@@ -85,7 +85,7 @@ def remeasure(
         for line in skipped:
             terminal.say(line)
         for epoch in wanted:
-            load_checkpoint(run.folder.checkpoint(epoch), model)
+            run.folder.load_checkpoint(epoch, model)
             summary = tracker.update(epoch, model)
             terminal.epoch_ended(epoch, {}, summary[summary["estimator"].isin(list(chosen))])
     for unit, message in tracker.broken.items():
@@ -130,11 +130,7 @@ def options_of(run: Run) -> dict[str, Any]:
 
 def probes_of(run: Run) -> dict[str, Probe]:
     """The run's own images: a data set may have been drawn anew since."""
-    found = {}
-    for split in pd.unique(run.margins["split"]):
-        tensors = load_tensors(run.folder.probes(str(split)))
-        found[str(split)] = Probe(tensors["images"], tensors["labels"], tensors["ids"])
-    return found
+    return {str(split): read_probe(run.folder, str(split)) for split in pd.unique(run.margins["split"])}
 
 
 def model_of(run: Run, images: Tensor) -> nn.Module:

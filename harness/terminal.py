@@ -69,6 +69,9 @@ class Terminal(Listener):
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """Said at the end, once."""
 
+    def remarked(self, line: str) -> None:
+        self.say(line)
+
     def images_done(self, count: int) -> None:
         self.measured += count
         now = time.monotonic()

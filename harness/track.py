@@ -107,6 +107,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.engines import create_engine
     from harness.loggers import check_logger
     from harness.models import build
+    from harness.probes import checksum
     from harness.store import RunFolder
     from harness.units import plan_units, warm_starts
 
@@ -128,15 +129,18 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         normalize=parse_normalize(config.normalize),
         weights=Path(config.weights) if config.weights else None,
     )
-    folder = RunFolder(Path(out) if out else _default_folder(config))
+    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), _probes(config, dataset)
     notes = notes_of(model, config, dataset, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
-    manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
+    manifest = {"notes": notes, "probes": {name: checksum(probe) for name, probe in probes.items()}}
+    manifest |= manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
     engine = create_engine(config.engine, config.workers, device, gpus=config.gpus_per_worker, threads=config.threads)
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
-            return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent, engine)
+            return _run(
+                config, folder, dataset, probes, model, device, list(named.values()), lines, existing, silent, engine
+            )
     finally:
         engine.close()
 
@@ -145,6 +149,7 @@ def _run(
     config: RunConfig,
     folder: RunFolder,
     dataset: Dataset,
+    probes: Mapping[str, Probe],
     model: nn.Module,
     device: torch.device,
     estimators: Sequence[Estimator],
@@ -169,7 +174,7 @@ def _run(
         terminal.say(f"{config.dataset}, {config.model}, {how}, on {device}, into {folder.path}")
         tracker = MarginTracker(
             folder,
-            _probes(config, dataset),
+            probes,
             estimators,
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]

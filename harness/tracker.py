@@ -13,22 +13,17 @@ from torch import nn
 from attacks.certify.certifiers import Certifier
 from attacks.checks import check_batches
 from attacks.estimator import NORMS, Domain, Estimator, InputError, Norm
-from attacks.registry import create, text_form
+from attacks.registry import create, create_certifier, text_form
 from harness.certifying import Certifying
 from harness.checking import check_files
 from harness.config import digest
 from harness.estimating import Estimating
-from harness.files import (
-    StoreError,
-    read_part,
-    save_tensors,
-    weights_checksum,
-    write_text,
-)
+from harness.files import StoreError, weights_checksum, write_text
 from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, create_logger
 from harness.probes import Given, as_probe, check_labels, checksum
+from harness.rows import read_margins
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
@@ -106,7 +101,8 @@ class MarginTracker:
         self.domain, self.bounds = domain, bounds
         self.listener = listener or Listener()
         self.loggers = [create_logger(one) if isinstance(one, str) else one for one in loggers]
-        self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
+        self._remarked = False
+        self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_margins(self.folder, path)[0]))
         if isinstance(out, RunFolder):
             self.folder = out
         else:
@@ -120,7 +116,14 @@ class MarginTracker:
                 "seed": int(seed),
                 **({"warm_start": True} if cold else {}),
             }
-            facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
+            proving = {text_form(c): c for c in (create_certifier(c) if isinstance(c, str) else c for c in certifiers)}
+            facts = {
+                "fingerprint": fingerprint,
+                "digest": digest(fingerprint),
+                "probes": fingerprint["probes"],
+                "estimators": describe(self.estimators),
+                "certifiers": describe(proving, every=certify_every, probe=certify_probe),
+            }
             with self.folder.locked():
                 self.folder.start({**facts, **environment(torch.get_num_threads())}, resume=True)
         with self.folder.locked():
@@ -191,6 +194,10 @@ class MarginTracker:
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
+        if not self._remarked:
+            self._remarked = True
+            for line in self.folder.remarks():
+                self.listener.remarked(line)
         here = summary[summary["epoch"] == epoch].reset_index(drop=True)
         for logger in self.loggers if missing else ():
             logger.log(epoch, averages(here))
@@ -225,10 +232,10 @@ class MarginTracker:
         """
         weights = weights_checksum(model)
         for path in self.folder.margin_parts(epoch):
-            rows, facts = read_part(path)
+            place, facts = self.folder.place(path), read_margins(self.folder, path)[1]
             before = facts.get("weights", "none")
             if before != weights:
-                unit = Unit(rows["estimator"].iloc[0], rows["norm"].iloc[0])
+                unit = place.unit if place else None
                 raise StoreError(
                     f"expected the weights {before[:12]} that {unit} measured at epoch {epoch}, got {weights[:12]}; "
                     "use another folder for another network"
@@ -246,4 +253,4 @@ class MarginTracker:
         for split, probe in self.probes.items():
             path = self.folder.probes(split)
             if not path.exists():
-                save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+                self.folder.save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
