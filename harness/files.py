@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from harness.identity import IDENTITY, check_identity, check_regular, check_tensors, header_of
+from harness.identity import FACTS_OF, IDENTITY, check_identity, check_regular, check_tensors, expanded, header_of
 from harness.identity import StoreError as StoreError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def facts_of(path: Path) -> dict[str, str]:
             metadata = pq.read_schema(path).metadata or {}
             return {key.decode(): value.decode() for key, value in metadata.items() if key.decode() not in FORMAT}
         if path.suffix == ".safetensors":
-            return {name: str(value) for name, value in header_of(path).get("__metadata__", {}).items()}
+            return expanded(header_of(path).get("__metadata__", {}))
         return _trainer(path)[1]
     except Exception:  # whoever reads all of it says what is wrong
         return {}
@@ -233,7 +233,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> Non
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     said = {**facts, CHECKSUM: _tensors_checksum(whole, facts)}
-    write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata=said))
+    # one entry: safetensors writes several in a random order, and the same tensors are to be the same bytes
+    write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata={FACTS_OF: _facts_text(said)}))
 
 
 def load_tensors(path: Path, place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
@@ -252,8 +253,8 @@ def load_tensors(path: Path, place: Mapping[str, str] | None = None) -> dict[str
     try:
         tensors = load_file(str(path))
         with safe_open(str(path), framework="pt") as handle:
-            facts = handle.metadata() or {}
-    except (OSError, SafetensorError, RuntimeError) as error:
+            facts = expanded(handle.metadata() or {})
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise StoreError(
             f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
         ) from None

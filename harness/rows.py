@@ -16,7 +16,7 @@ TEXTS = ("split", "estimator", "certifier", "norm", "domain", "status", "message
 TRUTHS = ("correct", "solved")
 PREDICTION_COLUMNS = ("split", "image", "label", "prediction", "confidence", "loss")
 ALLOWED = {"domain": DOMAINS, "status": tuple(map(str, Status))}
-# of them none is NaN or below 0
+# none of them is NaN or below 0
 DISTANCES = ("distance", "attack_distance", "lower", "upper")
 
 
@@ -68,24 +68,23 @@ def _checked(path: Path, rows: pd.DataFrame, columns: Iterable[str], same: Mappi
     if missing:
         raise StoreError(f"expected the columns of a part at {path}, got none of {missing}; delete it and --resume")
     rows = rows[list(columns)]
-    wrong = [(name, kind) for name, kind in map(_kind, columns) if rows[name].dtype.kind not in kind]
-    if wrong:
-        name = wrong[0][0]
-        raise StoreError(
-            f"expected the types of a part's columns at {path}, got {rows[name].dtype} as {name}; "
-            "delete it and --resume"
-        )
-    found = [
-        *((name, rows[name] == value) for name, value in same.items()),
-        *((name, rows[name].isin(values)) for name, values in ALLOWED.items() if name in rows),
-        *((name, rows[name] >= 0) for name in DISTANCES if name in rows),
-        ("image", ~rows.duplicated(["split", "image"])),
-    ]
-    for name, right in found:
+    for name, kinds in map(_kind, columns):
+        if rows[name].dtype.kind not in kinds:
+            raise StoreError(
+                f"expected the types of a part's columns at {path}, got {rows[name].dtype} as {name}; "
+                "delete it and --resume"
+            )
+    allowed = {name: values for name, values in ALLOWED.items() if name in rows}
+    distances = [name for name in DISTANCES if name in rows]
+    for name, wanted, right in (
+        *((name, f"{name} {value}", rows[name] == value) for name, value in same.items()),
+        *((name, f"{name} of {', '.join(values)}", rows[name].isin(values)) for name, values in allowed.items()),
+        *((name, f"{name} of at least 0", rows[name] >= 0) for name in distances),
+        ("image", "every image once", ~rows.duplicated(["split", "image"])),
+    ):
         if not right.all():
-            wanted = f"{name} {same[name]}" if name in same else f"each image's {name} once, and one that it can have"
             got = rows[name][~right].iloc[0]
-            raise StoreError(f"expected {wanted} in all rows of {path}, got {got}; delete it and --resume")
+            raise StoreError(f"expected {wanted} in the rows of {path}, got {name} {got}; delete it and --resume")
     return rows
 
 
