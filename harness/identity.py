@@ -45,7 +45,9 @@ def check_identity(path: Path, facts: Mapping[str, str], place: Mapping[str, str
     """
     other = [name for name in IDENTITY if name in facts and facts[name] != place.get(name, facts[name])]
     if other:
-        wanted, got = (", ".join(f"{name} {said[name][:64]}" for name in other) for said in (place, facts))
+        # a digest is told by its beginning
+        short = [{**said, "run": said.get("run", "")[:12]} for said in (place, facts)]
+        wanted, got = (", ".join(f"{name} {said[name]}" for name in other) for said in short)
         raise StoreError(f"expected {wanted} at {path}, got {got}; put the right file there, or delete it and --resume")
 
 

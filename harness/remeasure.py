@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, create_certifier, text_form
-from harness.config import parse_normalize
+from harness.config import from_dict, parse_normalize
 from harness.data import CLASSES
 from harness.files import StoreError
 from harness.models import build
+from harness.options import ConfigError
 from harness.probes import Probe, read_probe
 from harness.runs import Run
 from harness.tasks import Engine
@@ -22,6 +23,9 @@ from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.units import describe, plan_units, starts_warm
 from harness.zoo import Shape
+
+# of a run's options, to measure it again
+NEEDED = ("model", "norm", "domain", "noise_retries", "measure_batch", "seed")
 
 
 def remeasure(
@@ -118,13 +122,20 @@ def options_of(run: Run) -> dict[str, Any]:
     """The run's options, without which its model cannot be built.
 
     Raises:
-        StoreError: a run of `MarginTracker`, which has none.
+        StoreError: a run of `MarginTracker`, which has none, or options that were changed by hand.
     """
     if not run.config:
         raise StoreError(
             f"expected a run of harness.track, got {run.folder.path} without options; "
             "name the estimator to its MarginTracker"
         )
+    missing = sorted(set(NEEDED) - set(run.config))
+    try:
+        if missing:
+            raise ConfigError(f"none of {', '.join(missing)}")
+        from_dict({name: value for name, value in run.config.items() if name in NEEDED})
+    except ConfigError as error:
+        raise StoreError(f"expected the options of a run in {run.folder.manifest}, got {error}; restore it") from None
     return run.config
 
 

@@ -46,12 +46,14 @@ if TYPE_CHECKING:
 SCHEMA, READABLE = 2, (1, 2)
 LOCK = ".lock"
 LIBRARIES = ("torch", "torchvision", "foolbox", "torchattacks", "eagerpy", "numpy", "pandas", "pyarrow", "scipy")
-# of what is read back from it
+# of what is read back from it, of its options, and of an entry of an estimator
 TYPES: dict[str, type] = {
     **dict.fromkeys(("config", "fingerprint", "probes"), dict),
-    **dict.fromkeys(("estimators", "certifiers"), list),
+    **dict.fromkeys(("estimators", "certifiers", "notes", "command"), list),
     **{"digest": str, "classes": int},
 }
+OPTIONS: dict[str, type] = {"training": str, "seed": int, "epochs": int, "keep_checkpoints": int}
+ENTRY: dict[str, type] = {"estimator": str, "parameters": dict, "revision": int}
 MARGIN_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
     *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
@@ -171,7 +173,7 @@ class RunFolder(RunPaths):
         """The manifest.
 
         Raises:
-            StoreError: missing, damaged or of another schema.
+            StoreError: missing, damaged, of another schema, or with values of other types.
         """
         check_regular(self.manifest)
         try:
@@ -307,17 +309,27 @@ def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
     Raises:
         StoreError: names the entry.
     """
-    wrong = [name for name, kind in TYPES.items() if not isinstance(manifest.get(name, kind()), kind)]
-    for name in ("estimators", "certifiers"):
-        entries = manifest.get(name, ())
-        right = (isinstance(entry, dict) and isinstance(entry.get("estimator"), str) for entry in entries)
-        if name not in wrong and not all(right):
-            wrong.append(name)
-    if not wrong and not all(isinstance(value, str) for value in probe_checksums(manifest).values()):
-        wrong.append("probes")
+    wrong = _other_types(manifest, TYPES)
+    if not wrong:
+        wrong = _other_types(manifest.get("config", {}), OPTIONS)
+        for name in ("estimators", "certifiers"):
+            entries = manifest.get(name, ())
+            right = (isinstance(e, dict) and "estimator" in e and not _other_types(e, ENTRY) for e in entries)
+            wrong += [] if all(right) else [name]
+        ends = manifest.get("fingerprint", {}).get("bounds", [0.0, 1.0])
+        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+            wrong.append("bounds")
+        if not all(isinstance(value, str) for value in probe_checksums(manifest).values()):
+            wrong.append("probes")
     if wrong:
-        got = json.dumps(manifest.get(wrong[0]))
-        raise StoreError(f"expected {wrong[0]} as a run writes it in {path}, got {got[:80]}; restore it")
+        raise StoreError(
+            f"expected {wrong[0]} in {path} as a run writes it, got a value of another type or without a key; "
+            "restore it"
+        )
+
+
+def _other_types(values: Mapping[str, Any], types: Mapping[str, type]) -> list[str]:
+    return [n for n, kind in types.items() if n in values and not isinstance(values[n], kind)]
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:

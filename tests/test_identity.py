@@ -28,6 +28,7 @@ from harness import files
 from harness.compare import main as compare
 from harness.files import StoreError
 from harness.places import place_of
+from harness.remeasure import options_of
 from harness.report.__main__ import main as report
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
@@ -155,7 +156,7 @@ def test_a_part_of_another_run_is_refused_and_a_copied_run_is_the_same(run: RunF
         shutil.copy(other.path / path.relative_to(run.path), path)
         with pytest.raises(StoreError) as error:
             read_run(run.path)
-        assert f"expected run {run.digest} at {path}, got run {other.digest}; " in line(error)
+        assert f"expected run {run.digest[:12]} at {path}, got run {other.digest[:12]}; " in line(error)
         path.write_bytes(kept)
 
 
@@ -344,6 +345,52 @@ def test_probes_that_are_not_those_of_the_manifest_are_refused(run: RunFolder) -
     manifest = run.read_manifest()
     with pytest.raises(StoreError, match=r"expected the probe images of test that the run has, .*, got other; use"):
         run.start(manifest | {"probes": {"test": "other"}}, resume=True)
+
+
+# a manifest edited by hand
+
+EDITS: dict[str, object] = {
+    "estimators": "linear",
+    "certifiers": [{"name": "ibp"}],
+    "fingerprint": [1],
+    "bounds": [1],
+    "probes": {"test": 3},
+    "config": 5,
+    "seed": "one",
+    "digest": 5,
+    "classes": "ten",
+    "notes": None,
+    "command": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_manifest_edited_by_hand_is_one_line(run: RunFolder, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = run.read_manifest()
+    inside = {"bounds": "fingerprint", "seed": "config"}.get(name)
+    changed = {inside: manifest.get(inside, {}) | {name: EDITS[name]}} if inside else {name: EDITS[name]}
+    run.manifest.write_text(json.dumps(manifest | changed | {"schema": 1}), encoding="utf-8")
+    before = state(run.path)
+    said = f"expected {name} in {run.manifest} as a run writes it, got a value of another type or without a key; "
+    for act in (lambda: read_run(run.path), lambda: tracker(run.path).update(0, network())):
+        with pytest.raises(StoreError) as error:
+            act()
+        assert line(error) == said + "restore it"
+    assert report([str(run.path)]) == 1
+    assert capsys.readouterr().err == f"report: error: {said}restore it\n"
+    assert state(run.path) == before
+
+
+def test_options_that_are_missing_or_of_another_type_are_named(run: RunFolder) -> None:
+    config = {"model": "cnn", "norm": ["l2"], "domain": "box", "noise_retries": 6, "measure_batch": 8, "seed": 0}
+    for changes, got in (({"norm": 5}, "norm"), ({"noise_retries": "six"}, "noise"), ({"domain": "ball"}, "domain")):
+        found = dataclasses.replace(read_run(run.path), manifest={"config": config | changes})
+        with pytest.raises(StoreError, match=rf"expected the options of a run in .*manifest.json, got .*{got}"):
+            options_of(found)
+    del config["measure_batch"]
+    found = dataclasses.replace(read_run(run.path), manifest={"config": config})
+    with pytest.raises(StoreError, match=r"got none of measure_batch; restore it"):
+        options_of(found)
 
 
 # revisions

@@ -276,7 +276,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
     ):
         path = folder / name
         whole_file = path.read_bytes()
-        place = len(whole_file) // 3
+        place = len(whole_file) // 5  # among the values: some bytes of a footer say nothing of them
         path.write_bytes(whole_file[:place] + bytes([whole_file[place] ^ 1]) + whole_file[place + 1 :])
         before = {key: one for key, one in state(folder).items() if one[1] and not key.endswith((".json", ".csv"))}
         capsys.readouterr()
