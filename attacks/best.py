@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from attacks.certify.cells import check_units
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm, Settings, setting
+from attacks.estimator import (
+    DOMAINS,
+    NORMS,
+    Domain,
+    Estimator,
+    EstimatorError,
+    InputError,
+    Norm,
+    Settings,
+    revision_of,
+    setting,
+)
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier, seed_generators
 from attacks.measure import derive_seed
@@ -22,6 +33,8 @@ from attacks.registry import create, text_form
 BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
 # of a network that is polished unasked: the 28x28 networks have some thousand, a ResNet has half a million
 UNITS = 20_000
+# of choosing among members (see `attacks.estimator.Settings`)
+REVISION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +96,11 @@ class Best(Settings):
     def batch_invariant(self) -> bool:
         """Whether all members are."""
         return all(m.batch_invariant for m in self.members.values())
+
+    @property
+    def revision(self) -> int:  # type: ignore[override]
+        """Rises with every member's, as it runs: polished where it is."""
+        return REVISION + sum(revision_of(_polished(m) if self.polish else m) - 1 for m in self.members.values())
 
     def perturb(
         self,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,9 @@ class Estimator(Protocol):
     Estimators never judge themselves: `attacks.measure` alone clips, re-classifies, retries,
     refines and computes distances. One that has a setting ``warm``, 0 by default, and says in a class attribute
     ``WARM`` what it should be, is started from the witnesses of the epoch before where it is not 0.
+
+    One whose numbers have changed since it was first released says so in a class attribute ``revision``, an integer
+    that is 1 where there is none: a run does not mix margins of two revisions.
     """
 
     @property
@@ -101,8 +104,11 @@ class Estimator(Protocol):
 class Settings:
     """Base of our estimators: keyword-only dataclass fields are the hyperparameters and are checked.
 
-    A field's ``metadata["least"]`` is its smallest allowed value.
+    A field's ``metadata["least"]`` is its smallest allowed value. ``revision`` is raised with every change of the
+    numbers that the same parameters give.
     """
+
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -117,6 +123,11 @@ class Settings:
                 raise EstimatorError(
                     f"expected {field.name} to be {_noun(kind)}{limit}, got {value!r}; the default is {field.default!r}"
                 )
+
+
+def revision_of(method: object) -> int:
+    """How often the numbers of an estimator or certifier have changed, from 1; also of one that does not say."""
+    return int(getattr(method, "revision", 1))
 
 
 def setting(default: Any, least: float | None = None) -> Any:

@@ -13,7 +13,7 @@ from attacks.certify.cells import Passes, check_units
 from attacks.certify.hops import nearest_boundary
 from attacks.certify.piecewise import PiecewiseNetwork
 from attacks.certify.stand import Task
-from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
+from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm, revision_of
 from attacks.geometry import boundary_fraction, least_step, on_segment, per_row, row_norm
 from attacks.isolation import Classifier
 from attacks.outputs import Logits
@@ -24,6 +24,8 @@ STEPS_OVER = (5e-5, 1e-4, 1e-3)
 # entries of the constraints of a group of images that are polished at a time, at most, and so many constraints each
 ENTRIES = 2**23
 CONSTRAINTS = 64
+# of polishing (see `attacks.estimator.Settings`)
+REVISION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,11 @@ class Polished:
     def batch_invariant(self) -> bool:
         """The inner estimator's."""
         return self.inner.batch_invariant
+
+    @property
+    def revision(self) -> int:
+        """Rises with the inner estimator's and with that of polishing."""
+        return revision_of(self.inner) + REVISION - 1
 
     @property
     def refills(self) -> bool:

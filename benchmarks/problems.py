@@ -19,7 +19,7 @@ from attacks.certify.exact import exact_margins
 from attacks.estimator import Domain, Norm
 from attacks.measure import derive_seed
 from harness.data import Dataset, draw_probe, load
-from harness.files import StoreError, load_checkpoint
+from harness.files import StoreError
 from harness.models import build, seeded
 from harness.objectives import TrainingOptions
 from harness.probes import Probe
@@ -221,7 +221,7 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
         StoreError: a run without options, an epoch without a checkpoint, or a split without images.
     """
     config = options_of(run)
-    there = sorted(int(path.name.split(".")[0].removeprefix("epoch-")) for path in _checkpoints(run))
+    there = run.folder.checkpoint_epochs()
     missing = sorted(set(epochs) - set(there))
     if missing or not there:
         raise StoreError(
@@ -238,7 +238,7 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
         for split in splits:
             probe = probes[split]
             model = model_of(run, probe.images)
-            load_checkpoint(run.folder.checkpoint(epoch), model)
+            run.folder.load_checkpoint(epoch, model)
             yield Problem(
                 name=f"{run.name}, epoch {epoch}, {split}",
                 model=model,
@@ -250,7 +250,3 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
                 epoch=epoch,
                 split=split,
             )
-
-
-def _checkpoints(run: Run) -> Iterator[object]:
-    return run.folder.checkpoint(0).parent.glob("epoch-[0-9]*.safetensors")

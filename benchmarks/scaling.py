@@ -20,7 +20,7 @@ import torch
 from benchmarks.speed.report import made_with
 from harness.command import run_command
 from harness.engines import create_engine
-from harness.files import read_part, write_atomically
+from harness.files import write_atomically
 from harness.models import build
 from harness.options import OneLineParser
 from harness.store import RunFolder
@@ -99,7 +99,7 @@ def _run(
 
 
 def _rows(folder: RunFolder, epoch: int) -> pd.DataFrame:
-    tables = [read_part(path)[0] for path in folder.margin_parts(epoch)]
+    tables = [folder.read_part(path)[0] for path in folder.margin_parts(epoch)]
     return pd.concat(tables, ignore_index=True).drop(columns="seconds")
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.certify.certifiers import Certificates, Certifier
-from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError
+from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError, revision_of
 from attacks.outputs import Logits
 from harness.devices import device_of
-from harness.files import concatenate, read_part, save_checkpoint, save_tensors, write_part
+from harness.files import concatenate, save_checkpoint, save_tensors
+from harness.places import Place
 from harness.probes import Probe
+from harness.rows import read_bounds, read_margins
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder, Unit
 
 # witnesses are classified in float32, bounds hold for the network in float64: what that may come to, of the distance
@@ -81,7 +83,8 @@ class Certifying:
         )
         rows["seconds"] = (time.perf_counter() - began) / len(rows)
         begun = {} if before is None else {"start": str(before)}
-        write_part(self.folder.bounds(epoch, unit), rows[list(BOUND_COLUMNS)], weights=weights, **begun)
+        begun["revision"] = str(revision_of(self.certifiers[unit.estimator]))
+        self.folder.write_part(self.folder.bounds(epoch, unit), rows[list(BOUND_COLUMNS)], weights=weights, **begun)
 
     def _of_split(self, epoch: int, split: str, unit: Unit, model: nn.Module, before: int | None) -> pd.DataFrame:
         probe = self.probes[split]
@@ -122,7 +125,7 @@ class Certifying:
 
     def _measured(self, epoch: int, split: str, norm: str) -> pd.DataFrame:
         """The smallest distance and the prediction of each probe image, in order; inf and -1 where there is none."""
-        tables = [read_part(path)[0] for path in self.folder.margin_parts(epoch)]
+        tables = [read_margins(self.folder, path)[0] for path in self.folder.margin_parts(epoch)]
         rows = concatenate(tables, MARGIN_COLUMNS)
         rows = rows[(rows["split"] == split) & (rows["norm"] == norm)]
         least = rows.groupby("image").agg(distance=("distance", "min"), prediction=("prediction", "first"))
@@ -133,7 +136,7 @@ class Certifying:
 
     def _start(self, before: int, split: str, unit: Unit, upper: Tensor) -> Tensor:
         """The radius that is as far from the witness as the last one was; NaN where there was none."""
-        rows, _ = read_part(self.folder.bounds(before, unit))
+        rows, _ = read_bounds(self.folder, self.folder.bounds(before, unit))
         rows = rows[rows["split"] == split].set_index("image").reindex(self.probes[split].ids.numpy())
         share = torch.from_numpy((rows["lower"] / rows["upper"]).to_numpy().copy())
         start = torch.where(upper.isfinite(), share, torch.nan) * upper
@@ -154,9 +157,11 @@ class Certifying:
             return
         probe = self.probes[split]
         path = self.folder.unsound(epoch, unit)
+        facts = self.folder.facts(Place("unsound", epoch, unit, split))
         case = {"images": probe.images[wrong], "ids": probe.ids[wrong], "label": found.label[wrong]}
-        save_tensors(path, {**case, "lower": torch.from_numpy(lower[wrong]), "upper": torch.from_numpy(upper[wrong])})
-        save_checkpoint(path.with_name(f"{path.stem}.model.safetensors"), model, epoch)
+        case |= {"lower": torch.from_numpy(lower[wrong]), "upper": torch.from_numpy(upper[wrong])}
+        save_tensors(path, case, **facts)
+        save_checkpoint(path.with_name(f"{path.stem}.model.safetensors"), model, epoch, facts)
         first = wrong[0]
         raise UnsoundError(
             f"expected lower bounds below the distances of witnesses, got {lower[first]:.6g} above {upper[first]:.6g} "

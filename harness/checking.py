@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness.files import load_tensors, read_part
+from harness.probes import read_probe
+from harness.rows import read_bounds
 from harness.store import RunFolder
 
 
@@ -10,10 +11,11 @@ def check_files(folder: RunFolder) -> None:
     """Read the parts that only a report or a longer run reads, against their checksums.
 
     Raises:
-        StoreError: a damaged one; names it.
+        StoreError: a damaged one, or one in another's place; names it.
     """
-    for pattern in ("probes/[!.]*.safetensors", "witnesses/epoch-*/[!.]*.safetensors"):
-        for path in sorted(folder.path.glob(pattern)):
-            load_tensors(path)
+    for split in folder.probe_splits():
+        read_probe(folder, split)
+    for path in folder.witness_files():
+        folder.load_tensors(path)
     for path in folder.bound_parts():
-        read_part(path)
+        read_bounds(folder, path)

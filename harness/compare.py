@@ -133,6 +133,8 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
 
     runs = read_runs(given.run)
     if not given.estimator and not given.certify:
+        for remark in (line for run in runs for line in run.remarks):
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
         return []
     engine = create_engine(
         given.engine,

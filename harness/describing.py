@@ -46,7 +46,11 @@ def manifest_of(
         "data": dataset.checksums,
         "classes": dataset.classes,
         "estimators": describe(estimators),
-        "certifiers": describe({text_form(one): one for one in map(create_certifier, config.certify)}),
+        "certifiers": describe(
+            {text_form(one): one for one in map(create_certifier, config.certify)},
+            every=config.certify_every,
+            probe=config.certify_probe,
+        ),
         "device": str(device),
         **environment(threads),
     }

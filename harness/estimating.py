@@ -9,12 +9,11 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator, Status
+from attacks.estimator import Domain, Estimator, Status, revision_of
 from attacks.isolation import Bounds, WeightsError
 from attacks.measure import derive_seed, join_margins
 from attacks.memory import chunk_length
 from harness.devices import device_of
-from harness.files import write_part
 from harness.listening import Listener
 from harness.measuring import margin_rows
 from harness.probes import Probe
@@ -216,7 +215,10 @@ class Estimating:
             keep_witnesses(self.folder, epoch, unit, self.probes, results)
             self._thinned.discard(self.folder.witnesses(epoch, unit))
             begun = {} if before is None else {"start": str(before)}
-            write_part(self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun)
+            begun["revision"] = str(revision_of(self.estimators[unit.estimator]))
+            self.folder.write_part(
+                self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun
+            )
             self.listener.unit_ended(epoch, unit, rows)
         drop_shards(self.folder, epoch, unit)
 

@@ -35,5 +35,9 @@ class Listener:
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""
 
+    def remarked(self, line: str) -> None:
+        """There is something to say of the run folder."""
+        warnings.warn(line, stacklevel=4)
+
     def certifying_started(self, epoch: int, unit: Unit, images: int) -> None:
         """A certifier begins that this many images are bounded for."""

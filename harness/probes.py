@@ -18,6 +18,8 @@ from attacks.checks import FEW, ModelWarning, check_images, check_model, look_ch
 from attacks.estimator import Domain, InputError
 from attacks.isolation import forked_generators, frozen_view
 from harness.devices import device_of
+from harness.identity import StoreError
+from harness.store import RunFolder, probe_checksums
 
 # what the parts of a split are called where they have names
 KEYS = {
@@ -254,3 +256,24 @@ def checksum(probe: Probe) -> str:
         digester.update(f"{value.dtype} {tuple(value.shape)}".encode())
         digester.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digester.hexdigest()
+
+
+def read_probe(folder: RunFolder, split: str) -> Probe:
+    """The images that a run keeps of a split.
+
+    Raises:
+        StoreError: damaged, or others than the manifest says.
+    """
+    path = folder.probes(split)
+    tensors = folder.load_tensors(path)
+    try:
+        probe = Probe(tensors["images"], tensors["labels"], tensors["ids"])
+    except KeyError as error:
+        raise StoreError(f"expected probe images at {path}, got no {error}; restore the file") from None
+    wanted = probe_checksums(folder.read_manifest()).get(split)
+    if wanted is not None and checksum(probe) != wanted:
+        raise StoreError(
+            f"expected the probe images {wanted[:12]} of {split} at {path}, got {checksum(probe)[:12]}; "
+            "restore the file, or delete it and --resume"
+        )
+    return probe

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Norm
 from attacks.registry import create, create_certifier, text_form
-from harness.config import check_provable, parse_normalize
+from harness.config import check_provable, from_dict, parse_normalize
 from harness.data import CLASSES
-from harness.files import StoreError, load_checkpoint, load_tensors
+from harness.files import StoreError
 from harness.models import build
-from harness.probes import Probe
+from harness.options import ConfigError
+from harness.probes import Probe, read_probe
 from harness.runs import Run
 from harness.tasks import Engine
 from harness.terminal import Terminal
 from harness.tracker import MarginTracker
 from harness.units import describe, plan_units, starts_warm
 from harness.zoo import Shape
+
+# of a run's options, to measure it again
+NEEDED = ("model", "norm", "domain", "noise_retries", "measure_batch", "seed")
 
 
 def remeasure(
@@ -65,9 +69,9 @@ def remeasure(
     skipped = plan_units(chosen, asked, domain)[1] if chosen else []
     probes = probes_of(run)
     model = model_of(run, next(iter(probes.values())).images).to(device)
-    load_checkpoint(run.folder.checkpoint(wanted[0]), model)  # before anything is changed
+    run.folder.load_checkpoint(wanted[0], model)  # before anything is changed
     proving = {text_form(one): one for one in map(create_certifier, certifiers)}
-    added = {"estimators": describe(chosen), "certifiers": describe(proving)}
+    added = {"estimators": describe(chosen), "certifiers": describe(proving, every=1, probe=certify_probe)}
     with run.folder.locked():
         run.folder.start({**run.manifest, **added}, resume=True)
         tracker = MarginTracker(
@@ -90,7 +94,7 @@ def remeasure(
         for line in skipped:
             terminal.say(line)
         for epoch in wanted:
-            load_checkpoint(run.folder.checkpoint(epoch), model)
+            run.folder.load_checkpoint(epoch, model)
             summary = tracker.update(epoch, model)
             terminal.epoch_ended(epoch, {}, summary[summary["estimator"].isin(list(chosen))])
     return tracker.failures
@@ -122,23 +126,26 @@ def options_of(run: Run) -> dict[str, Any]:
     """The run's options, without which its model cannot be built.
 
     Raises:
-        StoreError: a run of `MarginTracker`, which has none.
+        StoreError: a run of `MarginTracker`, which has none, or options that were changed by hand.
     """
     if not run.config:
         raise StoreError(
             f"expected a run of harness.track, got {run.folder.path} without options; "
             "name the estimator to its MarginTracker"
         )
+    missing = sorted(set(NEEDED) - set(run.config))
+    try:
+        if missing:
+            raise ConfigError(f"none of {', '.join(missing)}")
+        from_dict({name: value for name, value in run.config.items() if name in NEEDED})
+    except ConfigError as error:
+        raise StoreError(f"expected the options of a run in {run.folder.manifest}, got {error}; restore it") from None
     return run.config
 
 
 def probes_of(run: Run) -> dict[str, Probe]:
     """The run's own images: a data set may have been drawn anew since."""
-    found = {}
-    for split in pd.unique(run.margins["split"]):
-        tensors = load_tensors(run.folder.probes(str(split)))
-        found[str(split)] = Probe(tensors["images"], tensors["labels"], tensors["ids"])
-    return found
+    return {str(split): read_probe(run.folder, str(split)) for split in pd.unique(run.margins["split"])}
 
 
 def model_of(run: Run, images: Tensor) -> nn.Module:

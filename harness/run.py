@@ -16,17 +16,10 @@ from torch import nn
 
 from harness.config import RunConfig
 from harness.data import Dataset
-from harness.files import (
-    load_checkpoint,
-    load_trainer,
-    read_part,
-    save_checkpoint,
-    save_trainer,
-    write_part,
-    write_text,
-)
+from harness.files import write_text
 from harness.growing import GrowingTable
 from harness.objectives import TrainingOptions
+from harness.rows import read_predictions
 from harness.runs import EPOCH_COLUMNS, epoch_table
 from harness.statistics import SUMMARY_COLUMNS
 from harness.terminal import Terminal
@@ -55,7 +48,7 @@ class TrackedRun:
         options = TrainingOptions(**{name: getattr(config, name) for name in names})
         self.trainer = Trainer(model, dataset.train, options, device)
         self._initial = copy.deepcopy(model.state_dict()), self.trainer.state_dict()
-        self._epochs = GrowingTable(EPOCH_COLUMNS, _epoch_rows)
+        self._epochs = GrowingTable(EPOCH_COLUMNS, lambda path: epoch_table(*read_predictions(self.folder, path)))
 
     def go(self, terminal: Terminal) -> None:
         """Run to the last epoch.
@@ -65,7 +58,7 @@ class TrackedRun:
             StoreError: a part is damaged or of another network.
         """
         for epoch in self.folder.trainer_epochs():
-            load_trainer(self.folder.trainer(epoch))  # a damaged one is told now, not when training goes on
+            self.folder.load_trainer(epoch)  # a damaged one is told now, not when training goes on
         for epoch, seconds in self._existing(terminal) if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (
@@ -91,7 +84,7 @@ class TrackedRun:
         trained = True  # model and optimizer are those of `trainer.epoch`
         for epoch in range(self.last + 1):
             if folder.checkpoint(epoch).exists():
-                load_checkpoint(folder.checkpoint(epoch), self.model)
+                folder.load_checkpoint(epoch, self.model)
                 trained = False
                 yield epoch, math.nan
                 continue
@@ -108,11 +101,11 @@ class TrackedRun:
                 self.tracker.check(self.trainer.epoch, self.model)
                 if self.trainer.epoch < epoch and self._kept(self.trainer.epoch, epoch):
                     # it was lost, else training would have begun with it
-                    save_trainer(folder.trainer(self.trainer.epoch), self.trainer.state_dict())
+                    folder.save_trainer(self.trainer.epoch, self.trainer.state_dict())
             seconds = time.perf_counter() - began
             # the state first: a checkpoint without one could not be trained further
-            save_trainer(folder.trainer(epoch), self.trainer.state_dict())
-            save_checkpoint(folder.checkpoint(epoch), self.model, epoch)
+            folder.save_trainer(epoch, self.trainer.state_dict())
+            folder.save_checkpoint(epoch, self.model)
             self._drop_old_states()
             yield epoch, seconds
             self._drop_checkpoints()
@@ -124,7 +117,7 @@ class TrackedRun:
         said = set[str]()
         for epoch, path in self.existing.items():
             if self.folder.checkpoint(epoch).exists():
-                load_checkpoint(self.folder.checkpoint(epoch), self.model)
+                self.folder.load_checkpoint(epoch, self.model)
             elif self._done(epoch):
                 continue
             else:
@@ -133,7 +126,7 @@ class TrackedRun:
                 for line in lines:
                     terminal.say(f"{path.name}: {line}")
                 self.tracker.check(epoch, self.model)
-                save_checkpoint(self.folder.checkpoint(epoch), self.model, epoch)
+                self.folder.save_checkpoint(epoch, self.model)
             yield epoch, math.nan
             self._drop_checkpoints()
 
@@ -156,8 +149,8 @@ class TrackedRun:
         if base is None:
             self.model.load_state_dict(weights)
         else:
-            state = cast(TrainerState, load_trainer(folder.trainer(base)))
-            load_checkpoint(folder.checkpoint(base), self.model)
+            state = cast(TrainerState, folder.load_trainer(base))
+            folder.load_checkpoint(base, self.model)
         self.trainer.load_state_dict(state)
 
     def _drop_old_states(self) -> None:
@@ -165,7 +158,7 @@ class TrackedRun:
         newest = self._newest()
         for epoch in self.folder.trainer_epochs():
             if epoch < newest - 1:
-                self.folder.trainer(epoch).unlink(missing_ok=True)
+                self.folder.drop(self.folder.trainer(epoch))
 
     def _kept(self, epoch: int, newest: int) -> bool:
         """Whether the epoch's checkpoint is to stay: of every so many epochs, the first two, and the last two.
@@ -183,7 +176,7 @@ class TrackedRun:
         there = self.folder.checkpoint_epochs()
         for epoch in there:
             if not self._kept(epoch, there[-1]) and self._done(epoch):
-                self.folder.checkpoint(epoch).unlink(missing_ok=True)
+                self.folder.drop(self.folder.checkpoint(epoch))
 
     def _predict(self, epoch: int, seconds: float) -> None:
         """Keep what the network says of the whole training and test set."""
@@ -205,9 +198,4 @@ class TrackedRun:
                     }
                 )
             )
-        write_part(path, pd.concat(tables, ignore_index=True), epoch=str(epoch), seconds=repr(seconds))
-
-
-def _epoch_rows(path: Path) -> pd.DataFrame:
-    predictions, facts = read_part(path)
-    return epoch_table(predictions, int(facts["epoch"]), float(facts["seconds"]))
+        self.folder.write_part(path, pd.concat(tables, ignore_index=True), seconds=repr(seconds))

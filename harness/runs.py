@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 
 from attacks.arguments import plain_path, several
-from harness.files import StoreError, concatenate, from_csv, read_part
+from harness.files import StoreError, concatenate, from_csv
+from harness.identity import check_regular
+from harness.rows import read_bounds, read_margins, read_predictions
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
@@ -38,6 +40,7 @@ class Run:
         epochs: epoch, split, loss, error, seconds; empty where the caller trained.
         predictions: epoch, split, image, label, prediction, confidence of the whole sets; may be empty.
         bounds: rows in `harness.store.BOUND_COLUMNS`; empty where nothing was certified.
+        remarks: what is to be said of the folder's files, a line each (see `harness.store.RunFolder.remarks`).
     """
 
     name: str
@@ -47,6 +50,7 @@ class Run:
     epochs: pd.DataFrame
     predictions: pd.DataFrame
     bounds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(BOUND_COLUMNS)))
+    remarks: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,41 +106,32 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
     folder = RunFolder(path)
     if not folder.exists():
         raise StoreError(f"expected a run folder, got {path} without manifest.json; give the folder that a run wrote")
-    margins = concatenate((_read_rows(part, MARGIN_COLUMNS) for part in folder.margin_parts()), MARGIN_COLUMNS)
+    manifest = folder.read_manifest()
+    folder.check_places()
+    margins = concatenate((read_margins(folder, part)[0] for part in folder.margin_parts()), MARGIN_COLUMNS)
+    bounds = concatenate((read_bounds(folder, part)[0] for part in folder.bound_parts()), BOUND_COLUMNS)
     predictions, epochs = [], []
     for part in folder.prediction_parts():
-        rows, facts = read_part(part)
-        predictions.append(_columns(part, rows, facts, PREDICTION_TYPES))
-        epochs.append(epoch_table(rows, int(facts["epoch"]), float(facts["seconds"])))
+        rows, epoch, seconds = read_predictions(folder, part)
+        predictions.append(rows.assign(epoch=epoch)[list(PREDICTION_TYPES)])
+        epochs.append(epoch_table(rows, epoch, seconds))
     return Run(
         name=name or path.resolve().name,
         folder=folder,
-        manifest=folder.read_manifest(),
+        manifest=manifest,
         margins=margins,
         # the table itself has no checksum
         epochs=concatenate(epochs, EPOCH_COLUMNS) if epochs else _read_epochs(folder.epochs_csv),
         predictions=concatenate(predictions, PREDICTION_TYPES).astype(PREDICTION_TYPES),
-        bounds=concatenate((_read_rows(part, BOUND_COLUMNS) for part in folder.bound_parts()), BOUND_COLUMNS),
+        bounds=bounds,
+        remarks=tuple(folder.remarks()),
     )
-
-
-def _read_rows(part: Path, columns: Iterable[str]) -> pd.DataFrame:
-    return _columns(part, *read_part(part), columns)
-
-
-def _columns(part: Path, rows: pd.DataFrame, facts: dict[str, str], columns: Iterable[str]) -> pd.DataFrame:
-    """A part's columns; the epoch stands in every row or in the part's facts."""
-    if "epoch" not in rows and facts.get("epoch", "").isdigit():
-        rows = rows.assign(epoch=int(facts["epoch"]))
-    missing = [name for name in columns if name not in rows]
-    if missing:
-        raise StoreError(f"expected the columns of a part at {part}, got none of {missing}; delete it and --resume")
-    return rows[list(columns)]
 
 
 def _read_epochs(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=list(EPOCH_COLUMNS))
+    check_regular(path)
     try:
         table = from_csv(path)
     except (ValueError, OSError, OverflowError) as error:

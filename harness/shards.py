@@ -11,12 +11,12 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from attacks.estimator import Margins, Status
+from attacks.estimator import Margins, Status, revision_of
 from harness.files import StoreError, load_tensors, save_tensors
+from harness.places import Place
 from harness.store import RunFolder, Unit
 from harness.tasks import Outcome, Task
 
-KIND = "shard"
 TEXTS = "texts"  # what is not a tensor, as the bytes of JSON
 
 
@@ -27,7 +27,7 @@ def keep_shard(folder: RunFolder, epoch: int, task: Task, outcome: Outcome, weig
     texts = {name: list(map(str, value)) for name, value in values.items() if name not in tensors}
     said = json.dumps({**texts, "of": _identity(task, weights), "seconds": outcome.seconds})
     tensors[TEXTS] = torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
-    save_tensors(_path(folder, epoch, task), tensors, kind=KIND)
+    save_tensors(_path(folder, epoch, task), tensors, **_facts(folder, epoch, task))
 
 
 def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outcome | None:
@@ -36,7 +36,7 @@ def find_shard(folder: RunFolder, epoch: int, task: Task, weights: str) -> Outco
     if not path.exists():
         return None
     try:
-        tensors = load_tensors(path, kind=KIND)
+        tensors = load_tensors(path, _facts(folder, epoch, task))
         said = json.loads(bytes(tensors.pop(TEXTS).tolist()))
         if said.pop("of") != _identity(task, weights):
             return None
@@ -76,10 +76,16 @@ def _short(filename: str) -> str:
 
 def _identity(task: Task, weights: str) -> str:
     """The images' own seeds are those of the run's seed, the epoch, the split and the unit."""
-    digest = hashlib.sha256(f"{weights} {task} {task.seeds} {task.batch_size} {task.noise_retries}".encode())
+    revision = revision_of(task.estimator)
+    said = f"{weights} {task} {task.seeds} {task.batch_size} {task.noise_retries} {revision}"
+    digest = hashlib.sha256(said.encode())
     if task.start is not None:
         digest.update(task.start.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _facts(folder: RunFolder, epoch: int, task: Task) -> dict[str, str]:
+    return folder.facts(Place("shard", epoch, task.unit, task.split))
 
 
 def _path(folder: RunFolder, epoch: int, task: Task) -> Path:

@@ -12,21 +12,48 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness.files import CHECKSUM, StoreError, remove_leftovers, write_atomically
+from harness.files import (
+    CHECKSUM,
+    facts_of,
+    load_checkpoint,
+    load_tensors,
+    load_trainer,
+    read_part,
+    remove_leftovers,
+    save_checkpoint,
+    save_tensors,
+    save_trainer,
+    write_atomically,
+    write_part,
+)
+from harness.identity import StoreError, check_identity, check_regular
+from harness.places import FOLDERS, Place, RunPaths
+from harness.places import Unit as Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
 
 # of the manifest: since 2 it has a checksum
 SCHEMA, READABLE = 2, (1, 2)
 LOCK = ".lock"
 LIBRARIES = ("torch", "torchvision", "foolbox", "torchattacks", "eagerpy", "numpy", "pandas", "pyarrow", "scipy")
+# of what is read back from it, of its options, and of an entry of an estimator
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("config", "fingerprint", "probes"), dict),
+    **dict.fromkeys(("estimators", "certifiers", "notes", "command"), list),
+    **{"digest": str, "classes": int},
+}
+OPTIONS: dict[str, type] = {"training": str, "seed": int, "epochs": int, "keep_checkpoints": int}
+ENTRY: dict[str, type] = {"estimator": str, "parameters": dict, "revision": int}
 MARGIN_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
     *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
@@ -40,116 +67,103 @@ WITNESSES_KEPT = 8  # smallest and as many largest, of epochs before the latest
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-    """One part's work: an estimator or certifier (canonical text) in one norm."""
+class RunFolder(RunPaths):
+    """All paths of one run, and how its parts are written and read.
 
-    estimator: str
-    norm: str
+    Every file is written with what it is, and what it says of itself is held against its place when it is read.
+    """
 
-    @property
-    def filename(self) -> str:
-        """The text with characters that some file systems refuse percent-encoded, then the norm."""
-        return f"{quote(self.estimator, safe='=,+-._')}.{self.norm}"
-
-    def __str__(self) -> str:
-        return f"{self.estimator} {self.norm}"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFolder:
-    """All paths of one run, and how its parts are written and read."""
-
-    path: Path
+    def facts(self, place: Place | None) -> dict[str, str]:
+        """What a file at this place says of itself; the run is the manifest's digest, whatever its folder is called."""
+        run = {"run": self.digest} if self.digest else {}
+        return {**place.facts, **run} if place else {}
 
     @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
+    def digest(self) -> str:
+        """Of the run's fingerprint; nothing where there is no manifest that says it."""
+        if not self._known.get("digest") and self.exists():
+            self._known["digest"] = str(self.read_manifest().get("digest", ""))
+        return str(self._known.get("digest", ""))
 
-    def probes(self, split: str) -> Path:
-        return self.path / "probes" / f"{quote(split, safe='')}.safetensors"
+    def write_part(self, path: Path, table: pd.DataFrame, **facts: str) -> None:
+        """Write one of the run's Parquet parts (see `harness.files.write_part`)."""
+        write_part(path, table, **self.facts(self.place(path)), **facts)
+        self._wrote(path)
 
-    def checkpoint(self, epoch: int) -> Path:
-        return self.path / "checkpoints" / f"epoch-{epoch:03d}.safetensors"
+    def read_part(self, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+        """One of the run's parts and its facts (see `harness.files.read_part`)."""
+        rows, facts = read_part(path, self.facts(self.place(path)))
+        self._read(path, facts)
+        return rows, facts
 
-    def trainer(self, epoch: int) -> Path:
-        return self.path / "checkpoints" / f"epoch-{epoch:03d}.trainer.pt"
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write probes or witnesses (see `harness.files.save_tensors`)."""
+        save_tensors(path, tensors, **self.facts(self.place(path)))
+        self._wrote(path)
 
-    def predictions(self, epoch: int) -> Path:
-        return self.path / "predictions" / f"epoch-{epoch:03d}.parquet"
+    def load_tensors(self, path: Path) -> dict[str, Tensor]:
+        """Read probes or witnesses (see `harness.files.load_tensors`)."""
+        return load_tensors(path, self.facts(self.place(path)))
 
-    def margins(self, epoch: int, unit: Unit) -> Path:
-        return self.path / "margins" / f"epoch-{epoch:03d}" / f"{unit.filename}.parquet"
+    def save_checkpoint(self, epoch: int, model: nn.Module) -> None:
+        """Write the epoch's weights (see `harness.files.save_checkpoint`)."""
+        save_checkpoint(self.checkpoint(epoch), model, epoch, self.facts(Place("checkpoint", epoch)))
+        self._wrote(self.checkpoint(epoch))
 
-    def witnesses(self, epoch: int, unit: Unit) -> Path:
-        return self.path / "witnesses" / f"epoch-{epoch:03d}" / f"{unit.filename}.safetensors"
+    def load_checkpoint(self, epoch: int, model: nn.Module) -> None:
+        """Load the epoch's weights (see `harness.files.load_checkpoint`)."""
+        load_checkpoint(self.checkpoint(epoch), model, self.facts(Place("checkpoint", epoch)))
 
-    def bounds(self, epoch: int, unit: Unit) -> Path:
-        return self.path / "bounds" / f"epoch-{epoch:03d}" / f"{unit.filename}.parquet"
+    def save_trainer(self, epoch: int, state: Mapping[str, object]) -> None:
+        """Write the trainer's state at the epoch."""
+        save_trainer(self.trainer(epoch), state, **self.facts(Place("trainer", epoch)))
+        self._wrote(self.trainer(epoch))
 
-    def shards(self, epoch: int) -> Path:
-        return self.path / "shards" / f"epoch-{epoch:03d}"
+    def load_trainer(self, epoch: int) -> dict[str, Any]:
+        """Read the trainer's state at the epoch (see `harness.files.load_trainer`)."""
+        return load_trainer(self.trainer(epoch), self.facts(Place("trainer", epoch)))
 
-    def unsound(self, epoch: int, unit: Unit) -> Path:
-        return self.path / "unsound" / f"epoch-{epoch:03d}.{unit.filename}.safetensors"
+    def drop(self, path: Path) -> None:
+        """Delete a file of the run, which may be gone already."""
+        path.unlink(missing_ok=True)
+        place = self.place(path)
+        if place is not None and "listings" in self._known:
+            self._listing(path.relative_to(self.path).parts[0]).drop(place)
 
-    @property
-    def brackets_csv(self) -> Path:
-        return self.path / "brackets.csv"
+    def _wrote(self, path: Path) -> None:
+        place = self.place(path)
+        if place is not None and "listings" in self._known:
+            self._listing(path.relative_to(self.path).parts[0]).add(place, path)
 
-    @property
-    def epochs_csv(self) -> Path:
-        return self.path / "epochs.csv"
+    def check_places(self) -> None:
+        """Hold what every file says of itself against its place, without reading the rest of it.
 
-    @property
-    def summary_csv(self) -> Path:
-        return self.path / "summary.csv"
+        Raises:
+            StoreError: one that is another file than its place says; names both.
+        """
+        for folder in FOLDERS:
+            for path in self._listing(folder).paths():
+                facts = facts_of(path)
+                check_identity(path, facts, self.facts(self.place(path)))
+                self._read(path, facts)
 
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
+    def _read(self, path: Path, facts: Mapping[str, str]) -> None:
+        if facts and "kind" not in facts:
+            self._known.setdefault("silent", path)
 
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    def margin_parts(self, epoch: int | None = None) -> list[Path]:
-        """Finished margin parts, by epoch and unit; of one epoch where it is given."""
-        folder = "epoch-*" if epoch is None else f"epoch-{epoch:03d}"
-        parts = (self.path / "margins").glob(f"{folder}/[!.]*.parquet")
-        return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
-
-    def measured_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that the unit has margins of, in order."""
-        found = (self.path / "margins").glob(f"epoch-*/{unit.filename}.parquet")
-        return sorted(_epoch_of(path.parent) for path in found)
-
-    def bound_parts(self) -> list[Path]:
-        """Finished parts of certifiers, by epoch and unit."""
-        parts = (self.path / "bounds").glob("epoch-*/[!.]*.parquet")
-        return sorted(parts, key=lambda path: (_epoch_of(path.parent), path.name))
-
-    def bounded_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that the unit has lower bounds of, in order."""
-        found = (self.path / "bounds").glob(f"epoch-*/{unit.filename}.parquet")
-        return sorted(_epoch_of(path.parent) for path in found)
-
-    def prediction_parts(self) -> list[Path]:
-        """Finished prediction parts, by epoch."""
-        return sorted((self.path / "predictions").glob("epoch-[0-9]*.parquet"), key=_epoch_of)
-
-    def witness_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that witnesses of the unit are kept of, in order."""
-        # a unit's filename holds no wildcards: they are percent-encoded
-        found = (self.path / "witnesses").glob(f"epoch-*/{unit.filename}.safetensors")
-        return sorted(_epoch_of(path.parent) for path in found)
-
-    def checkpoint_epochs(self) -> list[int]:
-        """Epochs that there is a checkpoint of, in order."""
-        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-[0-9]*.safetensors")))
-
-    def trainer_epochs(self) -> list[int]:
-        """Epochs that there is a trainer's state of, in order."""
-        return sorted(map(_epoch_of, (self.path / "checkpoints").glob("epoch-[0-9]*.trainer.pt")))
+    def remarks(self) -> list[str]:
+        """What is to be said of the folder: files that are left out, and files that do not say what they are."""
+        lines = []
+        foreign = [path.relative_to(self.path).as_posix() for name in FOLDERS for path in self._listing(name).foreign]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            lines.append(f"{self.path}: {', '.join(foreign[:3])}{more} left out: not the name of a file of a run")
+        if "silent" in self._known:
+            lines.append(
+                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not say what they are: "
+                "taken for what they are called"
+            )
+        return lines
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
@@ -159,8 +173,9 @@ class RunFolder:
         """The manifest.
 
         Raises:
-            StoreError: missing, damaged or of another schema.
+            StoreError: missing, damaged, of another schema, or with values of other types.
         """
+        check_regular(self.manifest)
         try:
             found = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -174,6 +189,7 @@ class RunFolder:
                 f"expected the values that the manifest had at {self.manifest}, got others; restore it, or "
                 f"take {CHECKSUM} out and write schema 1 if you changed it on purpose"
             )
+        _check_shape(self.manifest, found)
         return found
 
     @contextlib.contextmanager
@@ -203,11 +219,16 @@ class RunFolder:
             raise StoreError(
                 f"expected a folder that can be written at {self.path}, got {error}; choose another one"
             ) from None
+        first = "listings" not in self._known
         try:
-            if lock.lock_counter == 1:
+            if lock.lock_counter == 1 and not self._known.get("cleaned"):
                 remove_leftovers(self.path)
+                self._known["cleaned"] = True
+            self._known.setdefault("listings", {})
             yield
         finally:
+            if first:
+                self._known.pop("listings", None)
             lock.release()
 
     def _refuse_foreign(self) -> None:
@@ -243,7 +264,8 @@ class RunFolder:
             raise StoreError(f"expected a new folder, got {self.path} with a run in it; add --resume or choose another")
         self.check(manifest)
         before = self.read_manifest()
-        kept: dict[str, Any] = {"created": before.get("created")}
+        # 1 and 1.0 are the same options, but have other digests, which the run's files carry
+        kept: dict[str, Any] = {name: before[name] for name in ("created", "fingerprint", "digest") if name in before}
         for kind in ("estimators", "certifiers"):
             # those that are not asked for again keep their parts, and so their entries
             entries = (*before.get(kind, ()), *manifest.get(kind, ()))
@@ -270,16 +292,90 @@ class RunFolder:
             )
         _check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
         _check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
+        _check_probes(before, manifest.get("probes", {}))
+        self.check_places()
+        self._check_revisions("margins", manifest.get("estimators", ()))
+        self._check_revisions("bounds", manifest.get("certifiers", ()))
+
+    def _check_revisions(self, folder: str, entries: Iterable[dict[str, Any]]) -> None:
+        """Refuse to add to units that an estimator measured whose numbers have changed since.
+
+        Raises:
+            StoreError: names the estimator and both revisions.
+        """
+        revisions = {entry["estimator"]: entry.get("revision", 1) for entry in entries}
+        for series, files in self._listing(folder).epochs.items():
+            text = series.unit.estimator if series.unit else ""
+            # no run adds to units of another revision: one epoch stands for all
+            if text in revisions and files:
+                found = facts_of(files[max(files)]).get("revision", "1")
+                if found != str(revisions[text]):
+                    raise StoreError(
+                        f"expected `{text}` revision {revisions[text]}, got {found} in {self.path}; "
+                        "measure into a new run or remove its units"
+                    )
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         whole = {**manifest, "schema": SCHEMA}
         whole[CHECKSUM] = _manifest_checksum(whole)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+        self._known.pop("digest", None)
+
+
+def _check_shape(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse what was written by hand with other types.
+
+    Raises:
+        StoreError: names the entry.
+    """
+    wrong = _other_types(manifest, TYPES)
+    if not wrong:
+        wrong = _other_types(manifest.get("config", {}), OPTIONS)
+        for name in ("estimators", "certifiers"):
+            entries = manifest.get(name, ())
+            right = (isinstance(e, dict) and "estimator" in e and not _other_types(e, ENTRY) for e in entries)
+            wrong += [] if all(right) else [name]
+        ends = manifest.get("fingerprint", {}).get("bounds", [0.0, 1.0])
+        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+            wrong.append("bounds")
+        if not all(isinstance(value, str) for value in probe_checksums(manifest).values()):
+            wrong.append("probes")
+    if wrong:
+        raise StoreError(
+            f"expected {wrong[0]} in {path} as a run writes it, got a value of another type or without a key; "
+            "restore it"
+        )
+
+
+def _other_types(values: Mapping[str, Any], types: Mapping[str, type]) -> list[str]:
+    return [n for n, kind in types.items() if n in values and not isinstance(values[n], kind)]
 
 
 def _manifest_checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def probe_checksums(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Split -> checksum of its probe images, as the manifest has them; `MarginTracker`'s fingerprint always did."""
+    fingerprint = manifest.get("fingerprint", {})
+    found = manifest.get("probes", fingerprint.get("probes", {}))
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _check_probes(before: Mapping[str, Any], after: Mapping[str, str]) -> None:
+    """A run measures the same images for ever.
+
+    Raises:
+        StoreError: other images; names the split.
+    """
+    known = probe_checksums(before)
+    for split, checksum in after.items():
+        if split in known and known[split] != checksum:
+            raise StoreError(
+                f"expected the probe images of {split} that the run has, {known[split][:12]}, got {checksum[:12]}; "
+                "use them, or another folder"
+            )
 
 
 def _check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:
@@ -296,10 +392,6 @@ def _check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str
                 f"expected {text} with the parameters that the run was measured with, {known[text]}, got {now_meant}; "
                 "write them out, or use another folder"
             )
-
-
-def _epoch_of(path: Path) -> int:
-    return int(path.name.removeprefix("epoch-").partition(".")[0])
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -212,6 +212,8 @@ def _report(runs: Sequence[Path], page: Path) -> None:
     from harness.runs import read_runs
 
     read = read_runs(runs)
+    for remark in (line for run in read for line in run.remarks):
+        print(f"sweep: {remark}")
     for line in write_report(read, evaluate(read), page):
         print(f"sweep: {line}")
     print(f"sweep: report: {page}")

@@ -93,6 +93,9 @@ class Terminal(Listener):
     def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
         """Said at the end, once."""
 
+    def remarked(self, line: str) -> None:
+        self.say(line)
+
     def images_done(self, count: int) -> None:
         self.measured += count
         now = time.monotonic()

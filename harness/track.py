@@ -108,7 +108,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.engines import create_engine
     from harness.loggers import check_logger
     from harness.models import build
-    from harness.probes import check_probes
+    from harness.probes import check_probes, checksum
     from harness.store import RunFolder
     from harness.units import plan_units, warm_starts
 
@@ -134,9 +134,9 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         say=notes.append,
         binary=config.binary,
     )
-    folder = RunFolder(Path(out) if out else _default_folder(config))
+    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), _probes(config, dataset)
     check_probes(
-        _probes(config, dataset),
+        probes,
         model,
         (0.0, 1.0),
         config.domain,  # type: ignore[arg-type]
@@ -145,7 +145,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     )
     notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
-    manifest = {"notes": notes} | manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
+    manifest = {"notes": notes, "probes": {name: checksum(probe) for name, probe in probes.items()}}
+    manifest |= manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
     engine = create_engine(
         config.engine,
         config.workers,
@@ -157,7 +158,9 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
-            return _run(config, folder, dataset, model, device, list(named.values()), lines, existing, silent, engine)
+            return _run(
+                config, folder, dataset, probes, model, device, list(named.values()), lines, existing, silent, engine
+            )
     finally:
         engine.close()
 
@@ -166,6 +169,7 @@ def _run(
     config: RunConfig,
     folder: RunFolder,
     dataset: Dataset,
+    probes: Mapping[str, Probe],
     model: nn.Module,
     device: torch.device,
     estimators: Sequence[Estimator],
@@ -187,7 +191,7 @@ def _run(
         terminal.say(f"{config.dataset}, {config.model}, {how}, on {device}, into {folder.path}")
         tracker = MarginTracker(
             folder,
-            _probes(config, dataset),
+            probes,
             estimators,
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]

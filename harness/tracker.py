@@ -20,17 +20,12 @@ from harness.certifying import Certifying
 from harness.checking import check_files
 from harness.config import check_provable, digest
 from harness.estimating import Estimating
-from harness.files import (
-    StoreError,
-    read_part,
-    save_tensors,
-    weights_checksum,
-    write_text,
-)
+from harness.files import StoreError, weights_checksum, write_text
 from harness.growing import GrowingTable
 from harness.listening import Listener
 from harness.loggers import Logger, averages, made_loggers
 from harness.probes import Given, as_probes, check_probes, checksum
+from harness.rows import read_margins
 from harness.shards import drop_stale_shards
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
@@ -137,9 +132,9 @@ class MarginTracker:
         self.measured_averages: dict[str, float] = {}
         # the one that updates; a lock could not be copied with the tracker
         self._thread: dict[str, int] = {}
-        self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_part(path)[0]))
+        self._summary = GrowingTable(SUMMARY_COLUMNS, lambda path: summarise(read_margins(self.folder, path)[0]))
         self._manifest: dict[str, Any] | None = None
-        self._begun = False
+        self._begun = self._remarked = False
         if isinstance(out, RunFolder):
             self.folder = out
             with self.folder.locked():
@@ -157,7 +152,13 @@ class MarginTracker:
                 **({"expect_over": expect_over} if expect_over != 1 else {}),
                 **({"binary": True} if binary else {}),
             }
-            facts = {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": describe(self.estimators)}
+            facts = {
+                "fingerprint": fingerprint,
+                "digest": digest(fingerprint),
+                "probes": fingerprint["probes"],
+                "estimators": describe(self.estimators),
+                "certifiers": describe(proving, every=certify_every, probe=certify_probe),
+            }
             self._manifest = {**facts, **environment(torch.get_num_threads())}
             self.folder.check(self._manifest)
         check_files(self.folder)
@@ -261,6 +262,10 @@ class MarginTracker:
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
+        if not self._remarked:
+            self._remarked = True
+            for line in self.folder.remarks():
+                self.listener.remarked(line)
         here = summary[summary["epoch"] == epoch].reset_index(drop=True)
         self.measured_averages = averages(here, missing)
         for logger in self.loggers if self.measured_averages else ():
@@ -335,10 +340,10 @@ class MarginTracker:
         check_module(model)
         weights = weights_checksum(model)
         for path in self.folder.margin_parts(plain_epoch(epoch)):
-            rows, facts = read_part(path)
+            place, facts = self.folder.place(path), read_margins(self.folder, path)[1]
             before = facts.get("weights", "none")
             if before != weights:
-                unit = Unit(rows["estimator"].iloc[0], rows["norm"].iloc[0])
+                unit = place.unit if place else None
                 raise StoreError(
                     f"expected the weights {before[:12]} that {unit} measured at epoch {epoch}, got {weights[:12]}; "
                     "use another folder for another network"
@@ -357,7 +362,7 @@ class MarginTracker:
         for split, probe in self.probes.items():
             path = self.folder.probes(split)
             if not path.exists():
-                save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+                self.folder.save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
 
 
 def _engine(given: Engine | None, unit_timeout: float | None) -> Engine:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from attacks.arguments import check_choice, several, shown, whole
 from attacks.certify.certifiers import Certifier
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm
+from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm, revision_of
 from attacks.registry import check_needs, create, create_certifier, text_form
 from harness.options import ConfigError
 from harness.store import Unit
@@ -17,6 +17,8 @@ from harness.store import Unit
 Made = TypeVar("Made", Estimator, Certifier)
 # rows keep epochs in 32 bits
 LAST_EPOCH = 2**31 - 1
+# of a unit's name in bytes: file systems end at 255, and temporary names are longer than the file's
+LONGEST = 200
 
 
 def made_estimators(given: str | Estimator | Iterable[str | Estimator]) -> dict[str, Estimator]:
@@ -138,10 +140,30 @@ def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimato
     return found, cold, lines
 
 
-def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier]) -> list[dict[str, Any]]:
-    """Manifest entries: canonical text, name and all parameters, as they come back from JSON."""
+def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier], **options: int) -> list[dict[str, Any]]:
+    """Manifest entries: canonical text, name, revision and all parameters, as they come back from JSON.
+
+    Args:
+        options: what else is to be said of each, as how often it is asked.
+
+    Raises:
+        EstimatorError: a text that is too long for the name of a file.
+    """
+    for text in estimators:
+        length = len(Unit(text, NORMS[-1]).filename)
+        if length > LONGEST:
+            raise EstimatorError(
+                f"expected an estimator whose text names a file, at most {LONGEST} bytes, got {length} for "
+                f"{text[:40]}...; give fewer parameters or members"
+            )
     entries = [
-        {"estimator": text, "name": estimator.name, "parameters": dataclasses.asdict(estimator)}  # type: ignore[call-overload]
+        {
+            "estimator": text,
+            "name": estimator.name,
+            "revision": revision_of(estimator),
+            "parameters": dataclasses.asdict(estimator),  # type: ignore[call-overload]
+            **options,
+        }
         for text, estimator in estimators.items()
     ]
     return cast("list[dict[str, Any]]", json.loads(json.dumps(entries)))

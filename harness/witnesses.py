@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from attacks.estimator import Margins
-from harness.files import StoreError, load_tensors, read_part, save_tensors
+from harness.files import StoreError
 from harness.probes import Probe
+from harness.rows import read_margins
 from harness.store import WITNESSES_KEPT, RunFolder, Unit
 
 
@@ -24,7 +25,7 @@ def keep_witnesses(
         tensors[f"{split}.image"] = probes[split].ids[found]
         tensors[f"{split}.witness"] = margins.witness[found]
         tensors[f"{split}.distance"] = margins.distance[found]
-    save_tensors(folder.witnesses(epoch, unit), tensors)
+    folder.save_tensors(folder.witnesses(epoch, unit), tensors)
 
 
 def thin_witnesses(folder: RunFolder, unit: Unit, thinned: set[Path]) -> None:
@@ -40,10 +41,10 @@ def thin_witnesses(folder: RunFolder, unit: Unit, thinned: set[Path]) -> None:
     for epoch in folder.witness_epochs(unit):
         path = folder.witnesses(epoch, unit)
         if epoch < latest and path not in thinned:
-            kept = load_tensors(path)
+            kept = folder.load_tensors(path)
             thinned.add(path)
             if any(len(value) > 2 * WITNESSES_KEPT for value in kept.values()):
-                save_tensors(path, _extremes(kept))
+                folder.save_tensors(path, _extremes(kept))
 
 
 def starts(
@@ -66,8 +67,8 @@ def starts(
             f"expected epochs in order for {unit}, which starts from the witnesses of the epoch before, got {epoch} "
             f"after {before}; measure it in a run of its own, or without a warm start"
         )
-    rows, _ = read_part(folder.margins(before, unit))
-    kept = load_tensors(folder.witnesses(before, unit))
+    rows, _ = read_margins(folder, folder.margins(before, unit))
+    kept = folder.load_tensors(folder.witnesses(before, unit))
     found = {}
     for split, probe in probes.items():
         wanted = int(((rows["split"] == split) & (rows["target"] >= 0)).sum())

@@ -324,6 +324,7 @@ def test_an_estimator_that_is_added_later_is_all_that_is_measured(tmp_path: Path
     assert manifest["estimators"][1] == {
         "estimator": "opposite:level=1",
         "name": "opposite",
+        "revision": 1,
         "parameters": {"level": 1},
     }
     # measured together from the start, every row is the same

@@ -47,6 +47,8 @@ def _report(paths: list[Path], out: Path | None) -> int:
     out = out or (RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html"))
     check_out(out, paths)
     runs = read_runs(paths)
+    for remark in (line for run in runs for line in run.remarks):
+        print(f"report: {remark}")
     content = evaluate(runs)
     for line in write_report(runs, content, out):
         print(f"report: {line}")

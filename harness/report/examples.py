@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.files import load_tensors
 from harness.report.content import ImageCard
 from harness.runs import Run
 from harness.statistics.averages import FOUND
@@ -58,7 +57,7 @@ class _Files:
     def image(self, path: Path, ids: str, images: str, wanted: int) -> NDArray[np.float64] | None:
         """One image by its id; None where the file or the image is missing."""
         if path not in self.read:
-            self.read[path] = load_tensors(path) if path.exists() else {}
+            self.read[path] = self.run.folder.load_tensors(path) if path.exists() else {}
         tensors = self.read[path]
         if ids not in tensors or not (tensors[ids] == wanted).any():
             return None
