@@ -156,14 +156,17 @@ class Recipe:
             return net.eval()
 
 
+def fitting(place: str) -> list[str]:
+    """Dressings that a place may have: the whole model has no weight to parametrize."""
+    return [name for name in DRESSINGS if place or "hook" in name]
+
+
 def draw_recipe(draw: random.Random) -> Recipe:
     """A recipe at random."""
-    # the whole model has no weight to parametrize
-    places = [(place, name) for place in PLACES for name in DRESSINGS if place or "hook" in name]
     return Recipe(
         draw.choice(list(FRONTS)),
         tuple(draw.choices(list(TWISTS), k=draw.randint(0, 2))),
-        tuple(draw.sample(places, draw.randint(0, 2))),
+        tuple((place, draw.choice(fitting(place))) for place in draw.sample(PLACES, draw.randint(0, 2))),
         draw.randrange(2**31),
     )
 

@@ -90,6 +90,8 @@ class Relaxing(Settings):
 
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    # 2: of the operations that a model carries out, with room for rounding in its own dtype
+    revision: ClassVar[int] = 2
 
     @property
     def effort(self) -> Effort:
@@ -153,6 +155,7 @@ class Exact(Settings):
     nodes: int = setting(100_000, 1)
 
     name: ClassVar[str] = "exact"
+    revision: ClassVar[int] = 2
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
 
