@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import check_estimator, plain_bounds, whole
+from attacks.arguments import check_estimator, check_flag, plain_bounds, whole
 from attacks.checks import (
     check_ability,
     check_images,
@@ -109,6 +109,7 @@ def measure(
     bounds = plain_bounds(bounds)
     batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
     expect_over = whole("expect_over", expect_over, 1)
+    check_flag("binary", binary)
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
     seeds = plain_seeds(seeds, len(images))

@@ -22,7 +22,7 @@ def as_logits(output: Any, binary: bool = False) -> Any:
         ``(B, K)``; anything else as it is, for `check_rows` to refuse.
     """
     logits = output if isinstance(output, Tensor) else _logits_inside(output)
-    if not binary:
+    if not binary or not isinstance(logits, Tensor):
         return logits
     # no question of the shape, which `torch.fx` could not answer
     logit = logits.reshape(-1, 1)

@@ -228,6 +228,10 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
             f"expected epochs with a checkpoint in {run.name} ({', '.join(map(str, there)) or 'none'}), "
             f"got {', '.join(map(str, missing)) or 'none'}; choose others"
         )
+    if config.get("binary") or config.get("expect_over", 1) != 1:
+        raise StoreError(
+            f"expected a run without --binary and --expect-over, got {run.name}; measure it with harness.compare"
+        )
     probes = probes_of(run)
     unknown = sorted(set(splits) - set(probes))
     if unknown:

@@ -28,6 +28,11 @@ def notes_of(model: nn.Module, config: RunConfig, device: torch.device) -> list[
         )
     if config.checkpoints:
         notes.append("checkpoints that were there already: training, loss and optimiser here are not theirs")
+    if config.expect_over != 1:
+        notes.append(
+            f"expect-over {config.expect_over}: margins and their predictions are of the average; "
+            "predictions/, loss and error are of one draw"
+        )
     if device.type == "cuda" and not config.deterministic:
         notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
     return notes

@@ -32,7 +32,6 @@ class Estimating:
 
     Attributes:
         cold: estimators that are measured at some epochs only, every ``cold_every``.
-        broken: units without margins at an epoch, with the reason: that of all images, or that they wrote the weights.
         overdue: units that the engine stopped after their time, with the epochs.
     """
 
@@ -61,9 +60,14 @@ class Estimating:
         self.noise_retries, self.batch_size = noise_retries, batch_size
         self.expect_over, self.binary = expect_over, binary
         self.engine, self.listener = engine, listener
-        self.broken: dict[Unit, str] = {}
+        self._failed: dict[Unit, dict[int, str]] = {}
         self.overdue: dict[Unit, list[int]] = {}
         self._thinned = set[Path]()
+
+    @property
+    def broken(self) -> dict[Unit, str]:
+        """Units without margins at an epoch, with the reason: that of all images, or that they wrote the weights."""
+        return {unit: list(messages.values())[-1] for unit, messages in self._failed.items() if messages}
 
     def asked(self, epoch: int, last: bool) -> list[Unit]:
         """The units of the epoch, done or not."""
@@ -95,7 +99,8 @@ class Estimating:
 
         A unit that fails on every image, writes the weights, or is stopped gets none.
         """
-        for unit in units:  # what was stopped is tried again
+        for unit in units:  # what failed or was stopped is tried again
+            self._failed.get(unit, {}).pop(epoch, None)
             self.overdue[unit] = [one for one in self.overdue.get(unit, ()) if one != epoch]
         warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
@@ -209,8 +214,9 @@ class Estimating:
         spoiled = rows["message"] == WeightsError.TEXT
         if spoiled.any() or (rows["status"] == Status.FAILED.value).all():
             # no part is written, so that --resume tries again
-            self.broken[unit] = WeightsError.TEXT if spoiled.any() else rows["message"].iloc[0]
-            self.listener.unit_failed(epoch, unit, self.broken[unit])
+            message = WeightsError.TEXT if spoiled.any() else str(rows["message"].iloc[0])
+            self._failed.setdefault(unit, {})[epoch] = message
+            self.listener.unit_failed(epoch, unit, message)
         else:
             keep_witnesses(self.folder, epoch, unit, self.probes, results)
             self._thinned.discard(self.folder.witnesses(epoch, unit))

@@ -22,7 +22,7 @@ class Listener:
 
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
         """A unit has no row but failures, and so no part; the others go on."""
-        warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=4)
+        warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=6)
 
     def told(self, warning: ModelWarning) -> None:
         """What spoils the model's margins."""
@@ -30,7 +30,7 @@ class Listener:
 
     def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
         """A unit was stopped after its time, and has no part; the others go on."""
-        warnings.warn(f"{unit} was stopped after {seconds:.3g} s at epoch {epoch}", stacklevel=5)
+        warnings.warn(f"{unit} was stopped after {seconds:.3g} s at epoch {epoch}", stacklevel=7)
 
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:
         """A unit's rows are written."""

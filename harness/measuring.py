@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import plain_bounds, whole
+from attacks.arguments import check_flag, plain_bounds, whole
 from attacks.checks import check_module
 from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
 from attacks.measure import derive_seed, measure
@@ -65,6 +65,7 @@ def measure_margins(
     chosen = made_estimators(estimators)
     units, _ = plan_units(chosen, plain_norms(norms), domain)
     expect_over = whole("expect_over", expect_over, 1)
+    check_flag("binary", binary)
     for told in check_probes({"test": probe}, model, bounds, domain, expect_over=expect_over, binary=binary):
         warnings.warn(told, stacklevel=2)
     tables = []

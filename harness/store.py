@@ -203,9 +203,6 @@ class RunFolder(RunPaths):
         """
         if not self.exists():
             self._refuse_foreign()
-        if str(self.path) != str(self.path).encode(errors="replace").decode():
-            # safetensors opens no other
-            raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
@@ -232,11 +229,14 @@ class RunFolder(RunPaths):
             lock.release()
 
     def _refuse_foreign(self) -> None:
-        """Refuse a folder with something in it that is no run.
+        """Refuse a folder with something in it that is no run, or a path that is not UTF-8.
 
         Raises:
-            StoreError: it has.
+            StoreError: it is one.
         """
+        if str(self.path) != str(self.path).encode(errors="replace").decode():
+            # safetensors opens no other
+            raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
         ours = (LOCK, f".{self.manifest.name}.")  # of a process that was killed before its first file was there
         if self.path.exists() and not (
             self.path.is_dir() and all(path.name.startswith(ours) for path in self.path.iterdir())

@@ -16,6 +16,7 @@ from attacks.arguments import check_choice, check_flag, check_object, plain_boun
 from attacks.certify.certifiers import Certifier
 from attacks.checks import ModelWarning, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, InputError, Norm
+from attacks.isolation import WeightsError
 from harness.certifying import Certifying
 from harness.checking import check_files
 from harness.config import check_provable, digest
@@ -249,16 +250,17 @@ class MarginTracker:
     def _update(self, epoch: int, model: nn.Module, last: bool, refuse_late: bool) -> pd.DataFrame:
         weights = self.check(epoch, model)
         missing = self.estimating.missing(epoch, last, late=refuse_late)
-        told = self._checked(model) if missing else []
+        proving = self.certifying.missing(epoch, last)
+        told = self._checked(model) if missing or proving else []
         if not self._begun:
             self._begin()
+        self._note(epoch, told)
         if missing:
-            self._note(epoch, told)
             for unit in missing:
                 self._summary.forget(self.folder.margins(epoch, unit))
             self.estimating.measure(epoch, missing, model, weights)
         self.estimating.thin(epoch, last)
-        for unit in self.certifying.missing(epoch, last):
+        for unit in proving:
             self.listener.certifying_started(epoch, unit, self.certifying.images)
             self.certifying.certify(epoch, unit, model, weights)
         summary = self.summary()
@@ -307,9 +309,10 @@ class MarginTracker:
 
     @property
     def failures(self) -> list[str]:
-        """One line for each unit that failed on every image of an epoch, and one for all that took too long."""
+        """One line for each unit that failed or wrote the weights, and one for all that took too long."""
         lines = [
-            f"expected margins from {unit}, got {' '.join(message.split())} on every image; mend it"
+            f"expected margins from {unit}, got {' '.join(message.split())}"
+            f"{'' if message == WeightsError.TEXT else ' on every image'}; fix it"
             for unit, message in self.broken.items()
         ]
         overdue = ", ".join(

@@ -22,8 +22,9 @@ class UnitClocks:
         Raises:
             EngineError: a limit that is not above 0.
         """
-        if limit is not None and not 0 < limit < float("inf"):
-            raise EngineError(f"expected a unit timeout above 0 seconds, got {limit:g}; give another number")
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 < limit < float("inf")):
+            raise EngineError(f"expected a unit timeout above 0 seconds, got {limit!r}; give another number")
         self.limit = limit
         self._began: dict[Unit, float] = {}
 

@@ -54,8 +54,8 @@ class Workers:
         Raises:
             EngineError: a count below 1, or a limit that is not above 0.
         """
-        if count < 1:
-            raise EngineError(f"expected at least 1 worker, got {count}; give a larger number")
+        if type(count) is not int or count < 1:
+            raise EngineError(f"expected at least 1 worker, got {count!r}; give a whole number")
         self.count, self.deaths = count, 0
         self._clocks = UnitClocks(unit_timeout)
         self._threads = threads or max(1, (os.cpu_count() or 1) // count)
@@ -69,6 +69,8 @@ class Workers:
         network, first = Packed(packed_model(model)), device_of(model)
         settings = ProcessSettings.here(self._threads)
         waiting, killed, unready = deque(tasks), Counter[int](), 0
+        # an earlier run may have ended before its units did
+        self._clocks = UnitClocks(self._clocks.limit)
         try:
             while waiting or self._busy():
                 for worker in self._free():

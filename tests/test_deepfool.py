@@ -108,7 +108,7 @@ def test_a_batch_is_filled_up_from_those_that_wait(digits: Digits) -> None:
         lambda _, given: widths.append(len(given[0])) if given[0].requires_grad else None
     )
     try:
-        measure(network, images, DeepFool(candidates=2), "l2", batch_size=8)
+        measure(network, images, DeepFool(candidates=2), "l2", batch_size=8, checked=True)
     finally:
         handle.remove()
     assert max(widths) == 8

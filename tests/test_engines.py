@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -308,7 +308,7 @@ class Odd(Exception):
 
 
 class RaisesOdd(nn.Linear):
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
         raise Odd(1, 2)
 
 
@@ -519,7 +519,7 @@ def test_shards_of_a_whole_unit_are_dropped_when_the_run_goes_on(tmp_path: Path)
     for one in (unit, other):
         task = task_of(probe, create("linear"), one)
         keep_shard(first.folder, 3, task, run_task(linear(), task), "weights")
-    tracker(tmp_path, None, "linear")
+    tracker(tmp_path, None, "linear").update(4, linear())
     # of the other one they may be needed
     assert len(list(first.folder.shards(3).iterdir())) == 1
     assert find_shard(first.folder, 3, task_of(probe, create("linear"), other), "weights") is not None

@@ -633,7 +633,7 @@ GREY = greys(0.2, 0.3)
         ({"batch_size": 0}, InputError, "batch_size of at least 1, got 0; give a whole number"),
         ({"noise_retries": -1}, InputError, "noise_retries of at least 0, got -1; give a whole"),
         ({"seeds": [1]}, InputError, "2 seeds, got shape (1,)"),
-        ({"expect_over": 0}, InputError, "expect_over as an integer of at least 1, got 0; give 1 for one pass"),
+        ({"expect_over": 0}, InputError, "expected expect_over of at least 1, got 0; "),
         ({"start": GREY[:1]}, InputError, "start of shape (2, 1, 1, 1), got (1, 1, 1, 1)"),
     ],
 )

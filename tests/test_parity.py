@@ -17,7 +17,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacks import isolation
+from attacks import freezing
 from attacks.apgd import ascend, dlr_loss, targeted_dlr_loss
 from attacks.estimator import NORMS, Norm
 from attacks.geometry import row_norm
@@ -71,7 +71,7 @@ class Recorder(nn.Module):
 @pytest.fixture
 def plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """No gradients by folding, which differ by rounding."""
-    monkeypatch.setattr(isolation, "quicken", lambda model: None)
+    monkeypatch.setattr(freezing, "quicken", lambda model: None)
 
 
 def stock_foolbox(attack: Any, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

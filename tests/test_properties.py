@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from attacks.measure import measure
 from attacks.registry import create
 
 ESTIMATORS = ("deepfool:steps=10", "fmn:steps=15", "linear", "cascade:budget=60", "pgd:rounds=2,steps=5", "sdf")
+# random networks may be dead, which is told
+pytestmark = pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 some = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 

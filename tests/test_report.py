@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.files import save_tensors, write_csv, write_part
+from harness.files import write_csv
 from harness.report.__main__ import main
 from harness.report.assemble import assemble
 from harness.report.examples import SHOWN, image_cards
@@ -71,13 +71,13 @@ def write_run(
                 for split, values in base.items()
             ]  # fmt: skip
             unit = Unit(estimator, norm)
-            write_part(out.margins(epoch, unit), pd.concat(rows, ignore_index=True), weights="w")
+            out.write_part(out.margins(epoch, unit), pd.concat(rows, ignore_index=True), weights="w")
             tensors = {}
             for split, table in zip(splits, rows, strict=True):
                 tensors[f"{split}.image"] = torch.arange(IMAGES)
                 tensors[f"{split}.witness"] = torch.full((IMAGES, 1, 8, 8), 0.75)
                 tensors[f"{split}.distance"] = torch.tensor(table["distance"].to_numpy())
-            save_tensors(out.witnesses(epoch, unit), tensors)
+            out.save_tensors(out.witnesses(epoch, unit), tensors)
         for split in splits:
             errors.append(
                 {"epoch": epoch, "split": split, "loss": 1.0, "error": float(1 - correct.mean()), "seconds": 1}
@@ -85,10 +85,10 @@ def write_run(
         if predictions:
             said = [predictions_of(correct, split=split).drop(columns="epoch") for split in splits]
             whole = pd.concat(said, ignore_index=True).astype({"split": str}).assign(loss=0.1)
-            write_part(out.predictions(epoch), whole, epoch=str(epoch), seconds="1.0")
+            out.write_part(out.predictions(epoch), whole, seconds="1.0")
     for split in splits:
         tensors = {"images": torch.full((IMAGES, 1, 8, 8), 0.25), "labels": torch.zeros(IMAGES, dtype=torch.int64)}
-        save_tensors(out.probes(split), tensors | {"ids": torch.arange(IMAGES)})
+        out.save_tensors(out.probes(split), tensors | {"ids": torch.arange(IMAGES)})
     if predictions:
         write_csv(out.epochs_csv, pd.DataFrame(errors, columns=list(EPOCH_COLUMNS)))
     return folder

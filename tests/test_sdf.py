@@ -164,7 +164,9 @@ def test_cost_of_a_row_does_not_depend_on_its_batch(trained_digits: Digits) -> N
 def test_finished_rows_are_not_passed_again(trained_digits: Digits) -> None:
     model, images, _ = trained_digits
     passed = list[int]()
-    margins = measure(Counted(model, lambda rows: passed.append(rows)), images[:48], SuperDeepFool(), "l2")
+    margins = measure(
+        Counted(model, lambda rows: passed.append(rows)), images[:48], SuperDeepFool(), "l2", checked=True
+    )
     assert sum(passed) == margins.forwards.sum()
     walk = passed[1 : passed.index(48, 3)]  # the judge's own passes are of all again
     assert walk[:2] == [48, 48]

@@ -21,6 +21,7 @@ from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
 from attacks.certify.tracing import evaluation_copy
 from attacks.checks import check_images, check_module, check_points
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
+from attacks.outputs import Logits
 
 # well above the distance beyond the boundary that witnesses are looked for at
 LEAST_GAP = 1e-7
@@ -109,7 +110,7 @@ def exact_margins(
     if witnesses is not None:
         check_points("witnesses", witnesses, images)
     folder = None if cache is None else plain_path("cache", cache)
-    network, own = read_network(model, tuple(images.shape[1:])), evaluation_copy(model)
+    network, own = read_network(model, tuple(images.shape[1:])), Logits(evaluation_copy(model))
     question = {"solver": VERSION, "network": network.fingerprint(), "norm": norm, "domain": domain}
     question |= {"bounds": [float(limit) for limit in bounds], "gap": float(gap)}
     budget = Budget(nodes=nodes, seconds=math.inf if seconds is None else float(seconds))

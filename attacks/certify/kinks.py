@@ -215,7 +215,8 @@ def kink_of(operation: Operation) -> Kink | None:
     rest = operation.args[1:]
     if len(operation.values) != 1 or not isinstance(operation.args[0], Value):
         return None
-    if operation.name == "relu" or (operation.name in ("clamp", "clamp_min") and rest in ((0,), (0, None))):
+    plain = all(one is None or isinstance(one, int | float) for one in rest)
+    if operation.name == "relu" or (operation.name in ("clamp", "clamp_min") and plain and rest in ((0,), (0, None))):
         return Leaky()
     if operation.name == "leaky_relu":
         slope = rest[0] if rest else 0.01

@@ -17,6 +17,7 @@ from attacks.certify.reading import check_reading
 from attacks.certify.spread import absolute, spread
 from attacks.certify.tracing import Operation, Recording, Untraceable, Value, evaluation_copy, one_line, record
 from attacks.estimator import InputError
+from attacks.outputs import as_logits
 
 # entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
 # larger blocks are left to intervals
@@ -130,7 +131,7 @@ class PiecewiseNetwork:
     def logits(self, images: Tensor) -> Tensor:
         """Of images ``(B, C, H, W)``, by the model itself: ``(B, K)``."""
         with torch.no_grad():
-            logits: Tensor = self.model(images)
+            logits: Tensor = as_logits(self.model(images))
         return logits
 
     def run(self, images: Tensor, slopes: Sequence[Tensor] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -160,6 +161,30 @@ class PiecewiseNetwork:
 
         inputs, logits = torch.vmap(of_one)(images, *slopes)
         return inputs, logits
+
+    def sizes(self, images: Tensor) -> Tensor:
+        """The largest sum of absolute values that a number of any block is made of, ``(B,)``, at ``(B, C, H, W)``."""
+        found: list[Tensor] = []
+
+        def spread_of(values: Tensor) -> Intervals:
+            return Intervals(-values.abs(), values.abs())
+
+        def keep(block: int, low: Tensor, high: Tensor) -> None:
+            found.append(torch.maximum(-low, high).amax(1))
+
+        inputs = self.run(images)[0]
+
+        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+            given = {value: found(value) for value in operation.values}
+            kink = self._kink_at.get(number)
+            if kink is None:
+                return spread(operation, self._absolutes[number], given)
+            keep(kink, *next(iter(given.values())).flat())
+            shaped = Intervals(inputs[kink], inputs[kink]).shaped(self.blocks[kink].shape)
+            return spread_of(self.kinks[kink].intervals(shaped).low[:, None])
+
+        keep(len(self.kinks), *self._recording.replay(spread_of(images[:, None]), compute).flat())
+        return torch.stack(found).amax(0)
 
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.estimator import InputError
 from attacks.input_gradient import unquicken
+from attacks.outputs import as_logits
 from attacks.unwrapping import check_whole, run_by_copies, unwrapped
 
 # The result has the shape of the argument and no value of it.
@@ -120,7 +121,7 @@ def record(model: nn.Module, image: Tensor) -> Recording:
     """
     recorder = _Recorder(image)
     # A model may work in place on what it is given.
-    forward = functionalize(lambda given: model(given.clone()))
+    forward = functionalize(lambda given: as_logits(model(given.clone())))
     with torch.no_grad(), recorder.layers_of(model), recorder:
         logits = forward(image)
     return recorder.recording(logits)
