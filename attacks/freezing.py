@@ -65,7 +65,7 @@ def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
             p.grad = None
         for module in list(model.modules()):
             for name, child in module._modules.items():
-                module._modules[name] = child and innermost(child)
+                module._modules[name] = None if child is None else innermost(child)
         network = innermost(model)
         quicken(network)
         yield network

@@ -57,7 +57,7 @@ def _bared(model: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     if id(model) not in done:
         # not `copy.copy`, which a parametrized module refuses
         done[id(model)] = shell = object.__new__(type(model))
-        modules = {name: one and _bared(one, done) for name, one in model._modules.items()}
+        modules = {name: None if one is None else _bared(one, done) for name, one in model._modules.items()}
         vars(shell).update(vars(model) | {"_modules": modules})
     return done[id(model)]
 

@@ -108,7 +108,7 @@ def branching(logits: Tensor) -> Tensor:
         (Lambda(lambda z: functional.relu(z) + z), "a path around a ReLU"),
         (Lambda(lambda z: z * z), "the operation mul in the forward pass of two results of the image"),
         (Lambda(lambda z: 1 / z), "the operation reciprocal in the forward pass"),
-        (Lambda(lambda z: (z, z)), "got tuple as the result"),
+        (Lambda(lambda z: [z, z]), "got list as the result"),
         (Lambda(branching), "_local_scalar_dense in the forward pass, which makes a number of the image's values"),
         (Lambda(lambda z: z - z.mean(0)), "leave out what mixes images"),
         (Lambda(lambda z: z[:, :1]), "expected logits (B, K) of at least 2 classes, got (1, 1) of one image"),

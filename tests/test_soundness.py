@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from attacks.certify import certifiers, lower, piecewise, spread, tracing
+from attacks.certify import ball, certifiers, lower, piecewise, spread, tracing
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.exact import exact_margins
 from attacks.certify.piecewise import PiecewiseNetwork
@@ -271,7 +271,7 @@ def test_a_misreading_is_noticed(
 def test_without_the_checks_a_misreading_gives_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     _views_instead_of_results(monkeypatch)
     monkeypatch.setattr(piecewise, "check_reading", lambda network: None)
-    monkeypatch.setattr(certifiers, "rounding_of", lambda network, model, given, radii: torch.zeros_like(radii))
+    monkeypatch.setattr(certifiers, "rounding_of", lambda network, model, given, radii, dtype: torch.zeros_like(radii))
     monkeypatch.setattr(lower, "check_bounds", lambda relaxation: None)
     assert worst(Scaled(), Crown(), pixels()) > 1.2
 
@@ -290,3 +290,95 @@ def test_exact_margins_are_of_what_the_model_computes() -> None:
     with torch.no_grad():
         baked[1].weight.mul_(2)
     torch.testing.assert_close(dressed.margin, exact_margins(baked, pixels(), "l2").margin, rtol=1e-6, atol=1e-9)
+
+
+# --- what an attack on the certifiers found ---
+
+
+class Small(nn.Module):
+    """A linear layer with a function before and after it."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.before, self.after = nn.Linear(16, 3), before, after
+        self.register_buffer("near", torch.full((1, 4, 4), 0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.inner(self.before(images).flatten(1)))
+
+
+def overwritten(images: Tensor) -> Tensor:
+    """Writes into the image, so that doing it twice changes nothing."""
+    images[:, :, 0] += images[:, :, 1]
+    images[:, :, 1] = 0
+    return images
+
+
+def through_numpy(images: Tensor) -> Tensor:
+    return images + torch.from_numpy(images.detach().numpy() * 0.5).to(images)
+
+
+def same(values: Tensor) -> Tensor:
+    return values
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        overwritten,
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x * torch.tensor([True, False, True, True]),
+        lambda x: x + torch.full((4,), -5),
+        lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2).reshape(-1, 1, 4, 4),
+        lambda x: x[:, :, [2, 0, 1, 3]],
+    ],
+    ids=["in place", "memory format", "bool", "integers", "permuted", "indices"],
+)
+@pytest.mark.parametrize("certifier", [Crown(), Exact(seconds=0.2)], ids=lambda one: one.name)
+def test_unusual_operations_are_bounded_soundly(before: Callable[[Tensor], Tensor], certifier: Crown | Exact) -> None:
+    ratio = worst(Small(before, same), certifier, pixels(4))
+    assert 0.5 < ratio <= 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (through_numpy, same, "with numbers that depend on the image outside of recorded operations"),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), same, "in place on a constant"),
+        (lambda x: F.avg_pool2d(x, 1, divisor_override=-2), same, "the operation avg_pool2d in the forward pass"),
+        (same, lambda z: torch.clamp(z, min=torch.zeros_like(z)), "the operation clamp in the forward pass"),
+        (same, lambda z: F.max_pool2d(z[:, None, None].squeeze(1), 1), "of what is no (1, C, H, W)"),
+        (same, lambda z: z.sum(1, dtype=torch.int64), "the operation sum in the forward pass"),
+    ],
+    ids=["numpy", "circular", "negative divisor", "tensor clamp", "pool of three axes", "integer sum"],
+)
+def test_unusual_operations_are_refused_in_one_line(
+    before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        PiecewiseNetwork(Small(before, after), (1, 4, 4), CPU)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_that_are_cast_are_read() -> None:
+    assert 0.5 < worst(Small(same, lambda z: z.float()), Crown(), pixels(4)) <= 1
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e3])
+def test_bounds_do_not_depend_on_the_scale_of_logits(scale: float) -> None:
+    upper = torch.full((4,), torch.inf)
+    plainly = Crown().certify(plain(), pixels(4), "l2", domain="box", upper=upper)
+    scaled = plain()
+    with torch.no_grad():
+        scaled[3].weight.mul_(scale)
+        scaled[3].bias.mul_(scale)
+    found = Crown().certify(scaled, pixels(4), "l2", domain="box", upper=upper)
+    torch.testing.assert_close(found.lower, plainly.lower, rtol=1e-3, atol=0)
+
+
+def test_a_large_radius_has_a_bound_where_a_row_is_0() -> None:
+    """Beyond a radius of 4 in the box, the gain of a row of zeros was NaN: a max-pool after a ReLU has such rows."""
+    rows, room = torch.zeros(1, 1, 16).double(), torch.ones(1, 16).double()
+    assert ball.gain(rows, room, room, torch.tensor([9.0]).double(), "l2", True).item() == 0

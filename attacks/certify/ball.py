@@ -117,7 +117,7 @@ def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxe
     weight = slope.square()
     total = weight.sum(2)
     # all pixels free, then once more without those that the box stops
-    t = radius / total.sqrt().clamp_min(TINY)
+    t = torch.where(total > 0, radius / total.sqrt().clamp_min(TINY), 0.0)
     stopped = t[..., None] * slope >= room
     left = torch.where(stopped, 0.0, weight).sum(2)
     rest = radius.square() - torch.where(stopped, room.square(), 0.0).sum(2)

@@ -19,6 +19,7 @@ from attacks.certify.reading import rounding_of
 from attacks.checks import check_images, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
 from attacks.geometry import farthest_in_box
+from attacks.outputs import as_logits
 
 # how much farther than the witness radii are tried, as a part of its distance
 BEYOND = 0.01
@@ -199,7 +200,7 @@ class _Behind(nn.Module):
         self.model, self.label, self.doubt = model, label, doubt
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixels)
+        logits: Tensor = as_logits(self.model(pixels))
         lowered = torch.zeros_like(logits)
         lowered[:, self.label] = self.doubt
         return logits - lowered
@@ -213,7 +214,7 @@ class _FromUnit(nn.Module):
         self.model, self.low, self.scale = model, low, high - low
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixels * self.scale + self.low)
+        logits: Tensor = as_logits(self.model(pixels * self.scale + self.low))
         return logits
 
 
@@ -249,13 +250,13 @@ def _certify(
     # beyond the witness, where no sound bound gets: one that does must be seen to, not cut off there
     limit = torch.minimum(upper.to(device).double() / (high - low) * (1 + BEYOND), farthest_in_box(pixels, norm))
     begin = None if start is None else start.to(device).double() / (high - low)
-    doubt = rounding_of(network, scaled, pixels, limit)
+    doubt = rounding_of(network, scaled, pixels, limit, images.dtype)
     lowers, labels = [], []
     for rows in torch.arange(len(images), device=device).split(_batch(network)):  # type: ignore[no-untyped-call]
         label = network.logits(pixels[rows]).argmax(1)
         first = limit[rows] * effort.first
         if begin is not None:
-            first = torch.where(begin[rows].isnan(), first, begin[rows])
+            first = torch.where(begin[rows] > 0, begin[rows], first)
         lowers.append(
             certified_radii(network, pixels[rows], label, norm, domain, limit[rows], effort, first, doubt[rows])
         )

@@ -72,7 +72,7 @@ def certified_radii(
     """
     leads = lead_rows(labels, network.blocks[-1].constant.numel())
     doubt = torch.zeros_like(upper) if doubt is None else doubt
-    clean = (leads @ network.logits(images)[..., None])[..., 0].amax(1) + doubt
+    clean = (leads @ network.logits(images).double()[..., None])[..., 0].amax(1) + doubt
     low, high = _Side(torch.zeros_like(upper), clean), _Side(upper, torch.full_like(upper, torch.nan))
     radii = upper * effort.first if start is None else torch.minimum(start, upper)
     certified = torch.zeros_like(upper)

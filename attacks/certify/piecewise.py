@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.certify.kinks import Intervals, Kink, Leaky, kink_of
+from attacks.certify.kinks import Intervals, Kink, Leaky, MaxPool, kink_of
 from attacks.certify.local import Local, localise
 from attacks.certify.reading import check_reading
 from attacks.certify.spread import absolute, spread
 from attacks.certify.tracing import Operation, Recording, Untraceable, Value, evaluation_copy, one_line, record
-from attacks.estimator import InputError
+from attacks.estimator import InputError, UnsoundError
+from attacks.isolation import forked_generators
 from attacks.outputs import as_logits
 
 # entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
@@ -88,22 +89,22 @@ class PiecewiseNetwork:
                 be recorded; or one that computes something else than what was read.
         """
         self.model, self.shape, self.device = evaluation_copy(model).to(device), shape, device
-        draw = torch.Generator().manual_seed(0)
-        image = torch.rand(1, *shape, generator=draw, dtype=torch.float64).to(device)
-        try:
-            self._recording: Recording = record(self.model, image)
-        except Untraceable as error:
-            raise refusal(str(error)) from error
-        except Exception as error:
-            raise refusal(f"a forward pass that cannot be recorded ({one_line(error)})") from error
+        with forked_generators():
+            self._recording = self._recorded()
         self.blocks: list[Block] = []
         self.kinks: list[Kink] = []
         self.places: list[str] = []
         self._kink_at: dict[int, int] = {}
         self._absolutes: dict[int, Operation] = {}
         self._locals: dict[int, Local | None] = {}
-        self._read()
-        check_reading(self)
+        with forked_generators():
+            try:
+                self._read()
+                check_reading(self)
+            except (InputError, UnsoundError):
+                raise
+            except Exception as error:
+                raise refusal(f"operations that cannot be read ({one_line(error)})") from error
 
     def intervals(self, low: Tensor, high: Tensor, tighten: Callable[[int, Tensor, Tensor], Intervals]) -> Tensor:
         """Interval arithmetic from pixels ``(B, C, H, W)`` to logits, with each block's result offered to ``tighten``.
@@ -131,7 +132,8 @@ class PiecewiseNetwork:
     def logits(self, images: Tensor) -> Tensor:
         """Of images ``(B, C, H, W)``, by the model itself: ``(B, K)``."""
         with torch.no_grad():
-            logits: Tensor = as_logits(self.model(images))
+            # a copy: the model may work in place on what it is given
+            logits: Tensor = as_logits(self.model(images.clone(memory_format=torch.contiguous_format)))
         return logits
 
     def run(self, images: Tensor, slopes: Sequence[Tensor] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -163,7 +165,7 @@ class PiecewiseNetwork:
         return inputs, logits
 
     def sizes(self, images: Tensor) -> Tensor:
-        """The largest sum of absolute values that a number of any block is made of, ``(B,)``, at ``(B, C, H, W)``."""
+        """The largest sum of absolute values that a number of each block is made of, ``(B, blocks)``."""
         found: list[Tensor] = []
 
         def spread_of(values: Tensor) -> Intervals:
@@ -184,7 +186,7 @@ class PiecewiseNetwork:
             return spread_of(self.kinks[kink].intervals(shaped).low[:, None])
 
         keep(len(self.kinks), *self._recording.replay(spread_of(images[:, None]), compute).flat())
-        return torch.stack(found).amax(0)
+        return torch.stack(found, 1)
 
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""
@@ -202,6 +204,20 @@ class PiecewiseNetwork:
             self._locals[block] = localise(self.blocks[: block + 1]) if smooth else None
         return self._locals[block]
 
+    def _recorded(self) -> Recording:
+        """What the model computes of an image; of another one it must be the same, with the same constants."""
+        draw = torch.Generator().manual_seed(0)
+        images = torch.rand(2, *self.shape, generator=draw, dtype=torch.float64).to(self.device)
+        try:
+            first, second = (record(self.model, image[None]) for image in images)
+        except Untraceable as error:
+            raise refusal(str(error)) from error
+        except Exception as error:
+            raise refusal(f"a forward pass that cannot be recorded ({one_line(error)})") from error
+        if place := first.differs(second):
+            raise refusal(f"{place} with numbers that depend on the image outside of recorded operations")
+        return first
+
     def _read(self) -> None:
         leaves: list[Tensor] = []
         sources: dict[int, frozenset[int]] = {-1: frozenset({0})}
@@ -213,6 +229,8 @@ class PiecewiseNetwork:
         def close(result: Tensor, used: frozenset[int], place: str) -> None:
             if len(result) != 1:
                 raise refusal(f"an image on another axis than the first, before {place}")
+            if not result.numel():
+                raise refusal(f"an empty result before {place}")
             if not result.isfinite().all():
                 raise InputError("expected finite weights, got NaN or inf; check them (did training diverge?)")
             ascending = tuple(sorted(used))
@@ -224,6 +242,8 @@ class PiecewiseNetwork:
             if any(found(value) is None for value in operation.values):
                 raise refusal(f"the places of a pool's largest pixels, used by {operation.place}")
             kink = kink_of(operation)
+            if isinstance(kink, MaxPool) and found(operation.values[0]).ndim != 4:
+                raise refusal(f"{operation.place} of what is no (1, C, H, W)")
             if kink is not None:
                 close(found(operation.values[0]), used, operation.place)
                 self._kink_at[number] = len(self.kinks)

@@ -91,5 +91,6 @@ def flat(image: Tensor) -> Array:
 def classify(model: nn.Module, pixels: Array, shape: tuple[int, ...]) -> Array:
     """The model's logits ``(K,)`` of flattened pixels."""
     with torch.no_grad():
-        logits: Array = model(torch.from_numpy(pixels).view(1, *shape))[0].numpy()
+        # a copy: the model may work in place on what it is given
+        logits: Array = model(torch.from_numpy(pixels.copy()).view(1, *shape))[0].double().numpy()
     return logits

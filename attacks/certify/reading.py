@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.certify.kinks import Intervals
 from attacks.estimator import InputError, UnsoundError
-from attacks.isolation import forked_generators, frozen_view
+from attacks.isolation import Classifier, forked_generators, frozen_view
 
 if TYPE_CHECKING:
     from attacks.certify.crown import Relaxation
@@ -28,9 +28,15 @@ WRONG = 64
 def rounding(network: PiecewiseNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """An estimate ``(B,)`` of what rounding in ``dtype`` adds to a logit of each image ``(B, C, H, W)``.
 
-    Every block adds the unit roundoff, half of epsilon, of the largest sum of absolute values that it computes.
+    Every block adds the unit roundoff (half of epsilon) of the largest sum of absolute values that it computes,
+    relative to the largest number that comes of it. The last block adds it as it is.
     """
-    return torch.finfo(dtype).eps / 2 * len(network.blocks) * network.sizes(pixels)
+    inputs, _ = network.run(pixels)
+    sizes = network.sizes(pixels)
+    relative = torch.ones_like(sizes[:, 0])
+    for values, size in zip(inputs, sizes.unbind(1), strict=False):
+        relative = relative + size / values.abs().amax(1).clamp_min(torch.finfo(size.dtype).tiny)
+    return torch.finfo(dtype).eps / 2 * relative * sizes[:, -1]
 
 
 def check_reading(network: PiecewiseNetwork) -> None:
@@ -48,7 +54,8 @@ def check_reading(network: PiecewiseNetwork) -> None:
     said, read = network.logits(points), network.run(points)[1]
     if said.shape != read.shape:
         raise _another(f"logits of shape {tuple(said.shape)} where {tuple(read.shape)} were read")
-    allowed = WRONG * rounding(network, points, torch.float64)
+    # a model may cast its logits
+    allowed = WRONG * rounding(network, points, said.dtype)
     wrong = (said - read).abs().amax(1) / allowed
     # comparisons with NaN are false
     if not (wrong <= 1).all():
@@ -109,7 +116,22 @@ def check_bounds(relaxation: Relaxation) -> None:
             )
 
 
-def rounding_of(network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, radii: Tensor) -> Tensor:
+def _computed(view: Classifier, points: Tensor, dtypes: list[torch.dtype]) -> tuple[Tensor, Tensor]:
+    """The points in the first of ``dtypes`` that the model takes, and its logits of them, both then float64."""
+    for dtype in dtypes:
+        # what the model is given is what it is compared at
+        rounded = points.to(dtype)
+        try:
+            return rounded.double(), view.classify(rounded).double()
+        except RuntimeError:
+            if dtype is dtypes[-1]:
+                raise
+    raise AssertionError("images have a dtype")
+
+
+def rounding_of(
+    network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, radii: Tensor, dtype: torch.dtype
+) -> Tensor:
     """How much nearer rounding in the model's own dtype may bring another class's logit, ``(B,)``.
 
     The model itself, with its own weights and precision, is compared with what was read: at the images, at points
@@ -117,11 +139,14 @@ def rounding_of(network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, rad
 
     Args:
         model: the caller's; left untouched. pixels: ``(B, C, H, W)`` float64. radii: ``(B,)`` of the points around.
+        dtype: of the images that the caller gives it.
 
     Raises:
         InputError: a model in half precision, or one that computes something else than its copy in float64.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    given = [dtype]
+    own = [one.dtype for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
+    dtype = max([dtype, *own], key=lambda one: torch.finfo(one).eps)
     if torch.finfo(dtype).eps > torch.finfo(torch.float32).eps:
         raise InputError(
             f"expected a model in float32 or float64 to prove bounds of, got {str(dtype).removeprefix('torch.')}, "
@@ -132,11 +157,10 @@ def rounding_of(network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, rad
     length = move.flatten(1).norm(dim=1).clamp_min(1.0)
     around = pixels + (radii / length).view(-1, 1, 1, 1) * move
     far = FAR * torch.randn(OUTSIDE, *network.shape, generator=draw, dtype=torch.float64).to(pixels)
-    # what the model is given is what it is compared at
-    points = torch.cat([pixels, around, far]).to(dtype)
+    points = torch.cat([pixels, around, far])
     with forked_generators(), frozen_view(model, (0.0, 1.0), "free", pixels.device) as view:
-        said = view.classify(points).double()
-    read, estimate = network.run(points.double())[1], rounding(network, points.double(), dtype)
+        points, said = _computed(view, points, list(dict.fromkeys([*given, *own])))
+    read, estimate = network.run(points)[1], rounding(network, points, dtype)
     error = (said - read).abs().amax(1)
     if not (error <= WRONG * estimate).all():
         raise InputError(

@@ -36,9 +36,21 @@ def absolute(operation: Operation) -> Operation | None:
     return None if rule is None else rule(operation)
 
 
-def _moved(operation: Operation) -> Operation:
+def _moved(operation: Operation) -> Operation | None:
     """Entries of the result are entries of the arguments, or sums of them with weights of at least 0."""
+    if any(isinstance(one, torch.dtype) and not one.is_floating_point for one in operation.options.values()):
+        return None
     return replace(operation, args=_zeros(operation.args))
+
+
+def _averaged(operation: Operation) -> Operation | None:
+    divisor = operation.args[6] if len(operation.args) > 6 else None
+    return None if divisor is not None and divisor < 0 else _moved(operation)
+
+
+def _picked(operation: Operation) -> Operation | None:
+    """Entries by constant indices."""
+    return None if any(map(_of_image, operation.args[1])) else operation
 
 
 def _padded(operation: Operation) -> Operation:
@@ -105,7 +117,7 @@ def _of_image(argument: object) -> bool:
 def _zero(argument: Any) -> Any:
     """0 of what does not depend on the image."""
     if isinstance(argument, Tensor):
-        return torch.zeros_like(argument) if argument.is_floating_point() else argument
+        return torch.zeros_like(argument)
     return 0 if isinstance(argument, int | float) else argument
 
 
@@ -117,15 +129,19 @@ def _zeros(argument: Any) -> Any:
 
 
 def _size(argument: Any) -> Any:
-    return abs(argument) if isinstance(argument, Tensor | int | float) else argument
+    if isinstance(argument, Tensor):
+        return argument if argument.dtype == torch.bool else argument.abs()
+    return abs(argument) if isinstance(argument, int | float) else argument
 
 
 _LEGITIMATE = "_native_batch_norm_legit_no_training"
 _RULES: Mapping[str, Callable[[Operation], Operation | None]] = {
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze"), _moved),
-    **dict.fromkeys(("unsqueeze", "slice", "select", "cat", "stack", "clone"), _moved),
+    **dict.fromkeys(("reshape", "permute", "transpose", "t", "expand", "squeeze"), _moved),
+    **dict.fromkeys(("unsqueeze", "slice", "select", "cat", "stack"), _moved),
     **dict.fromkeys(("split", "split_with_sizes", "unbind", "slice_scatter", "select_scatter", "flip"), _moved),
-    **dict.fromkeys(("sum", "mean", "avg_pool1d", "avg_pool2d", "_adaptive_avg_pool2d"), _moved),
+    **dict.fromkeys(("sum", "mean", "avg_pool1d", "_adaptive_avg_pool2d"), _moved),
+    "avg_pool2d": _averaged,
+    "index": _picked,
     "constant_pad_nd": _padded,
     **dict.fromkeys(("add", "sub"), _added),
     "rsub": _subtracted_from,

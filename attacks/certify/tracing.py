@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from attacks.unwrapping import check_whole, run_by_copies, unwrapped
 
 # The result has the shape of the argument and no value of it.
 _CONSTANT = frozenset(
-    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "zero"}
 )
 # The result is the argument: autograd would lose the dependence, or there is nothing to compute.
-_SAME = frozenset({"detach", "alias", "lift_fresh"})
+_SAME = frozenset({"detach", "alias", "lift_fresh", "clone"})
+# `view` asks for strides that the arguments of a batch may not have
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -89,6 +92,15 @@ class Recording:
     operations: tuple[Operation, ...]
     logits: Value
 
+    def differs(self, other: Recording) -> str:
+        """The first operation that another image's recording has with other constants, or none; '' if all are equal."""
+        for mine, its in zip_longest(self.operations, other.operations):
+            if mine is None or its is None or mine.name != its.name:
+                return (mine or its).place
+            if not _equal((mine.args, tuple(mine.options.items())), (its.args, tuple(its.options.items()))):
+                return str(mine.place)
+        return "" if self.logits == other.logits else "the logits"
+
     def replay(self, image: Any, compute: Callable[[int, Operation, Callable[[Value], Any]], Any]) -> Any:
         """Go through the operations; ``compute`` gets each one's number, the operation and where its arguments are.
 
@@ -149,8 +161,8 @@ class _Recorder(TorchDispatchMode):
             # what is written over is gone
             func, args, options = torch.ops.aten.expand.default, (args[1], list(result.shape)), {}
         operation = Operation(
-            func,
-            func.overloadpacket.__name__,
+            torch.reshape if func in _VIEWS else func,
+            "reshape" if func in _VIEWS else func.overloadpacket.__name__,
             self._marked(tuple(args)),
             {key: self._marked(value) for key, value in options.items()},
             self._layers[-1] if self._layers else "",
@@ -159,6 +171,11 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"{operation.place}, which draws at random")
         if not operation.values or operation.name in _CONSTANT:
             return result
+        if operation.name == "fill" and not isinstance(operation.args[1], Value):
+            return result
+        if func._schema.is_mutable:
+            # a tensor that others may look at, not known to depend on the image
+            raise Untraceable(f"{operation.place}, in place on a constant")
         if operation.name in _SAME or (operation.name == "_to_copy" and result.dtype in _EXACT):
             self._keep(result, operation.values[0])
             return result
@@ -226,6 +243,15 @@ class _Recorder(TorchDispatchMode):
                 return self._known[id(argument)][1]
             return argument.double() if argument.is_floating_point() else argument
         return type(argument)(map(self._marked, argument)) if isinstance(argument, tuple | list) else argument
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+        return same and bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, tuple | list):
+        return isinstance(other, tuple | list) and len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
 
 
 def filled(argument: Any, results: Callable[[Value], Any]) -> Any:
