@@ -364,6 +364,7 @@ def test_a_binary_classifier_is_tracked_with_its_own_weights(tmp_path: Path) -> 
     with pytest.raises(Exception, match="binary None"):
         MarginTracker(tmp_path / "run", probes, ["deepfool"], certifiers=["crown"])
     plain = MarginTracker(tmp_path / "plain", probes, ["deepfool"])
+    plain.update(0, Affine(2))
     assert "binary" not in plain.folder.read_manifest()["fingerprint"]
 
 
