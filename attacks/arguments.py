@@ -24,7 +24,7 @@ def shown(value: object) -> str:
 
 
 def several(given: Any) -> list[Any]:
-    """The items of a list; a text or an object that is no list is one item."""
+    """The items of a list; anything else, such as a text, is one item."""
     return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
 
 
@@ -60,7 +60,7 @@ def check_flag(what: str, value: object) -> None:
 
 
 def check_object(what: str, value: object, method: str) -> None:
-    """Refuse what is neither None nor an object with the method; a class is none.
+    """Refuse what is neither None nor an object with the method; a class is refused too.
 
     Raises:
         InputError: it is neither.
@@ -81,7 +81,7 @@ def plain_path(what: str, value: object) -> Path:
 
 
 def check_choice(what: str, value: object, known: Sequence[str]) -> None:
-    """Refuse a word that is none of those known.
+    """Refuse an unknown word.
 
     Raises:
         InputError: names them.
@@ -110,10 +110,10 @@ def plain_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def check_estimator(estimator: object) -> None:
-    """Refuse what is no estimator: a text, a class.
+    """Refuse anything but an estimator, such as a text or a class.
 
     Raises:
-        EstimatorError: it is none.
+        EstimatorError: it is something else.
     """
     if isinstance(estimator, type) or not callable(getattr(estimator, "perturb", None)):
         raise EstimatorError(

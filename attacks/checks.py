@@ -132,7 +132,7 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
 
 
 def check_module(model: object) -> None:
-    """Refuse what is no network, or one whose weights have no values.
+    """Refuse anything but a network whose weights have values.
 
     Raises:
         InputError: names the type, or a weight.
@@ -175,7 +175,7 @@ def plain_seeds(seeds: Any, count: int) -> Tensor:
 
 
 def check_model(view: Classifier, images: Tensor) -> list[ModelWarning]:
-    """Refuse a model that is no fixed function of the image, by a few passes; return what else spoils its margins.
+    """Refuse a model that is not a fixed function of the image, by a few passes; return what else spoils its margins.
 
     Sets ``view.classes``, but for a model that `clean_logits` refuses: that is left to whoever passes all images.
 
@@ -226,7 +226,7 @@ def _depends_on_batch(view: Classifier, images: Tensor, logits: Tensor, slack: T
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"expected a model that takes an image alone, got {type(error).__name__}: {first}; put its batch norm into "
+            f"expected a model that takes a single image, got {type(error).__name__}: {first}; put its batch norm into "
             "evaluation mode, or measure what is expected of it with expect_over=N (--expect-over N)"
         ) from error
     return bool((alone.double() - logits).abs().amax() > slack)

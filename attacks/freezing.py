@@ -1,4 +1,4 @@
-"""A network that can be attacked without a trace: a copy with the caller's weights, or the caller's own, put back."""
+"""Freeze a network for attacks: a copy that shares the caller's weights, or the caller's own, restored afterwards."""
 
 from __future__ import annotations
 

@@ -189,8 +189,8 @@ class Classifier(nn.Module):
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits of images in the model's own bounds, differentiable and not counted.
 
-        With ``draws`` they are the logarithms of the average softmax over so many copies of each image in one batch,
-        with the generators seeded anew: a fixed function of the image, whatever else is in the batch.
+        With ``draws`` they are the logarithms of the average softmax over that many copies of each image in one batch,
+        with the generators seeded again: a fixed function of the image, whatever else is in the batch.
         """
         if self.draws == 1:
             return self.drawn(pixels)
@@ -208,7 +208,7 @@ class Classifier(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, pixels.dtype))
 
     def _averaged(self, image: Tensor) -> Tensor:
-        # the attack's own draws go on where they were
+        # the attack's own draws continue where they were
         with forked_generators():
             seed_generators(self.draw_seed)
             logits = self.drawn(image.repeat(self.draws, *[1] * (image.ndim - 1)))

@@ -85,7 +85,7 @@ def measure(
             can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
         trace: an empty one, to be filled with each image's nearest point after so many passes.
         on_progress: called with the number of images done after every chunk.
-        expect_over: of a model that draws at random, average the softmax over so many draws and measure the logarithm.
+        expect_over: of a model that draws at random, average the softmax over N draws and measure its logarithm.
             Every pass is one image so often in a batch, after the global generators were seeded from the clean image's
             pixels: the average is one fixed function per image, for every estimator, batch and order. It counts as so
             many passes.
@@ -96,7 +96,7 @@ def measure(
         ModelWarning: the model's margins say less than they seem to (see `attacks.checks`).
 
     Returns:
-        A row an image. All rows are ``failed`` where the estimator wrote the weights, which are restored.
+        One row per image. All rows are ``failed`` where the estimator wrote the weights, which are restored.
 
     Raises:
         InputError: images or a model that cannot be measured.

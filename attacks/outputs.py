@@ -51,7 +51,7 @@ class Logits(nn.Module):
 
 
 def check_rows(logits: object, count: int, device: torch.device, binary: bool = False) -> None:
-    """Refuse what is no row of at least two logits for each of ``count`` images.
+    """Refuse anything but one row of at least two logits for each of ``count`` images.
 
     Raises:
         InputError: says what it is.
@@ -74,5 +74,5 @@ def check_rows(logits: object, count: int, device: torch.device, binary: bool = 
         got = f"{tuple(logits.shape)} on {logits.device}"
     raise InputError(
         f"expected a model output of shape ({count}, classes) with at least 2 classes on {device}, "
-        f"got {got}; return one row of logits an image"
+        f"got {got}; return one row of logits per image"
     )

@@ -1,4 +1,4 @@
-"""All that a network is, kept so that it can be put back."""
+"""Keep a network's weights, buffers, flags and attributes, and restore them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Snapshot:
         self._buffers = [_Value(buffer) for buffer in network.buffers()]
 
     def restore(self) -> bool:
-        """Put back what has changed; whether values of parameters had."""
+        """Restore what has changed; returns whether values of parameters had."""
         for module, kind in self._classes:
             if type(module) is not kind:
                 module.__class__ = kind

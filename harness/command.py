@@ -49,7 +49,7 @@ def protect_output() -> list[Output]:
     outputs = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # Windows' own console is no file
+        # Windows' own console has no file descriptor
         if stream is None or (isinstance(stream, io.TextIOWrapper) and _is_file(stream)):
             output = Output(1 if name == "stdout" else 2)
             setattr(sys, name, output.text(stream))

@@ -28,7 +28,7 @@ def create_engine(
 
     Raises:
         EngineError: a unit timeout that is not above 0.
-        ConfigError: a unit timeout on Ray, GPUs for workers that are not Ray's, none for Ray's beside a network on one,
+        ConfigError: a unit timeout on Ray, GPUs for workers that are not Ray's, none for Ray's with a network on one,
             or no such cluster.
     """
     if name == "ray":

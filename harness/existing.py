@@ -14,7 +14,7 @@ from harness.options import ConfigError
 NUMBER = re.compile(r"(\d+)")
 # epoch=0, epoch_010, Epoch 3, ep12, but not step12
 NAMED = re.compile(r"(?:epoch|(?<![a-z])ep)[^a-z\d]*(\d+)", re.IGNORECASE)
-# a number that is no part of a word, as that of resnet18 is
+# a number that stands alone, unlike that of resnet18
 ALONE = re.compile(r"(?<![a-z\d])\d+(?![a-z\d])", re.IGNORECASE)
 # epochs are in file names; a larger number there is a step or a date
 LARGEST = 1_000_000
@@ -57,7 +57,7 @@ def mapping_line(existing: Mapping[int, Path]) -> str:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The files of a pattern, of which what exists under exactly this name is no pattern."""
+    """The files of a pattern; a part that exists under exactly this name is taken literally."""
     given = Path(pattern)
     if given.is_file():
         return [given]

@@ -34,7 +34,7 @@ FORMAT = ("pandas", "ARROW:schema")
 FACTS = {"epoch", "seconds", "weights", "start"}
 # of tensors that are kept
 NAMES = {"images", "labels", "ids", "image", "witness", "distance", "label", "lower", "upper"}
-# a part with more rows, or a file with more tensors beside a checkpoint's, is none of ours: reading would take hours
+# no run writes a part with more rows, or a file with more tensors besides a checkpoint; reading would take hours
 ROWS, TENSORS = 10_000_000, 1_000
 # what safetensors calls the file that it renames to the one that it was told to write, and the folders that have such
 SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")

@@ -1,4 +1,4 @@
-"""What a file says of itself, held against its place in the run folder; and what cannot be a file of a run."""
+"""Compare what a file says of itself with its place in the run folder, and refuse what cannot be a file of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_regular(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # whoever opens it says so
+        return  # the reader that opens it raises the error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
         got = kinds.get(stat.S_IFMT(mode), "a device")
@@ -45,7 +45,7 @@ def check_identity(path: Path, facts: Mapping[str, str], place: Mapping[str, str
     """
     other = [name for name in IDENTITY if name in facts and facts[name] != place.get(name, facts[name])]
     if other:
-        # a digest is told by its beginning
+        # the first digits tell a digest
         short = [{**said, "run": said.get("run", "")[:12]} for said in (place, facts)]
         wanted, got = (", ".join(f"{name} {said[name]}" for name in other) for said in short)
         raise StoreError(f"expected {wanted} at {path}, got {got}; put the right file there, or delete it and --resume")
@@ -81,14 +81,14 @@ def check_tensors(path: Path, most: int) -> None:
     """Refuse a safetensors file with more tensors than it can have: reading each costs time.
 
     Raises:
-        StoreError: its header is longer than those of so many; or it is a pipe, a socket, a device or a folder.
+        StoreError: its header is longer than that many tensors need; or it is a pipe, a socket, a device or a folder.
     """
     check_regular(path)
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
     except OSError:
-        return  # whoever reads all of it says what is wrong
+        return  # the reader of the whole file raises the error
     if path.stat().st_size >= length > most * ENTRY:
         raise StoreError(
             f"expected at most {most} tensors in {path}, got a header of {length} bytes; restore the file, or delete it"

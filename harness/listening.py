@@ -29,7 +29,7 @@ class Listener:
         warnings.warn(warning, stacklevel=5)
 
     def unit_overdue(self, epoch: int, unit: Unit, seconds: float) -> None:
-        """A unit was stopped after its time, and has no part; the others go on."""
+        """A unit was stopped after its time, and has no part; the others continue."""
         warnings.warn(f"{unit} was stopped after {seconds:.3g} s at epoch {epoch}", stacklevel=7)
 
     def unit_ended(self, epoch: int, unit: Unit, rows: pd.DataFrame) -> None:

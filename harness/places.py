@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from attacks.estimator import NORMS
 
-# exactly what `epoch_name` writes: `epoch-1` and `epoch-0001` are none of ours
+# exactly what `epoch_name` writes: `epoch-1` and `epoch-0001` are other names
 EPOCH = re.compile(r"epoch-([0-9]{3}|[1-9][0-9]{3,})")
 # a folder of every epoch with a file of every unit, or a file of every epoch
 BY_UNIT = {"margins": ".parquet", "bounds": ".parquet", "witnesses": ".safetensors"}
@@ -261,5 +261,5 @@ class RunPaths:
         return listings[folder]
 
     def place(self, path: Path) -> Place | None:
-        """What the name of a file of the run says that it is; None where it is none of ours."""
+        """What a file is by its name; None for a name that no run writes."""
         return place_of(path.relative_to(self.path).parts)

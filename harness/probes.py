@@ -50,7 +50,7 @@ def as_probes(given: Mapping[str, Given], bounds: tuple[float, float]) -> dict[s
     """`as_probe` of every split.
 
     Raises:
-        InputError: no split, or one whose name is no text.
+        InputError: no split, or one whose name is not a text.
     """
     if not isinstance(given, Mapping):
         raise InputError(
@@ -217,7 +217,7 @@ def check_probes(
     expect_over: int = 1,
     binary: bool = False,
 ) -> list[ModelWarning]:
-    """Refuse a model that is no fixed function of the image, and labels that it has no logit for.
+    """Refuse a model that is not a fixed function of the image, and labels that it has no logit for.
 
     Returns:
         What else spoils the model's margins (see `attacks.checks.check_model`).

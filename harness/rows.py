@@ -1,4 +1,4 @@
-"""Rows of a run's parts, held against the names of their files and the types of their columns."""
+"""Read a run's parts and check their rows against the names of their files and the types of their columns."""
 
 from __future__ import annotations
 

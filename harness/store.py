@@ -70,7 +70,7 @@ WITNESSES_KEPT = 8  # smallest and as many largest, of epochs before the latest
 class RunFolder(RunPaths):
     """All paths of one run, and how its parts are written and read.
 
-    Every file is written with what it is, and what it says of itself is held against its place when it is read.
+    Every file is written with what it is, and what it says of itself is compared with its place when it is read.
     """
 
     def facts(self, place: Place | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ WIDE, NARROW = 10_000, 9  # letters: more than any table has, and of a column th
 
 
 def open_console(width: int = 120) -> Console:
-    """The console of the standard output, so many columns wide where that is no terminal: rich takes 80."""
+    """The console of the standard output, with this number of columns where that is no terminal: rich takes 80."""
     console = Console(width=None if sys.stdout.isatty() else width)
     # with COLUMNS=0, rich would print nothing
     console.width = max(console.width, 1)

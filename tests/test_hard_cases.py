@@ -500,7 +500,7 @@ def test_logits_without_a_graph_are_told() -> None:
 def test_batch_norm_that_takes_no_single_image_is_refused_or_averaged() -> None:
     model, given = Normalising(False), images()
     said = refused(margins, model, given)
-    assert "expected a model that takes an image alone, got ValueError: Expected more than 1 value per channel" in said
+    assert "expected a model that takes a single image, got ValueError: Expected more than 1 value per channel" in said
     assert said.endswith("or measure what is expected of it with expect_over=N (--expect-over N)")
     found = margins(Normalising(True), given, "linear", expect_over=2)
     assert torch.equal(margins(Normalising(True), given[2:], "linear", expect_over=2).distance, found.distance[2:])
