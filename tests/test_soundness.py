@@ -382,3 +382,18 @@ def test_a_large_radius_has_a_bound_where_a_row_is_0() -> None:
     """Beyond a radius of 4 in the box, the gain of a row of zeros was NaN: a max-pool after a ReLU has such rows."""
     rows, room = torch.zeros(1, 1, 16).double(), torch.ones(1, 16).double()
     assert ball.gain(rows, room, room, torch.tensor([9.0]).double(), "l2", True).item() == 0
+
+
+def test_a_network_of_zeros_is_a_tie() -> None:
+    model = plain()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert Crown().certify(model, pixels(2), "l2", domain="box", upper=torch.ones(2)).lower.tolist() == [0, 0]
+
+
+def test_bounds_do_not_depend_on_the_other_images() -> None:
+    model, given, upper = plain(), pixels(6), torch.ones(6)
+    together = Crown().certify(model, given, "l2", domain="box", upper=upper).lower
+    alone = [Crown().certify(model, one[None], "l2", domain="box", upper=upper[:1]).lower for one in given]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=0)

@@ -250,23 +250,22 @@ def _certify(
     # beyond the witness, where no sound bound gets: one that does must be seen to, not cut off there
     limit = torch.minimum(upper.to(device).double() / (high - low) * (1 + BEYOND), farthest_in_box(pixels, norm))
     begin = None if start is None else start.to(device).double() / (high - low)
-    doubt = rounding_of(network, scaled, pixels, limit, images.dtype)
-    lowers, labels = [], []
+    lowers, labels, doubts = [], [], []
     for rows in torch.arange(len(images), device=device).split(_batch(network)):  # type: ignore[no-untyped-call]
         label = network.logits(pixels[rows]).argmax(1)
         first = limit[rows] * effort.first
         if begin is not None:
             first = torch.where(begin[rows] > 0, begin[rows], first)
-        lowers.append(
-            certified_radii(network, pixels[rows], label, norm, domain, limit[rows], effort, first, doubt[rows])
-        )
+        doubt = rounding_of(network, scaled, pixels[rows], limit[rows], images.dtype)
+        lowers.append(certified_radii(network, pixels[rows], label, norm, domain, limit[rows], effort, first, doubt))
+        doubts.append(doubt)
         labels.append(label)
         if on_progress is not None:
             on_progress(len(rows))
     lower = (torch.cat(lowers) * (high - low)).cpu()
     reached = upper.cpu().double()
     return Certificates(
-        lower=lower, solved=lower >= reached * (1 - 1e-5), label=torch.cat(labels).cpu(), doubt=doubt.cpu()
+        lower=lower, solved=lower >= reached * (1 - 1e-5), label=torch.cat(labels).cpu(), doubt=torch.cat(doubts).cpu()
     )
 
 

@@ -166,13 +166,14 @@ class PiecewiseNetwork:
 
     def sizes(self, images: Tensor) -> Tensor:
         """The largest sum of absolute values that a number of each block is made of, ``(B, blocks)``."""
-        found: list[Tensor] = []
+        sizes: list[Tensor] = []
 
-        def spread_of(values: Tensor) -> Intervals:
+        def around_zero(values: Tensor) -> Intervals:
             return Intervals(-values.abs(), values.abs())
 
-        def keep(block: int, low: Tensor, high: Tensor) -> None:
-            found.append(torch.maximum(-low, high).amax(1))
+        def keep(result: Intervals) -> None:
+            low, high = result.flat()
+            sizes.append(torch.maximum(-low, high).amax(1))
 
         inputs = self.run(images)[0]
 
@@ -181,12 +182,12 @@ class PiecewiseNetwork:
             kink = self._kink_at.get(number)
             if kink is None:
                 return spread(operation, self._absolutes[number], given)
-            keep(kink, *next(iter(given.values())).flat())
+            keep(*given.values())
             shaped = Intervals(inputs[kink], inputs[kink]).shaped(self.blocks[kink].shape)
-            return spread_of(self.kinks[kink].intervals(shaped).low[:, None])
+            return around_zero(self.kinks[kink].intervals(shaped).low[:, None])
 
-        keep(len(self.kinks), *self._recording.replay(spread_of(images[:, None]), compute).flat())
-        return torch.stack(found, 1)
+        keep(self._recording.replay(around_zero(images[:, None]), compute))
+        return torch.stack(sizes, 1)
 
     def widest(self, block: int) -> int:
         """The most entries that the image or a result up to this block's has."""
