@@ -331,7 +331,7 @@ def test_probes_and_certifiers_stand_in_the_manifest_outside_the_fingerprint(run
     found = run.read_manifest()
     assert found["probes"] == found["fingerprint"]["probes"]
     assert [(e["estimator"], e["revision"], e["every"], e["probe"]) for e in found["certifiers"]] == [
-        ("ibp", 1, 1, 100)
+        ("ibp", 2, 1, 100)
     ]
     assert "certifiers" not in found["fingerprint"]
     assert [entry["revision"] for entry in found["estimators"]] == [1]
