@@ -52,7 +52,7 @@ class Estimator(Protocol):
     ``WARM`` what it should be, is started from the witnesses of the epoch before where it is not 0.
 
     One whose numbers have changed since it was first released says so in a class attribute ``revision``, an integer
-    that is 1 where there is none: a run does not mix margins of two revisions.
+    that is 1 by default: a run does not mix margins of two revisions.
     """
 
     @property

@@ -58,7 +58,7 @@ class TrackedRun:
             StoreError: a part is damaged or of another network.
         """
         for epoch in self.folder.trainer_epochs():
-            self.folder.load_trainer(epoch)  # a damaged one is told now, not when training goes on
+            self.folder.load_trainer(epoch)  # a damaged one is told now, not when training continues
         for epoch, seconds in self._existing(terminal) if self.existing else self._checkpointed(terminal):
             self._predict(epoch, seconds)
             summary = (

@@ -150,7 +150,7 @@ def print_summary(console: Console, summary: pd.DataFrame, folder: RunFolder, ep
         found = f"{int(rows['found'].sum())}/{int(rows['count'].sum())}"
         table.add_row(escape(str(estimator)), str(norm), f"{int(rows['count'].max())} {split}", *cells, passes, found)
     print_table(console, table)
-    said = "passes: forwards and backwards an image; found: images of all epochs"
+    said = "passes: forwards and backwards per image; found: images of all epochs"
     console.print(said, highlight=False, soft_wrap=True)
     for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
         if _troubles(rows):
