@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attacks.registry import create, known, text_form
 
 _HOME = {
-    "Classifier": "attacks.isolation",
+    "Classifier": "attacks.isolation.view",
     "Domain": "attacks.estimator",
     "Estimator": "attacks.estimator",
     "EstimatorError": "attacks.estimator",

@@ -22,14 +22,8 @@ from attacks.checks import (
 )
 from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
-from attacks.isolation import (
-    Bounds,
-    Classifier,
-    WeightsError,
-    forked_generators,
-    frozen_view,
-    seed_generators,
-)
+from attacks.isolation import Classifier, WeightsError, frozen_view
+from attacks.isolation.view import Bounds, forked_generators, seed_generators
 from attacks.memory import affordable, chunk_size
 from attacks.trace import Trace
 

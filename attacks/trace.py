@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.estimator import Norm
 from attacks.geometry import row_norm
-from attacks.isolation import Bounds
+from attacks.isolation.view import Bounds
 
 
 class Trace:

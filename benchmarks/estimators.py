@@ -24,9 +24,9 @@ from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
 from benchmarks.problems import Problem, affine_problem, digits_problem
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment
+from harness.store.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.measuring import measure_margins
-    from harness.tracker import MarginTracker
+    from harness.measuring.rows import measure_margins
+    from harness.tracking.tracker import MarginTracker
 
 
 def _is_ours() -> bool:
@@ -27,7 +27,7 @@ if not _is_ours():
         "another package of that name comes first on the path: remove it or start elsewhere"
     )
 
-_HOME = {"MarginTracker": "harness.tracker", "measure_margins": "harness.measuring"}
+_HOME = {"MarginTracker": "harness.tracking.tracker", "measure_margins": "harness.measuring.rows"}
 
 __all__ = ["MarginTracker", "measure_margins"]
 

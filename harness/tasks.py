@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Domain, Estimator, Margins, Norm
-from attacks.isolation import Bounds
+from attacks.isolation.view import Bounds
 from attacks.measure import measure
-from harness.devices import device_of
+from harness.config.devices import device_of
 from harness.store import Unit
 
 

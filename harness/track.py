@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
-from harness.command import run_command
-from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
-from harness.existing import existing_checkpoints, mapping_line
-from harness.options import ConfigError, OneLineParser, add_options
-from harness.stopping import terminated_is_interrupted
+from harness.command import run_command, terminated_is_interrupted
+from harness.config.options import ConfigError, OneLineParser, add_options
+from harness.config.run_config import DATASETS, RunConfig, from_namespace, parse_normalize
+from harness.models.checkpoints import existing_checkpoints, mapping_line
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from attacks.estimator import Estimator
-    from harness.data import Dataset
-    from harness.probes import Probe
+    from harness.data.builtin import Dataset
+    from harness.data.probes import Probe
     from harness.store import RunFolder
     from harness.tasks import Engine
 
@@ -103,14 +102,14 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     import torch
 
     from attacks.registry import create, text_form
-    from harness.describing import manifest_of, notes_of
-    from harness.devices import choose_device, sized
+    from harness.config.devices import choose_device, sized
+    from harness.data.probes import check_probes, checksum
     from harness.engines import create_engine
     from harness.loggers import check_logger
-    from harness.models import build
-    from harness.probes import check_probes, checksum
+    from harness.measuring.plan import plan_units, warm_starts
+    from harness.models.build import build
     from harness.store import RunFolder
-    from harness.units import plan_units, warm_starts
+    from harness.tracking.manifest import manifest_of, notes_of
 
     for text in config.log:
         check_logger(text)
@@ -179,9 +178,9 @@ def _run(
     engine: Engine,
 ) -> int:
     """Track, report unless ``silent``, and print; ``lines`` first."""
-    from harness.run import TrackedRun
-    from harness.terminal import Terminal, open_console, print_summary
-    from harness.tracker import MarginTracker
+    from harness.tracking.terminal import Terminal, open_console, print_summary
+    from harness.tracking.tracker import MarginTracker
+    from harness.tracking.training_run import TrackedRun
 
     console = open_console()
     with Terminal(console, config.epochs or 0) as terminal:
@@ -252,8 +251,8 @@ def _report(folder: RunFolder) -> list[str]:
 
 
 def _load(config: RunConfig) -> Dataset:
-    from harness.data import load
-    from harness.sources import load_source
+    from harness.data.builtin import load
+    from harness.data.own import load_source
 
     read = load if config.dataset in DATASETS else load_source
     return read(config.dataset, Path(config.data_root), config.download)
@@ -261,7 +260,7 @@ def _load(config: RunConfig) -> Dataset:
 
 def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
     """The data set with as many images as asked for."""
-    from harness.data import Split, draw_probe
+    from harness.data.builtin import Split, draw_probe
 
     def some(split: Split, count: int | None) -> Split:
         return split if count is None else split.subset(draw_probe(split, count, config.probe_seed))
@@ -271,8 +270,8 @@ def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
 
 
 def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
-    from harness.data import draw_probe
-    from harness.probes import Probe
+    from harness.data.builtin import draw_probe
+    from harness.data.probes import Probe
 
     probes = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):

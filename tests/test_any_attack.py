@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.adapters.ladder import LADDER, UNUSABLE, climb_ladder, foolbox_attacks, torchattacks_attacks
 from attacks.affine import affine_margins
-from attacks.any_attack import LADDER, UNUSABLE, climb_ladder, foolbox_attacks, torchattacks_attacks
 from attacks.estimator import EstimatorError, Status
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view

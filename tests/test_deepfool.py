@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.deepfool import DeepFool
 from attacks.estimator import NORMS, Domain, EstimatorError, InputError, Margins, Norm, Status
-from attacks.fmn import FMN
+from attacks.estimators.deepfool import DeepFool
+from attacks.estimators.fmn import FMN
 from attacks.measure import measure
 from tests import oracles
 

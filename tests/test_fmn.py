@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attacks.estimator import NORMS, Norm
-from attacks.fmn import FMN
+from attacks.estimators.fmn import FMN
 from attacks.measure import measure
 from benchmarks.problems import affine_problem
 from tests import oracles

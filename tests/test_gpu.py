@@ -14,7 +14,7 @@ from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
 from harness import MarginTracker
-from harness.files import read_part
+from harness.store.files import read_part
 from harness.workers import Workers
 
 pytestmark = pytest.mark.gpu

@@ -102,14 +102,14 @@ def test_every_harness_module_has_a_place_in_the_order() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "expected"),
     [
-        ("attacks/geometry.py", "import harness.store", "attacks/geometry.py imports harness.store"),
+        ("attacks/geometry.py", "import harness.store.folder", "attacks/geometry.py imports harness.store.folder"),
         ("attacks/measure.py", "def f(): from harness import store", "attacks/measure.py imports harness"),
-        ("harness/config.py", "from harness.store import RunFolder", "harness/config imports harness.store"),
-        ("harness/store.py", "from harness import tracker", "harness/store imports harness.tracker"),
-        ("harness/data.py", "from . import models", "harness/data imports harness.models"),
-        ("harness/models.py", "from .training import Trainer", "harness/models imports harness.training"),
-        ("harness/tracker.py", "import harness.track", "harness/tracker imports harness.track"),
-        ("harness/tracker.py", "import harness.store", None),
+        ("harness/config/run_config.py", "from harness.store.folder import RunFolder", "harness/config imports harness.store.folder"),
+        ("harness/store/folder.py", "from harness import tracker", "harness/store imports harness.tracking.tracker"),
+        ("harness/data/builtin.py", "from . import models", "harness/data imports harness.models.build"),
+        ("harness/models/build.py", "from .training import Trainer", "harness/models imports harness.training.trainer"),
+        ("harness/tracking/tracker.py", "import harness.track", "harness/tracker imports harness.track"),
+        ("harness/tracking/tracker.py", "import harness.store.folder", None),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, module: str, line: str, expected: str | None) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import NORMS, Norm, Status
+from attacks.estimators.linear import Linear
 from attacks.geometry import dual_norm, plane_crossing
-from attacks.linear import Linear
 from attacks.measure import measure
 from tests import oracles
 from tests.oracles import Affine, Oracle

@@ -25,8 +25,8 @@ from benchmarks.reproduce.collecting import confidence, flow, write_tables
 from benchmarks.reproduce.running import StepError, run_step, steps_of
 from benchmarks.reproduce.stored import Stored, number, span
 from benchmarks.reproduce.study import read_study
-from harness.options import ConfigError
-from harness.probes import Probe
+from harness.config.options import ConfigError
+from harness.data.probes import Probe
 from harness.track import main as track
 
 ROOT = Path(__file__).parents[1]

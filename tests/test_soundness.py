@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from attacks.certify import ball, certifiers, lower, piecewise, spread, tracing
+from attacks.certify import ball, certifiers, lower
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.exact import exact_margins
-from attacks.certify.piecewise import PiecewiseNetwork
+from attacks.certify.network import intervals as spread
+from attacks.certify.network import piecewise, tracing
+from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.estimator import InputError, UnsoundError
 from attacks.measure import measure
 from attacks.registry import create

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness import files, store
-from harness.config import RunConfig, digest, resolve
-from harness.files import StoreError
-from harness.store import RunFolder, Unit
+from harness.config.run_config import RunConfig, digest, resolve
+from harness.store import RunFolder, Unit, files
+from harness.store import folder as store
+from harness.store.files import StoreError
 from tests.runs import ONE_LINE, contents, state
 
 

@@ -20,10 +20,10 @@ from attacks.geometry import row_norm
 from attacks.isolation import Classifier
 from attacks.measure import derive_seed
 from harness import MarginTracker
-from harness.files import StoreError, load_tensors, read_part
-from harness.listening import Listener
+from harness.measuring.listener import Listener
 from harness.statistics import summarise
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
+from harness.store.files import StoreError, load_tensors, read_part
 from tests.runs import ONE_LINE, contents, state
 
 Probes = dict[str, tuple[Tensor, ...]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.certify.kinks import Intervals
+from attacks.certify.network.nonlinearities import Intervals
 from attacks.estimator import Domain, Norm
 from attacks.geometry import plane_crossing, row_norm
 

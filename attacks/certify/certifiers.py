@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from attacks.arguments import check_choice, plain_bounds, shown
 from attacks.certify.lower import Effort, certified_radii
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.reading import rounding_of
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.network.reading import rounding_of
 from attacks.checks import check_images, check_module
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
 from attacks.geometry import farthest_in_box
-from attacks.outputs import as_logits
+from attacks.isolation.outputs import as_logits
 
 # how much farther than the witness radii are tried, as a part of its distance
 BEYOND = 0.01

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_choice, plain_bounds, plain_path, whole
-from attacks.certify.cache import VERSION, Record, path_of, read_record, write_record
-from attacks.certify.network import read_network
-from attacks.certify.place import Place, flat, place
-from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
-from attacks.certify.tracing import evaluation_copy
+from attacks.certify.branch_and_bound.cache import VERSION, Record, path_of, read_record, write_record
+from attacks.certify.branch_and_bound.place import Place, flat, place
+from attacks.certify.branch_and_bound.relu_network import read_network
+from attacks.certify.branch_and_bound.search import TOLERANCE, Bracket, Budget, Search
+from attacks.certify.network.tracing import evaluation_copy
 from attacks.checks import check_images, check_module, check_points
 from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
-from attacks.outputs import Logits
+from attacks.isolation.outputs import Logits
 
 # well above the distance beyond the boundary that witnesses are looked for at
 LEAST_GAP = 1e-7
@@ -72,7 +72,7 @@ def exact_margins(
 ) -> ExactMargins:
     """The distance of each image to the boundary of its predicted class, of a network of affine layers and ReLUs.
 
-    Branch and bound over the ReLUs (see `attacks.certify.tree`); every lower bound holds in exact arithmetic for the
+    Branch and bound over the ReLUs (see `attacks.certify.branch_and_bound.tree`); every lower bound holds in exact arithmetic for the
     network in float64, every upper bound belongs to a point that the model itself, in float64 and evaluation mode,
     puts into another class. Networks of up to about 150 units are solved in a second or so an image, some images in a
     minute; of larger and of convolutional ones, many brackets stay open. What is proved falls short by what rounding

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from attacks.certify.ball import Balls, balls
 from attacks.certify.crown import relax
-from attacks.certify.kinks import Intervals
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.reading import check_bounds
+from attacks.certify.network.nonlinearities import Intervals
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.network.reading import check_bounds
 from attacks.estimator import Domain, Norm
 
 # how often a fifth of the radius is tried where nothing held

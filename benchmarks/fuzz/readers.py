@@ -12,12 +12,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from attacks.certify.cache import Record, read_record, write_record
-from attacks.certify.search import Budget
+from attacks.certify.branch_and_bound.cache import Record, read_record, write_record
+from attacks.certify.branch_and_bound.search import Budget
 from attacks.registry import create
 from benchmarks.fuzz.inputs import INPUTS
 from benchmarks.fuzz.reading import Reader
-from harness.files import (
+from harness.measuring.shards import find_shard, keep_shard
+from harness.runs import read_run
+from harness.store import RunFolder, Unit
+from harness.store.files import (
     StoreError,
     load_checkpoint,
     load_tensors,
@@ -28,13 +31,10 @@ from harness.files import (
     save_trainer,
     write_part,
 )
-from harness.objectives import TrainingOptions
-from harness.runs import read_run
-from harness.shards import find_shard, keep_shard
-from harness.store import RunFolder, Unit
 from harness.tasks import Task, run_task
-from harness.tracker import MarginTracker
-from harness.training import Trainer
+from harness.tracking.tracker import MarginTracker
+from harness.training.objectives import TrainingOptions
+from harness.training.trainer import Trainer
 
 
 def _model() -> nn.Module:
@@ -54,7 +54,7 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _trainer(folder: Path) -> Path:
-    from harness.data import Split
+    from harness.data.builtin import Split
 
     split = Split(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) % 3, 255)
     trainer = Trainer(_model(), split, TrainingOptions(batch_size=4), torch.device("cpu"))

@@ -21,11 +21,11 @@ from attacks.measure import derive_seed, measure
 from attacks.registry import create
 from benchmarks.problems import Problem, run_problems
 from harness.command import run_command
-from harness.files import StoreError, write_csv
-from harness.models import eval_mode
-from harness.options import OneLineParser
-from harness.remeasure import options_of
+from harness.config.options import OneLineParser
+from harness.models.build import eval_mode
 from harness.runs import Run, read_run
+from harness.store.files import StoreError, write_csv
+from harness.tracking.finished_run import options_of
 
 ESTIMATOR = "deepfool"
 FREE_COLUMNS = ("epoch", "split", "norm", "images", "box", "free", "ratio", "nearer", "box_unfound", "free_unfound")

@@ -11,10 +11,10 @@ import pandas as pd
 
 from benchmarks.reproduce.around import around
 from benchmarks.reproduce.study import Group, Study
-from harness.files import as_csv, write_atomically
 from harness.report.build import evaluate, write_report
 from harness.report.content import ReportContent, RunContent
 from harness.runs import Run, read_runs
+from harness.store.files import as_csv, write_atomically
 
 SUMMARY_COLUMNS = (
     *("epoch", "split", "subset", "estimator", "norm", "count", "found", "avg", "se", "median"),

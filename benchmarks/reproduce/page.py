@@ -14,7 +14,7 @@ from benchmarks.reproduce.claims import Claim, Row
 from benchmarks.reproduce.collecting import write_tables
 from benchmarks.reproduce.paper import CLAIMS
 from benchmarks.reproduce.stored import Stored, number
-from harness.files import write_atomically
+from harness.store.files import write_atomically
 
 OBSERVATIONS = {
     1: "Observation 1: standard training moves the boundary closer",

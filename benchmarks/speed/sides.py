@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import NORMS, Estimator, Norm
-from attacks.isolation import forked_generators, frozen_view
+from attacks.isolation import frozen_view
+from attacks.isolation.view import forked_generators
 from attacks.measure import derive_seed
 from attacks.memory import affordable, chunk_size
 from attacks.registry import create

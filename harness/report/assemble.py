@@ -6,23 +6,23 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from harness.files import concatenate
-from harness.report.brackets import bracket_sentences
+from harness.report.cards import image_cards
 from harness.report.content import ReportContent, RunContent
-from harness.report.examples import image_cards
-from harness.report.sentences import headlines, trust_sentences
-from harness.report.warm import warm_sentences
+from harness.report.figures.brackets import bracket_sentences
+from harness.report.prose.sentences import headlines, trust_sentences
+from harness.report.prose.warm import warm_sentences
 from harness.runs import Run
 from harness.statistics.brackets import BRACKET_COLUMNS, bracket_table, bracketed, proved
-from harness.statistics.evidence import Evidence
-from harness.statistics.pairing import Measured, couples, find_pairs, seed_groups
+from harness.statistics.observations.evidence import Evidence
+from harness.statistics.observations.pairing import Measured, couples, find_pairs, seed_groups
+from harness.statistics.observations.verdicts import UNDECIDED
 from harness.statistics.panels import Panel
 from harness.statistics.side_by_side import side_by_side
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
-from harness.statistics.verdicts import UNDECIDED
 from harness.statistics.warm import SAVING_COLUMNS, warm_pairs, warm_ratios, warm_savings
 from harness.store import environment
+from harness.store.files import concatenate
 
 MANY = 0.05  # of the images found only from noisy starts: worth a warning
 

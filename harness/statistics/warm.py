@@ -11,7 +11,7 @@ import pandas as pd
 
 from attacks.estimator import Status
 from harness.statistics.averages import FOUND
-from harness.statistics.paired import LogMeans
+from harness.statistics.effects.paired import LogMeans
 from harness.statistics.trust import bias_trend
 
 WARM_COLUMNS = (

@@ -1,0 +1,61 @@
+"""What a tracked run says of itself: notes for its readers, and its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attacks.estimator import Estimator
+from attacks.registry import create_certifier, text_form
+from harness.config.run_config import RunConfig, as_dict, digest
+from harness.data.builtin import Dataset
+from harness.measuring.plan import describe
+from harness.store import environment
+
+
+def notes_of(model: nn.Module, config: RunConfig, device: torch.device) -> list[str]:
+    """What a reader of the run's curves must know of the network and of the machine.
+
+    What the tracker finds in the network as it is measured it notes itself.
+    """
+    notes = []
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        notes.append(
+            "batch norm: its statistics are not estimated at epoch 0, so the step from epoch 0 to 1 is partly theirs"
+        )
+    if config.checkpoints:
+        notes.append("checkpoints that were there already: training, loss and optimiser here are not theirs")
+    if config.expect_over != 1:
+        notes.append(
+            f"expect-over {config.expect_over}: margins and their predictions are of the average; "
+            "predictions/, loss and error are of one draw"
+        )
+    if device.type == "cuda" and not config.deterministic:
+        notes.append("resuming: CUDA without --deterministic, so a resumed run trains on to slightly other weights")
+    return notes
+
+
+def manifest_of(
+    config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
+) -> dict[str, Any]:
+    """What the run folder says of the run: options, fingerprint, data, estimators, versions and machine."""
+    fingerprint = config.fingerprint | {"data": dataset.checksums}
+    return {
+        "config": as_dict(config),
+        "fingerprint": fingerprint,
+        "digest": digest(fingerprint),
+        "seeds": {"seed": config.seed, "probe_seed": config.probe_seed},
+        "data": dataset.checksums,
+        "classes": dataset.classes,
+        "estimators": describe(estimators),
+        "certifiers": describe(
+            {text_form(one): one for one in map(create_certifier, config.certify)},
+            every=config.certify_every,
+            probe=config.certify_probe,
+        ),
+        "device": str(device),
+        **environment(threads),
+    }
