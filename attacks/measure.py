@@ -20,22 +20,17 @@ from attacks.checks import (
     clean_logits,
     plain_seeds,
 )
-from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
+from attacks.estimator import Estimator, Margins, Status
 from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
 from attacks.isolation import Classifier, WeightsError, frozen_view
-from attacks.isolation.view import Bounds, forked_generators, seed_generators
 from attacks.memory import affordable, chunk_size
+from attacks.seeds import derive_seed, forked_generators, seed_generators
 from attacks.trace import Trace
+from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
 STEP_BACK = 5e-5
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from anything with a stable text form; the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def measure(

@@ -15,10 +15,11 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, Norm
+from attacks.estimator import Estimator
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm
 
 if TYPE_CHECKING:
-    from attacks.certify.certifiers import Certifier
+    from attacks.certifier import Certifier
 
 ENTRY_POINTS = "margin_harness.estimators"
 
@@ -42,22 +43,30 @@ ESTIMATORS: dict[str, Entry] = {
     "deepfool": Entry("attacks.estimators.deepfool:DeepFool", NORMS, DOMAINS, "40", "linearise and step (the paper's)"),
     "fmn": Entry("attacks.estimators.fmn:FMN", NORMS, DOMAINS, "140", "fast minimum norm: adaptive radius"),
     "ddn": Entry("attacks.estimators.ddn:DDN", ("l2",), DOMAINS, "140", "decoupled direction and norm"),
-    "cw": Entry("attacks.adapters.foolbox:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
+    "cw": Entry("attacks.estimators.cw:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
     "bb": Entry(
-        "attacks.adapters.foolbox:BB", NORMS, _BOX, "300", "Brendel-Bethge along the boundary; needs numba", "numba"
+        "attacks.estimators.bb:BB", NORMS, _BOX, "300", "Brendel-Bethge along the boundary; needs numba", "numba"
     ),
-    "pgd": Entry("attacks.adapters.torchattacks:PGD", NORMS, _BOX, "300", "PGD, radius bisected per image"),
+    "pgd": Entry("attacks.estimators.pgd:PGD", NORMS, _BOX, "300", "PGD, radius bisected per image"),
     "apgd": Entry("attacks.estimators.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
-    "fab": Entry("attacks.adapters.torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
-    "sdf": Entry("attacks.estimators.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"),
-    "linear": Entry("attacks.estimators.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"),
-    "cascade": Entry("attacks.estimators.cascade:Cascade", NORMS, DOMAINS, "300", "walks to the nearest classes, under a budget"),
-    "best": Entry("attacks.estimators.best:Best", NORMS, DOMAINS, "its members'", "nearest of several, best:of=fmn+apgd:steps=40"),
+    "fab": Entry("attacks.estimators.fab:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
+    "sdf": Entry(
+        "attacks.estimators.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"
+    ),
+    "linear": Entry(
+        "attacks.estimators.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"
+    ),
+    "cascade": Entry(
+        "attacks.estimators.cascade:Cascade", NORMS, DOMAINS, "300", "walks to the nearest classes, under a budget"
+    ),
+    "best": Entry(
+        "attacks.estimators.best:Best", NORMS, DOMAINS, "its members'", "nearest of several, best:of=fmn+apgd:steps=40"
+    ),
     "foolbox": Entry(
-        "attacks.adapters.ladder:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
+        "attacks.estimators.foolbox:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
     ),
     "torchattacks": Entry(
-        "attacks.adapters.ladder:TorchAttack",
+        "attacks.estimators.torchattacks:TorchAttack",
         NORMS,
         _BOX,
         "its own",

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attacks.certify.certifiers import Certificates
+from attacks.certifier import Certificates
 from attacks.certify.network.tracing import evaluation_copy
-from attacks.estimator import NORMS, Domain, EstimatorError, Norm
 from attacks.geometry import project
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
+from attacks.types import NORMS, Domain, EstimatorError, Norm
 from benchmarks.problems import BUILT_IN, Problem, run_problems
 from harness.command import run_command
 from harness.config.options import OneLineParser

@@ -19,9 +19,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attacks.estimator import NORMS, EstimatorError, Margins, Norm
+from attacks.estimator import Margins
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
+from attacks.types import NORMS, EstimatorError, Norm
 from benchmarks.problems import Problem, affine_problem, digits_problem
 from harness.command import run_command
 from harness.config.options import OneLineParser

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
-from attacks.estimator import Domain, Norm
-from attacks.measure import derive_seed
+from attacks.seeds import derive_seed
+from attacks.types import Domain, Norm
 from harness.data.builtin import Dataset, draw_probe, load
 from harness.data.probes import Probe
 from harness.models.build import build, seeded

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
+from attacks.types import NORMS, EstimatorError, UnsoundError
 from harness.command import run_command, terminated_is_interrupted
 from harness.config.options import ConfigError, OneLineParser
 from harness.config.run_config import ENGINES

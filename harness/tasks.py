@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator, Margins, Norm
-from attacks.isolation.view import Bounds
+from attacks.estimator import Estimator, Margins
 from attacks.measure import measure
+from attacks.types import Bounds, Domain, Norm
 from harness.config.devices import device_of
 from harness.store import Unit
 

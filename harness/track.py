@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
+from attacks.types import EstimatorError, UnsoundError
 from harness.command import run_command, terminated_is_interrupted
 from harness.config.options import ConfigError, OneLineParser, add_options
 from harness.config.run_config import DATASETS, RunConfig, from_namespace, parse_normalize

@@ -13,7 +13,7 @@ from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import nn
 
 from attacks.certify.branch_and_bound.relaxation import Lines, upper_lines
-from attacks.estimator import Norm
+from attacks.types import Norm
 
 FREE = 50.0
 

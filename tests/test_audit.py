@@ -19,9 +19,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm, Settings
+from attacks.estimator import Estimator, Settings
 from attacks.isolation import Classifier
 from attacks.registry import create
+from attacks.types import DOMAINS, NORMS, Domain, Norm
 from benchmarks import problems as built_in
 from benchmarks.compare import PROBLEMS, audit, main
 from benchmarks.compare.anytime import best_within, within_budget

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.certifier import Certificates
 from attacks.certify import ball
-from attacks.certify.certifiers import Certificates
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, UnsoundError
+from attacks.estimator import Settings
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm, UnsoundError
 from harness import MarginTracker, compare, track
 from harness.figures import bracket_bands
 from harness.report.figures.brackets import bracket_sentences

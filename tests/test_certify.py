@@ -23,7 +23,7 @@ from attacks.certify.branch_and_bound.relaxation import (
     upper_lines,
 )
 from attacks.certify.branch_and_bound.relu_network import ReluNetwork, read_network
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 from harness.models.build import build
 from tests.brute_force import lines_of_low_chords, tiny
 from tests.milp import linf_margin

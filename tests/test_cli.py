@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from attacks import registry
 from attacks.checks import NO_GRADIENT
-from attacks.estimator import EstimatorError
+from attacks.types import EstimatorError
 from harness.compare import main as compare_again
 from harness.config.run_config import digest
 from harness.data.builtin import load

@@ -24,9 +24,9 @@ from attacks.certify.exact import exact_margins
 from attacks.certify.lower import Effort, certified_radii, lead_rows, reached
 from attacks.certify.network import piecewise
 from attacks.certify.network.piecewise import PiecewiseNetwork
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.models.build import build
 from tests import oracles
 from tests.brute_force import brute_force, tiny

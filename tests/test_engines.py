@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError, InputError
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
+from attacks.types import EstimatorError, InputError
 from benchmarks.survive.comparing import compare
 from harness import MarginTracker
 from harness.compare import main as compare_again
@@ -590,7 +590,9 @@ def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
     kept = len(list(tmp_path.glob("run/shards/*/[!.]*")))
     assert kept > 0
     found: list[Any] = []
-    monkeypatch.setattr("harness.measuring.margins.find_shard", lambda *given: found.append(find_shard(*given)) or found[-1])
+    monkeypatch.setattr(
+        "harness.measuring.margins.find_shard", lambda *given: found.append(find_shard(*given)) or found[-1]
+    )
     assert main(["--out", str(tmp_path / "run"), "--resume", "--no-report", *OPTIONS, "--workers", "2"]) == 0
     assert sum(one is not None for one in found) == kept
     assert differences(tmp_path / "run", whole) == []

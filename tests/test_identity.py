@@ -18,12 +18,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from attacks.estimator import EstimatorError, Settings, revision_of
+from attacks.estimator import Settings, revision_of
 from attacks.estimators.best import Best
 from attacks.estimators.deepfool import DeepFool
 from attacks.estimators.linear import Linear
 from attacks.polish import Polished
 from attacks.registry import create
+from attacks.types import EstimatorError
 from harness.compare import main as compare
 from harness.measuring.plan import describe
 from harness.report.__main__ import main as report

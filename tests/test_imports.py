@@ -104,7 +104,11 @@ def test_every_harness_module_has_a_place_in_the_order() -> None:
     [
         ("attacks/geometry.py", "import harness.store.folder", "attacks/geometry.py imports harness.store.folder"),
         ("attacks/measure.py", "def f(): from harness import store", "attacks/measure.py imports harness"),
-        ("harness/config/run_config.py", "from harness.store.folder import RunFolder", "harness/config imports harness.store.folder"),
+        (
+            "harness/config/run_config.py",
+            "from harness.store.folder import RunFolder",
+            "harness/config imports harness.store.folder",
+        ),
         ("harness/store/folder.py", "from harness import tracker", "harness/store imports harness.tracking.tracker"),
         ("harness/data/builtin.py", "from . import models", "harness/data imports harness.models.build"),
         ("harness/models/build.py", "from .training import Trainer", "harness/models imports harness.training.trainer"),

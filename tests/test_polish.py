@@ -24,12 +24,13 @@ from attacks.certify.regions.cells import Cells, Passes, cells_at
 from attacks.certify.regions.faces import Task
 from attacks.certify.regions.newton import nearest_moves
 from attacks.certify.regions.walk import nearest_boundary
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, InputError, Margins, Norm, Status
+from attacks.estimator import Margins, Status
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.polish import Polished
 from attacks.registry import create, text_form
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.measuring.plan import describe
 from tests import oracles
 from tests.test_exact import trained

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError
+from attacks.types import EstimatorError
 from harness.config.options import ConfigError
 from harness.store import RunFolder
 from harness.store.files import read_part

@@ -182,7 +182,11 @@ def test_interrupted_in_a_batch_and_in_a_measurement_a_run_ends_up_the_same(tmp_
             raise KeyboardInterrupt
 
     # how often each is let through
-    for place, what, count in ((Terminal, "batch_done", 1), (Terminal, "images_done", 1), (harness.tracking.training_run, "evaluate", 0)):
+    for place, what, count in (
+        (Terminal, "batch_done", 1),
+        (Terminal, "images_done", 1),
+        (harness.tracking.training_run, "evaluate", 0),
+    ):
         calls = iter(range(count))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, what, stop)

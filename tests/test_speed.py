@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import EstimatorError, Norm
 from attacks.registry import create
+from attacks.types import EstimatorError, Norm
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import comparing, peers, report, timing
 from benchmarks.speed.agreement import ROUNDING, agree, judge

@@ -14,11 +14,12 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from attacks.estimator import InputError, Margins, Status
+from attacks.estimator import Margins, Status
 from attacks.isolation import Classifier, frozen_view
 from attacks.isolation.unwrapping import run_by_copies, unwrapped
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import InputError
 from harness.config.devices import device_of
 from harness.measuring.packing import packed_model
 from harness.models.weights import Normalized, load_weights

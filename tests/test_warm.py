@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import harness.measuring.margins
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, Status, setting
+from attacks.estimator import Settings, Status, setting
 from attacks.estimators.deepfool import DeepFool
 from attacks.estimators.fmn import FMN, PUSHES, push_out
 from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 from harness import MarginTracker
 from harness.compare import main as compare
 from harness.config.options import ConfigError

@@ -15,11 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
+from attacks.estimator import Settings, setting
 from attacks.geometry import per_row, project, steepest_step
 from attacks.isolation import Classifier
-from attacks.isolation.view import Bounds, Record
-from attacks.search.radius import ball_point, bisect_radius, likeliest_others, logit_gap, misses, seeded_directions
+from attacks.search.radius import ball_point, bisect_radius, likeliest_others, logit_gap, misses
+from attacks.seeds import seeded_directions
+from attacks.trace import Record
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Bounds, Domain, Norm
 
 Loss = Callable[[Tensor], Tensor]
 TINY = 1e-12
@@ -119,8 +121,8 @@ class APGD(Settings):
     """
 
     name: ClassVar[str] = "apgd"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.003, "linf": 1.005}
     batch_invariant: ClassVar[bool] = True
 

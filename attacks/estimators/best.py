@@ -11,24 +11,13 @@ import torch
 from torch import Tensor
 
 from attacks.certify.regions.cells import check_units
-from attacks.estimator import (
-    DOMAINS,
-    NORMS,
-    Domain,
-    Estimator,
-    EstimatorError,
-    InputError,
-    Norm,
-    Settings,
-    revision_of,
-    setting,
-)
+from attacks.estimator import Estimator, Settings, revision_of, setting
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier
-from attacks.isolation.view import seed_generators
-from attacks.measure import derive_seed
 from attacks.polish import Polished, read, warmth
 from attacks.registry import create, text_form
+from attacks.seeds import derive_seed, seed_generators
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 
 # a plus before a name separates members; the one in 1e+16 does not
 BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")

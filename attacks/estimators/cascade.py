@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, setting
+from attacks.estimator import Settings, setting
 from attacks.geometry import dual_norm, row_norm
 from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, kick, move, set_out
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
 # what `measure` may still spend on a row: a look, at most 24 bisections and 5 steps back; or two looks a noise retry
 RESERVE = 30
@@ -73,8 +74,8 @@ class Cascade(Settings):
     One forward and a vector-Jacobian product for each of ``candidates`` classes rank them by linearised distance
     (DeepFool, Moosavi-Dezfooli et al. 2016, eq. 8) and by logit, of which the one ranks better on standard and the
     other on adversarially trained networks; the first ``targets`` of both lists, in turn, get a walk each (see
-    `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the image's own spent share, so
-    that what a walk that stops does not spend lengthens the others'; now and then walks are kicked off their
+    `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the image's own spent share,
+    so that what a walk that stops does not spend lengthens the others'; now and then walks are kicked off their
     witnesses, in directions of the images' own seeds, and strides begin anew (`PACES`). A walk stops where it is
     optimal to first order, where its gradient dies, and where its witness, or the radius that it has searched, is
     beyond the image's best by more than the pace's slack, which falls to nothing over the budget.
@@ -85,8 +86,8 @@ class Cascade(Settings):
     """
 
     name: ClassVar[str] = "cascade"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
     batch_invariant: ClassVar[bool] = True
     # on Fashion-MNIST networks half the passes from the witnesses of the epoch before are about as good as half the

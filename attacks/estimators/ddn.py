@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.estimator import DOMAINS, Domain, Norm, Settings, setting
+from attacks.estimator import Settings, setting
 from attacks.geometry import farthest_in_box, per_row, row_norm, steepest_step
 from attacks.isolation import Classifier
 from attacks.search.radius import FREE_REACH, first_order_margin
 from attacks.search.scale_free import ScaleFree
+from attacks.types import BOTH_DOMAINS, Domain, Norm
 
 # the first radius, in first-order margins: from 1 on a third more images follow a class that is not the nearest, and
 # from 3 adversarially trained networks have larger distances
@@ -38,7 +39,7 @@ class DDN(Settings):
 
     name: ClassVar[str] = "ddn"
     norms: ClassVar[frozenset[Norm]] = frozenset({"l2"})
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001}
     batch_invariant: ClassVar[bool] = True
 

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.adapters.foolbox import stock_deepfool
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, setting
+from attacks.adapters.foolbox import library, run
+from attacks.estimator import Settings, setting
 from attacks.geometry import per_row
 from attacks.isolation import Classifier
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
 ENGINES = ("batched", "foolbox")
 # Foolbox's own numbers: added to every step's length, and to every norm that is divided by
@@ -35,8 +36,8 @@ class DeepFool(Settings):
     """
 
     name: ClassVar[str] = "deepfool"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
     batch_invariant: ClassVar[bool] = True
     refills: ClassVar[bool] = True
@@ -181,3 +182,11 @@ class _Walk:
         self.points[rows] = ahead.clamp(*self.model.bounds)
         self.steps[rows] += 1
         return rows[self.steps[rows] < self.settings.steps]
+
+
+def stock_deepfool(
+    model: Classifier, images: Tensor, labels: Tensor, norm: Norm, *, steps: int, candidates: int, overshoot: float
+) -> Tensor:
+    """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack as they are."""
+    cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
+    return run(cls(steps=steps, candidates=candidates, overshoot=overshoot), model, images, labels)

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings, setting
+from attacks.estimator import Settings, setting
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, nearest_witnesses, set_out
 from attacks.search.radius import likeliest_others
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
 # the last step's length over the radius, and what the last crossing takes off the radius, as in Foolbox
 LAST_STRIDE, LAST_GAMMA = 0.02, 1e-3
@@ -29,9 +30,9 @@ PUSHES = (1.0, 1.1, 1.3, 2.0)
 class FMN(Settings):
     """Fast minimum-norm attack (Pintor et al. 2021, Algorithm 1) with steps in units of the radius.
 
-    The walks are those of `attacks.search.descent`, where the departures from the paper stand: mainly, a step is ``stride``
-    radii long at first, falling on a cosine to 0.02, and steepest in the attack's own norm. Steps of one pixel unit, as
-    in the paper and in Foolbox (whose L2 form never projects), suit one size of margins: on adversarially trained
+    The walks are those of `attacks.search.descent`, where the departures from the paper stand: mainly, a step is
+    ``stride`` radii long at first, falling on a cosine to 0.02, and steepest in the attack's own norm. Steps of one pixel
+    unit, as in the paper and in Foolbox (whose L2 form never projects), suit one size of margins: on adversarially trained
     networks their L-infinity distances are 4 to 8% larger after 100 steps than these after 60.
 
     Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each, one from the image
@@ -43,8 +44,8 @@ class FMN(Settings):
     """
 
     name: ClassVar[str] = "fmn"
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
     # distance / that of 60 cold steps, and images farther by more than 1%; means of 11 epochs of digits and 6 of

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, Domain, Norm, Settings, setting
-from attacks.estimators.linear import gap_and_normal, nearest_plane
+from attacks.estimator import Settings, setting
 from attacks.geometry import least_step, plane_crossing
 from attacks.isolation import Classifier
-from attacks.isolation.view import Record
+from attacks.search.linearised import gap_and_normal, nearest_plane
 from attacks.search.radius import ball_point, likeliest_others
+from attacks.trace import Record
+from attacks.types import BOTH_DOMAINS, Domain, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class SuperDeepFool(Settings):
 
     name: ClassVar[str] = "sdf"
     norms: ClassVar[frozenset[Norm]] = frozenset({"l2"})
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002}
     batch_invariant: ClassVar[bool] = True
 

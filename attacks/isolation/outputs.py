@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import InputError
+from attacks.types import InputError
 
 
 def as_logits(output: Any, binary: bool = False) -> Any:

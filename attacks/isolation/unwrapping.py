@@ -10,7 +10,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from attacks.estimator import InputError
+from attacks.types import InputError
 
 # class -> where it keeps the network; by name, as importing them takes seconds
 WRAPPERS = {

@@ -8,66 +8,28 @@ passes per image and, where asked, records the best verified iterate that passes
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, EstimatorError, InputError, Norm
-from attacks.geometry import per_row, row_norm
 from attacks.isolation.freezing import frozen
 from attacks.isolation.outputs import as_logits, check_rows
 from attacks.isolation.snapshot import Snapshot
+from attacks.seeds import forked_generators, seed_generators
+from attacks.trace import Record
+from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm
 
 if TYPE_CHECKING:
     from attacks.trace import Trace
-
-Bounds = tuple[float, float]
 
 
 class WeightsError(EstimatorError):
     """An estimator wrote the network's parameters; they are as before again."""
 
     TEXT = "a change of the network's weights (undone)"
-
-
-class Record:
-    """The nearest point of another class that each row has sent through the model so far.
-
-    Of points at one distance (iterates on a sphere, say) it is the one deepest in the other class,
-    which has the shortest way back to the boundary; rounding would otherwise choose.
-    """
-
-    SAME = 1e-5
-
-    def __init__(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
-        self.images, self.labels, self.norm, self.bounds = images, labels, norm, bounds
-        self.points = images.clone()
-        self.distance = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
-        self.least, self.depth = self.distance.clone(), torch.zeros_like(self.distance)
-
-    def see(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Keep the ``points`` ``(A, ...)`` of ``rows`` ``(A,)`` that changed class inside the bounds and are nearer."""
-        images = self.images[rows]
-        distance = row_norm(points - images.to(points.dtype), self.norm)
-        inside = ((points >= self.bounds[0]) & (points <= self.bounds[1])).flatten(1).all(1)
-        moved = (logits.argmax(1) != self.labels[rows]) & logits.isfinite().all(1)
-        depth = (logits.amax(1) - logits.gather(1, self.labels[rows, None])[:, 0]).double()
-        least = self.least[rows]
-        deeper = (distance < least * (1 + self.SAME)) & (depth > self.depth[rows])
-        better = inside & moved & (distance > 0) & ((distance < least * (1 - self.SAME)) | deeper)
-        kept = rows[better]
-        self.points[kept] = points[better].to(self.points.dtype)
-        self.distance[kept], self.depth[kept] = distance[better], depth[better]
-        self.least[kept] = torch.minimum(least, distance)[better]
-
-    def improve(self, candidates: Tensor) -> Tensor:
-        """The recorded points where there are any, else ``candidates``."""
-        return torch.where(per_row(self.distance.isfinite(), self.points).bool(), self.points, candidates)
 
 
 class Classifier(nn.Module):
@@ -271,30 +233,3 @@ def _plain_numbers(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def forked_generators() -> Iterator[None]:
-    """Give the torch (CPU and CUDA), NumPy and ``random`` generators back as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if initialised else []
-    # before CUDA starts, torch.manual_seed leaves its seed for later: the caller's must be the one that waits
-    waiting = torch.cuda._lazy_seed_tracker
-    waiting_state = dict(vars(waiting))
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            vars(waiting).update(waiting_state)
-
-
-def seed_generators(seed: int) -> None:
-    """Seed the generators that upstream attacks draw from; only inside `forked_generators`."""
-    # without an accelerator torch.manual_seed takes 0.3 ms to leave the seed for one
-    seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
-    seed_torch(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
 from attacks.geometry import dual_norm, farthest_in_box, least_step, per_row, project, row_norm, steepest_step
 from attacks.isolation import Classifier
-from attacks.isolation.view import Bounds
-from attacks.search.radius import FREE_REACH, ball_point, seeded_directions
+from attacks.search.radius import FREE_REACH, ball_point
+from attacks.seeds import seeded_directions
+from attacks.types import Bounds, Norm
 
 # a linearised step ends this part beyond the boundary: exactly on it, rounding would decide
 OVERSHOOT = 0.02

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
 from attacks.geometry import boundary_fraction, dual_norm, farthest_in_box, per_row
 from attacks.isolation import Classifier
-from attacks.isolation.view import Record
+from attacks.trace import Record
+from attacks.types import Norm
 
 # how much farther than the box a free witness is looked for
 FREE_REACH = 16.0
@@ -109,20 +109,6 @@ def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """The classes of largest logit beside the label, ``(B, min(count, K - 1))``; the label need not lead."""
     ranked = logits.detach().argsort(1, descending=True)
     return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
-
-
-def seeded_directions(images: Tensor, seeds: Tensor, norm: Norm, stream: int) -> Tensor:
-    """A random point on each row's unit sphere of ``norm``, from the row's own seed: ``(B, ...)``."""
-    rows = []
-    for seed in seeds.tolist():
-        generator = torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15 * (stream + 1)) % 2**63)
-        if norm == "linf":
-            draw = 2 * torch.rand(images.shape[1:], generator=generator, dtype=torch.float64) - 1
-            rows.append(draw / draw.abs().max())
-        else:
-            draw = torch.randn(images.shape[1:], generator=generator, dtype=torch.float64)
-            rows.append(draw / draw.norm())
-    return torch.stack(rows).to(images)
 
 
 def ball_point(images: Tensor, direction: Tensor, radius: Tensor, bounds: tuple[float, float]) -> Tensor:

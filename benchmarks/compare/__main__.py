@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attacks.estimator import NORMS, EstimatorError
 from attacks.registry import check_name, check_needs, create, text_form
+from attacks.types import NORMS, EstimatorError
 from harness.command import run_command
 from harness.config.options import ConfigError, OneLineParser
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from attacks.estimator import Estimator, Margins, Norm
+from attacks.estimator import Estimator, Margins
 from attacks.measure import measure
 from attacks.trace import Trace
+from attacks.types import Norm
 from benchmarks.problems import Problem, Truth
 from harness.config.devices import device_of
 from harness.measuring.plan import plan_units

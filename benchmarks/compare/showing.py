@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attacks.estimator import Margins, Norm
+from attacks.estimator import Margins
+from attacks.types import Norm
 from benchmarks.compare.audit import ENVELOPE, EXACT, OTHERS
 from benchmarks.compare.remarks import LEVELS
 from benchmarks.compare.results import Results

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.estimator import NORMS
+from attacks.types import NORMS
 from harness.command import run_command
 from harness.config.options import ConfigError, OneLineParser
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.estimator import Margins, Norm, Status
+from attacks.estimator import Margins, Status
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import Norm
 from benchmarks.figure1 import script
 from benchmarks.problems import Problem, run_problems
 from benchmarks.speed.agreement import SAME

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attacks.estimator import EstimatorError
 from attacks.registry import create, create_certifier
+from attacks.types import EstimatorError
 from benchmarks.fuzz.reading import Reader
 from benchmarks.reproduce.study import read_study
 from harness.config.options import ConfigError, OneLineParser, add_options

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from attacks.certify.branch_and_bound.bracket import Budget
 from attacks.certify.branch_and_bound.cache import Record, read_record, write_record
-from attacks.certify.branch_and_bound.search import Budget
 from attacks.registry import create
 from benchmarks.fuzz.inputs import INPUTS
 from benchmarks.fuzz.reading import Reader

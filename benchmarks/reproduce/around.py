@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import NORMS, Norm
-from attacks.measure import derive_seed, measure
+from attacks.measure import measure
 from attacks.registry import create
+from attacks.seeds import derive_seed
+from attacks.types import NORMS, Norm
 from benchmarks.problems import Problem, run_problems
 from harness.command import run_command
 from harness.config.options import OneLineParser

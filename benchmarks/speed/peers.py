@@ -20,12 +20,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from attacks.adapters.foolbox import foolbox, library
 from attacks.adapters.foolbox import quiet as foolbox_quiet
 from attacks.adapters.torchattacks import LIBRARY_NORM
 from attacks.adapters.torchattacks import quiet as torchattacks_quiet
-from attacks.adapters.upstream import foolbox, library
-from attacks.estimator import Norm
 from attacks.geometry import farthest_in_box, per_row, row_norm
+from attacks.types import Norm
 
 # library -> the module that must be there, and how to get it
 PEERS: dict[str, tuple[str, str]] = {

@@ -182,7 +182,13 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     for name in ("report.build", "run", "runs", "terminal", "track", "tracker", "data", "devices"):
         importlib.import_module(f"harness.{name}")
-    for name in ("attacks.registry", "attacks.certify.certifiers", "attacks.estimators.deepfool", "attacks.estimators.fmn", "rich.table"):
+    for name in (
+        "attacks.registry",
+        "attacks.certify.certifiers",
+        "attacks.estimators.deepfool",
+        "attacks.estimators.fmn",
+        "rich.table",
+    ):
         importlib.import_module(name)
     # what torch's optimisers and the digits load when they are first asked for: most of a short run's time
     for name in ("torch._dynamo", "sklearn.datasets", "scipy.stats"):

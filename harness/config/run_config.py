@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attacks.estimator import DOMAINS, NORMS, EstimatorError
 from attacks.registry import check_certifier, check_name
+from attacks.types import DOMAINS, NORMS, EstimatorError
 from harness.config.options import ConfigError, check_option, option, read_options
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")

@@ -15,9 +15,9 @@ from torch.utils import data
 
 from attacks.arguments import shown
 from attacks.checks import FEW, ModelWarning, check_images, check_model, look_channels_last
-from attacks.estimator import Domain, InputError
 from attacks.isolation import frozen_view
-from attacks.isolation.view import forked_generators
+from attacks.seeds import forked_generators
+from attacks.types import Domain, InputError
 from harness.config.devices import device_of
 from harness.store import RunFolder
 from harness.store.folder import probe_checksums

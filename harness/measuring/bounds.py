@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.certify.certifiers import Certificates, Certifier
-from attacks.estimator import NORMS, Domain, EstimatorError, Norm, UnsoundError, revision_of
+from attacks.certifier import Certificates, Certifier
+from attacks.estimator import revision_of
 from attacks.isolation.outputs import Logits
+from attacks.types import NORMS, Domain, EstimatorError, Norm, UnsoundError
 from harness.config.devices import device_of
 from harness.data.probes import Probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder, Unit

@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator, Status, revision_of
+from attacks.estimator import Estimator, Status, revision_of
 from attacks.isolation import WeightsError
-from attacks.isolation.view import Bounds
-from attacks.measure import derive_seed, join_margins
+from attacks.measure import join_margins
 from attacks.memory import chunk_length
+from attacks.seeds import derive_seed
+from attacks.types import Bounds, Domain
 from harness.config.devices import device_of
 from harness.data.probes import Probe
 from harness.measuring.listener import Listener

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from attacks.arguments import check_choice, several, shown, whole
-from attacks.certify.certifiers import Certifier
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, InputError, Norm, revision_of
+from attacks.certifier import Certifier
+from attacks.estimator import Estimator, revision_of
 from attacks.registry import check_needs, create, create_certifier, text_form
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.config.options import ConfigError
 from harness.store import Unit
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from attacks.arguments import check_flag, plain_bounds, whole
 from attacks.checks import check_module
-from attacks.estimator import NORMS, Domain, Estimator, Margins, Norm
-from attacks.measure import derive_seed, measure
+from attacks.estimator import Estimator, Margins
+from attacks.measure import measure
+from attacks.seeds import derive_seed
+from attacks.types import NORMS, Domain, Norm
 from harness.config.devices import device_of
 from harness.data.probes import Given, Probe, as_probe, check_probes
 from harness.measuring.plan import made_estimators, plain_norms, plan_units

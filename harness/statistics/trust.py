@@ -29,7 +29,8 @@ def verdicts_by_estimator(findings: pd.DataFrame) -> pd.DataFrame:
     all tests, or ``mixed``; tests that could not be made are counted in ``untested`` and do not count against it.
 
     Args:
-        findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`; those without an estimator are left out.
+        findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`; those without an
+            estimator are left out.
     """
     rows = []
     own = _asked_of_all(findings[findings["estimator"] != ""])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from attacks.estimator import DOMAINS, Status
+from attacks.estimator import Status
+from attacks.types import DOMAINS
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 from harness.store.identity import StoreError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from attacks.estimator import NORMS
+from attacks.types import NORMS
 
 # exactly what `epoch_name` writes: `epoch-1` and `epoch-0001` are other names
 EPOCH = re.compile(r"epoch-([0-9]{3}|[1-9][0-9]{3,})")

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator, Norm
+from attacks.estimator import Estimator
 from attacks.registry import create, create_certifier, text_form
+from attacks.types import Domain, Norm
 from harness.config.options import ConfigError
 from harness.config.run_config import check_provable, from_dict, parse_normalize
 from harness.data.builtin import CLASSES

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
-from attacks.certify.certifiers import Certifier
+from attacks.certifier import Certifier
 from attacks.checks import ModelWarning, check_module
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, InputError, Norm
+from attacks.estimator import Estimator
 from attacks.isolation import WeightsError
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 from harness.config.run_config import check_provable, digest
 from harness.data.probes import Given, as_probes, check_probes, checksum
 from harness.loggers import Logger, averages, made_loggers

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from attacks.certify.branch_and_bound.search import Bracket, Budget
+from attacks.certify.branch_and_bound.bracket import Bracket, Budget
 
 # what a change of the solver that may change its brackets must raise
 VERSION = 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.certify.branch_and_bound.region import Array, Region
-from attacks.estimator import Domain, Norm
+from attacks.types import Domain, Norm
 
 # in pixel ranges: how far each pixel is followed in the free domain, where no box ends the search
 FAR = 1e3

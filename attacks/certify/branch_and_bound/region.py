@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.estimator import Norm
+from attacks.types import Norm
 
 Array = NDArray[np.float64]
 

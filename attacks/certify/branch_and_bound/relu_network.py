@@ -14,7 +14,7 @@ from attacks.certify.branch_and_bound.region import Array
 from attacks.certify.network.blocks import LARGEST, matrix_of
 from attacks.certify.network.nonlinearities import Leaky
 from attacks.certify.network.piecewise import PiecewiseNetwork
-from attacks.estimator import InputError
+from attacks.types import InputError
 
 _SUPPORTED = "Linear, convolutions, BatchNorm, Dropout, average pooling, Flatten, ReLU and arithmetic with constants"
 

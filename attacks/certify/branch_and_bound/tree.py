@@ -12,10 +12,10 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attacks.certify.branch_and_bound.bracket import Ledger
 from attacks.certify.branch_and_bound.distance import Shortest, shortest_move
 from attacks.certify.branch_and_bound.region import TINY, Array, HalfSpace, Region
 from attacks.certify.branch_and_bound.relaxation import (
@@ -28,19 +28,12 @@ from attacks.certify.branch_and_bound.relaxation import (
     upper_lines,
 )
 
-if TYPE_CHECKING:
-    from attacks.certify.branch_and_bound.search import Search
-
 # relative distance beyond the boundary at which witnesses are looked for, small beside any gap
 AIM = 1e-8
 MOST_AIM = 1e-3
 # a root is tightened by its own half-space until that gains less than this
 GAIN = 1.01
 MOST_TIGHTENINGS = 8
-
-
-class OutOfBudget(Exception):
-    """The node or time budget is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +61,16 @@ class Tree:
     """The open parts of one ball; ``floor`` is the least that was proved of a closed one, inf if none holds a point.
 
     Args:
-        search: told of witnesses and lower bounds, and asked for the budget.
+        ledger: told of witnesses and lower bounds, and asked for the budget.
         region: the ball.
 
     Raises:
         OutOfBudget: here as in `search`.
     """
 
-    def __init__(self, search: Search, region: Region) -> None:
-        self._search = search
-        self._around = Surroundings(network=search.network, image=search.image, region=region)
+    def __init__(self, ledger: Ledger, region: Region) -> None:
+        self._ledger = ledger
+        self._around = Surroundings(network=ledger.network, image=ledger.image, region=region)
         self.radius = region.radius
         self.open: list[tuple[float, int, _Part]] = []
         self.floor = math.inf
@@ -91,21 +84,21 @@ class Tree:
     def search(self) -> None:
         """Split the part of the lowest bound until that is enough."""
         while self.open:
-            self._search.prove(self.least())
+            self._ledger.prove(self.least())
             if self.open[0][0] >= self._enough:
                 break
             part = heapq.heappop(self.open)[2]
             for sign in (1, -1):
                 self._keep(self._half(part, sign))
-        self._search.prove(self.least())
+        self._ledger.prove(self.least())
 
     @property
     def _horizon(self) -> float:
-        return min(self._search.upper, self.radius)
+        return min(self._ledger.upper, self.radius)
 
     @property
     def _enough(self) -> float:
-        return self._horizon * (1 - self._search.gap)
+        return self._horizon * (1 - self._ledger.gap)
 
     def _keep(self, part: _Part | None) -> None:
         if part is not None:
@@ -121,7 +114,7 @@ class Tree:
         signs = tuple(np.zeros(len(bias)) for bias in network.biases[:-1])
         slopes = tuple(steeper_slopes(bounds, layer) for layer in range(network.hidden))
         for other in range(network.classes):
-            if other == self._search.own:
+            if other == self._ledger.own:
                 continue
             part = self._bounded(_Part(other=other, signs=signs, bounds=bounds, slopes=slopes))
             for _ in range(MOST_TIGHTENINGS):
@@ -150,14 +143,14 @@ class Tree:
 
     def _bounded(self, part: _Part) -> _Part | None:
         """Bound a part's moves and choose where to split it; None where it is closed."""
-        self._search.spend()
+        self._ledger.spend()
         linear = part.bounds.linear()
         lines, found = self._relaxed(part, precise=linear)
         bound = max(part.bound, found.bound)
         if bound >= self._enough:
             self._close(bound)
             return None
-        outputs = self._search.offer(found.move)
+        outputs = self._ledger.offer(found.move)
         within = found.aggregate if found.bound > 0 else part.within
         part = replace(part, bound=bound, within=within)
         # the bounds hold for the sought moves only, which this one is not if units have other signs there
@@ -173,7 +166,7 @@ class Tree:
     def _relaxed(self, part: _Part, precise: bool) -> tuple[Lines, Shortest]:
         """The shortest move into the half-spaces of the class's lead and of the signed units."""
         network, region = self._around.network, self._around.region
-        functional = network.lead(part.other, self._search.own)[None]
+        functional = network.lead(part.other, self._ledger.own)[None]
         lines = upper_lines(self._around, part.bounds, part.slopes, functional, network.hidden, part.signs)
         # the lead counts as reached where rounding may hide it: aim beyond both, but not far
         hidden = 3 * float(np.abs(functional[0]) @ self._around.doubts[-1])

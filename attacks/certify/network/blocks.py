@@ -9,13 +9,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from attacks.certify.network.piecewise import Block
 
 # entries of one block's matrix: 128 MiB
 LARGEST = 2**24
@@ -89,3 +86,41 @@ def _padded(groups: list[Tensor]) -> Tensor:
             for group, one in zip(groups, first, strict=True)
         ]
     )
+
+
+@dataclass(frozen=True)
+class Block:
+    """An affine function of the outputs of one or more stages; its transpose is one vector-Jacobian product.
+
+    Attributes:
+        sources: the stages, ascending.
+        result: ``(1, ...)`` of the stages at zero: the constant part, with its graph.
+        leaves: the zeros, one a source.
+    """
+
+    sources: tuple[int, ...]
+    result: Tensor
+    leaves: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image's result."""
+        return tuple(self.result.shape[1:])
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """``(n,)``."""
+        return self.result.detach().flatten()
+
+    def transposed(self, rows: Tensor) -> dict[int, Tensor]:
+        """What functionals ``(R, n)`` of the result are of the sources: ``(R, n_s)`` each."""
+        with torch.enable_grad():
+            parts = torch.autograd.grad(
+                self.result,
+                self.leaves,
+                rows.reshape(-1, *self.result.shape),
+                is_grads_batched=True,
+                retain_graph=True,
+                create_graph=rows.requires_grad,
+            )
+        return {source: part.flatten(1) for source, part in zip(self.sources, parts, strict=True)}

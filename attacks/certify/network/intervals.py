@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attacks.certify.network.nonlinearities import Intervals
 from attacks.certify.network.tracing import Operation, Value
 
 
@@ -151,3 +150,24 @@ _RULES: Mapping[str, Callable[[Operation], Operation | None]] = {
     "convolution": _convolved,
     **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", _LEGITIMATE), _normalised),
 }
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What values lie between: ``(B, ...)`` each."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def between(cls, low: Tensor, high: Tensor) -> Intervals:
+        """These."""
+        return cls(low, high)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """``(B, n)`` each."""
+        return self.low.reshape(len(self.low), -1), self.high.reshape(len(self.high), -1)
+
+    def shaped(self, shape: tuple[int, ...]) -> Intervals:
+        """``(B, *shape)``."""
+        return Intervals(self.low.view(-1, *shape), self.high.view(-1, *shape))

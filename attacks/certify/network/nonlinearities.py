@@ -13,28 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attacks.certify.network.intervals import Intervals
 from attacks.certify.network.tracing import Operation, Value
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """What values lie between: ``(B, ...)`` each."""
-
-    low: Tensor
-    high: Tensor
-
-    @classmethod
-    def between(cls, low: Tensor, high: Tensor) -> Intervals:
-        """These."""
-        return cls(low, high)
-
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """``(B, n)`` each."""
-        return self.low.reshape(len(self.low), -1), self.high.reshape(len(self.high), -1)
-
-    def shaped(self, shape: tuple[int, ...]) -> Intervals:
-        """``(B, *shape)``."""
-        return Intervals(self.low.view(-1, *shape), self.high.view(-1, *shape))
 
 
 class Kink(Protocol):

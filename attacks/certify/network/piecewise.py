@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks.certify.network.blocks import Local, localise
-from attacks.certify.network.intervals import absolute, spread
-from attacks.certify.network.nonlinearities import Intervals, Kink, Leaky, MaxPool, kink_of
+from attacks.certify.network.blocks import Block, Local, localise
+from attacks.certify.network.intervals import Intervals, absolute, spread
+from attacks.certify.network.nonlinearities import Kink, Leaky, MaxPool, kink_of
 from attacks.certify.network.reading import check_reading
 from attacks.certify.network.tracing import (
     Operation,
@@ -24,9 +22,9 @@ from attacks.certify.network.tracing import (
     one_line,
     record,
 )
-from attacks.estimator import InputError, UnsoundError
 from attacks.isolation.outputs import as_logits
-from attacks.isolation.view import forked_generators
+from attacks.seeds import forked_generators
+from attacks.types import InputError, UnsoundError
 
 # entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
 # larger blocks are left to intervals
@@ -36,44 +34,6 @@ _SUPPORTED = (
     "Linear, convolutions, BatchNorm, Dropout, average and max pooling, Flatten, ReLU, LeakyReLU and arithmetic with "
     "constants and between branches"
 )
-
-
-@dataclass(frozen=True)
-class Block:
-    """An affine function of the outputs of one or more stages; its transpose is one vector-Jacobian product.
-
-    Attributes:
-        sources: the stages, ascending.
-        result: ``(1, ...)`` of the stages at zero: the constant part, with its graph.
-        leaves: the zeros, one a source.
-    """
-
-    sources: tuple[int, ...]
-    result: Tensor
-    leaves: tuple[Tensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image's result."""
-        return tuple(self.result.shape[1:])
-
-    @cached_property
-    def constant(self) -> Tensor:
-        """``(n,)``."""
-        return self.result.detach().flatten()
-
-    def transposed(self, rows: Tensor) -> dict[int, Tensor]:
-        """What functionals ``(R, n)`` of the result are of the sources: ``(R, n_s)`` each."""
-        with torch.enable_grad():
-            parts = torch.autograd.grad(
-                self.result,
-                self.leaves,
-                rows.reshape(-1, *self.result.shape),
-                is_grads_batched=True,
-                retain_graph=True,
-                create_graph=rows.requires_grad,
-            )
-        return {source: part.flatten(1) for source, part in zip(self.sources, parts, strict=True)}
 
 
 class PiecewiseNetwork:

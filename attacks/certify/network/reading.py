@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attacks.certify.network.nonlinearities import Intervals
-from attacks.estimator import InputError, UnsoundError
+from attacks.certify.network.blocks import Block
+from attacks.certify.network.intervals import Intervals
+from attacks.certify.network.nonlinearities import Kink
 from attacks.isolation import Classifier, frozen_view
-from attacks.isolation.view import forked_generators
-
-if TYPE_CHECKING:
-    from attacks.certify.crown import Relaxation
-    from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.seeds import forked_generators
+from attacks.types import InputError, UnsoundError
 
 # of random points: in a box around all pixels, and far outside of it
 INSIDE, OUTSIDE, FAR = 8, 4, 10.0
@@ -26,7 +24,23 @@ SUMS = 1e-10
 WRONG = 64
 
 
-def rounding(network: PiecewiseNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+class Reading(Protocol):
+    """What was read of a model: see `PiecewiseNetwork`."""
+
+    shape: tuple[int, ...]
+    device: torch.device
+    blocks: list[Block]
+    kinks: list[Kink]
+    places: list[str]
+
+    def logits(self, images: Tensor) -> Tensor: ...
+
+    def run(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]: ...
+
+    def sizes(self, images: Tensor) -> Tensor: ...
+
+
+def rounding(network: Reading, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """An estimate ``(B,)`` of what rounding in ``dtype`` adds to a logit of each image ``(B, C, H, W)``.
 
     Every block adds the unit roundoff (half of epsilon) of the largest sum of absolute values that it computes,
@@ -40,7 +54,7 @@ def rounding(network: PiecewiseNetwork, pixels: Tensor, dtype: torch.dtype) -> T
     return torch.finfo(dtype).eps / 2 * relative * sizes[:, -1]
 
 
-def check_reading(network: PiecewiseNetwork) -> None:
+def check_reading(network: Reading) -> None:
     """Compare what was read with the model, in float64, at random points inside of a box and far outside.
 
     Raises:
@@ -69,7 +83,7 @@ def _another(what: str) -> InputError:
     )
 
 
-def _check_blocks(network: PiecewiseNetwork, points: Tensor) -> None:
+def _check_blocks(network: Reading, points: Tensor) -> None:
     """Every block's transpose and constant, against the inputs that the recorded operations give the next kink."""
     inputs, logits = network.run(points)
     outcomes = [points.flatten(1)]
@@ -92,30 +106,6 @@ def _check_blocks(network: PiecewiseNetwork, points: Tensor) -> None:
             )
 
 
-def check_bounds(relaxation: Relaxation) -> None:
-    """Compare all bounds with what the network computes at the images and at a random point on the edge of each ball.
-
-    Raises:
-        UnsoundError: a value is outside of its bounds.
-    """
-    around, network = relaxation.around, relaxation.network
-    draw = torch.Generator().manual_seed(3)
-    move = torch.randn(around.images.shape, generator=draw, dtype=torch.float64).to(around.images)
-    move = move.sign() if around.norm == "linf" else move / move.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    # the images themselves may lie a rounding outside of the limits
-    low, high = around.images.clamp_max(around.limits[0]), around.images.clamp_min(around.limits[1])
-    edge = around.images + around.radii.view(-1, 1, 1, 1) * move
-    points = torch.cat([around.images, torch.minimum(torch.maximum(edge, low), high)])
-    for values, bounds, place in zip(network.run(points)[0], relaxation.bounds, network.places, strict=False):
-        least, most = (side.repeat(2, 1) for side in bounds.flat())
-        slack = SUMS * (values.abs().amax(1, keepdim=True) + 1)
-        if not ((values >= least - slack) & (values <= most + slack)).all():
-            raise UnsoundError(
-                f"expected values within their bounds before {place}, got one outside at a point within the radius; no "
-                "bound of this network can be trusted: report it with the model"
-            )
-
-
 def _computed(view: Classifier, points: Tensor, dtypes: list[torch.dtype]) -> tuple[Tensor, Tensor]:
     """The points in the first of ``dtypes`` that the model takes, and its logits of them, both then float64."""
     for dtype in dtypes:
@@ -129,9 +119,7 @@ def _computed(view: Classifier, points: Tensor, dtypes: list[torch.dtype]) -> tu
     raise AssertionError("images have a dtype")
 
 
-def rounding_of(
-    network: PiecewiseNetwork, model: nn.Module, pixels: Tensor, radii: Tensor, dtype: torch.dtype
-) -> Tensor:
+def rounding_of(network: Reading, model: nn.Module, pixels: Tensor, radii: Tensor, dtype: torch.dtype) -> Tensor:
     """How much nearer rounding in the model's own dtype may bring another class's logit, ``(B,)``.
 
     The model itself, with its own weights and precision, is compared with what was read: at the images, at points

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attacks.estimator import InputError
 from attacks.input_gradient import unquicken
 from attacks.isolation.outputs import as_logits
 from attacks.isolation.unwrapping import check_whole, run_by_copies, unwrapped
+from attacks.types import InputError
 
 # The result has the shape of the argument and no value of it.
 _CONSTANT = frozenset(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.certify.network.nonlinearities import Leaky
 from attacks.certify.network.piecewise import PiecewiseNetwork
-from attacks.estimator import InputError
+from attacks.types import InputError
 
 # entries of the widest of a group of functionals that are pulled through the network at a time
 CHUNK = 2**22

@@ -11,8 +11,8 @@ from torch.nn import functional
 from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.certify.regions.cells import Cells, Passes, cells_at
 from attacks.certify.regions.newton import FAST, SHARP, Nearest, nearest_moves
-from attacks.estimator import Norm
 from attacks.geometry import row_norm
+from attacks.types import Norm
 
 # solutions of one region's problem, with more faces each time, and how many more
 ROUNDS = 40

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
 from attacks.geometry import dual_norm
+from attacks.types import Norm
 
 TINY = float(torch.finfo(torch.float64).tiny)
 # of the length: how far a constraint may be missed
