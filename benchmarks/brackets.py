@@ -30,7 +30,8 @@ from harness.config.options import OneLineParser
 from harness.runs import read_runs
 from harness.statistics.brackets import TIGHT
 from harness.store import environment, now
-from harness.store.files import StoreError, write_atomically
+from harness.store.files import write_atomically
+from harness.store.identity import StoreError
 
 # of the points, those that are driven towards another class, and their steps
 DRIVEN, CLIMBING = 0.1, 20

@@ -18,11 +18,12 @@ from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
 from attacks.seeds import derive_seed
 from attacks.types import Domain, Norm
-from harness.data.builtin import Dataset, draw_probe, load
+from harness.data.builtin import load
+from harness.data.dataset import Dataset, draw_probe
 from harness.data.probes import Probe
 from harness.models.build import build, seeded
 from harness.runs import Run
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 from harness.tracking.finished_run import model_of, options_of, probes_of
 from harness.training.objectives import TrainingOptions
 from harness.training.trainer import Trainer

@@ -14,8 +14,8 @@ import pandas as pd
 from attacks.arguments import plain_path, several
 from harness.data.probes import read_probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
-from harness.store.files import StoreError, concatenate, from_csv
-from harness.store.identity import check_regular
+from harness.store.files import concatenate, from_csv
+from harness.store.identity import StoreError, check_regular
 from harness.store.parts import read_bounds, read_margins, read_predictions
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")

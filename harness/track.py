@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -15,7 +14,7 @@ from attacks.registry import known
 from attacks.types import EstimatorError, UnsoundError
 from harness.command import run_command, terminated_is_interrupted
 from harness.config.options import ConfigError, OneLineParser, add_options
-from harness.config.run_config import DATASETS, RunConfig, from_namespace, parse_normalize
+from harness.config.run_config import RunConfig, from_namespace, parse_normalize
 from harness.models.checkpoints import existing_checkpoints, mapping_line
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attacks.estimator import Estimator
-    from harness.data.builtin import Dataset
+    from harness.data.dataset import Dataset
     from harness.data.probes import Probe
     from harness.store import RunFolder
     from harness.tasks import Engine
@@ -102,7 +101,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     import torch
 
     from attacks.registry import create, text_form
-    from harness.config.devices import choose_device, sized
+    from harness.config.devices import choose_device, set_up, sized
+    from harness.data.load import load_data, probes_of
     from harness.data.probes import check_probes, checksum
     from harness.engines import create_engine
     from harness.loggers import check_logger
@@ -120,8 +120,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     existing = existing_checkpoints(config.checkpoints) if config.checkpoints else {}
     lines += [mapping_line(existing)] if existing else []
     config = sized(replace(config, epochs=max(existing)) if existing else config, device)
-    _set_up(config)
-    dataset = _fewer(_load(config), config)
+    set_up(config)
+    dataset = load_data(config)
     notes: list[str] = []
     model = build(
         config.model,
@@ -133,7 +133,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         say=notes.append,
         binary=config.binary,
     )
-    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), _probes(config, dataset)
+    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), probes_of(config, dataset)
     check_probes(
         probes,
         model,
@@ -223,18 +223,6 @@ def _run(
     return FAILED if tracker.failures else DONE
 
 
-def _set_up(config: RunConfig) -> None:
-    """Settings of the whole process, which belongs to this command."""
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.deterministic:
-        # cuBLAS reads it when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
 def _default_folder(config: RunConfig) -> Path:
     dataset, model = (text.replace(":", ".").replace("/", ".").strip(".") for text in (config.dataset, config.model))
     return Path("runs") / f"{dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -248,36 +236,6 @@ def _report(folder: RunFolder) -> list[str]:
     finished = [read_run(folder.path)]
     content = evaluate(finished)
     return [*write_report(finished, content, folder.report), *content.warm]
-
-
-def _load(config: RunConfig) -> Dataset:
-    from harness.data.builtin import load
-    from harness.data.own import load_source
-
-    read = load if config.dataset in DATASETS else load_source
-    return read(config.dataset, Path(config.data_root), config.download)
-
-
-def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
-    """The data set with as many images as asked for."""
-    from harness.data.builtin import Split, draw_probe
-
-    def some(split: Split, count: int | None) -> Split:
-        return split if count is None else split.subset(draw_probe(split, count, config.probe_seed))
-
-    train, test = some(dataset.train, config.train_images), some(dataset.test, config.test_images)
-    return replace(dataset, train=train, test=test)
-
-
-def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
-    from harness.data.builtin import draw_probe
-    from harness.data.probes import Probe
-
-    probes = {}
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        index = draw_probe(split, config.probe, config.probe_seed)
-        probes[name] = Probe(split.pixels(index), split.labels[index], split.ids[index])
-    return probes
 
 
 if __name__ == "__main__":

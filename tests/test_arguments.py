@@ -25,7 +25,7 @@ from attacks.types import EstimatorError, InputError
 from harness import MarginTracker, measure_margins
 from harness.data.probes import LayoutWarning, Probe, as_probe
 from harness.runs import read_run, read_runs
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 from harness.tasks import InProcess
 
 ONE_LINE = re.compile(r"expected [^\n]+, got [^\n]+; [^\n]+")

@@ -20,7 +20,7 @@ from attacks.estimator import Settings
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm, UnsoundError
 from harness import MarginTracker, compare, track
 from harness.figures import bracket_bands
-from harness.report.figures.brackets import bracket_sentences
+from harness.report.prose.brackets import bracket_sentences
 from harness.runs import read_run
 from harness.statistics.brackets import bracket_table, bracketed, proved
 from harness.store import BOUND_COLUMNS, Unit

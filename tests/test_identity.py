@@ -26,13 +26,13 @@ from attacks.polish import Polished
 from attacks.registry import create
 from attacks.types import EstimatorError
 from harness.compare import main as compare
-from harness.measuring.plan import describe
 from harness.report.__main__ import main as report
 from harness.runs import read_run
 from harness.store import RunFolder, Unit, files
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 from harness.store.places import place_of
 from harness.tracking.finished_run import options_of
+from harness.tracking.manifest import describe
 from harness.tracking.tracker import MarginTracker
 from tests.runs import ONE_LINE, state
 from tests.simulate import predictions_of

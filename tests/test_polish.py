@@ -31,7 +31,7 @@ from attacks.measure import measure
 from attacks.polish import Polished
 from attacks.registry import create, text_form
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
-from harness.measuring.plan import describe
+from harness.tracking.manifest import describe
 from tests import oracles
 from tests.test_exact import trained
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import harness.tasks
 import harness.tracking.training_run
-from harness.data.builtin import Dataset, draw_probe, load
+from harness.data.builtin import load
+from harness.data.dataset import Dataset, draw_probe
 from harness.models.build import build
 from harness.store import RunFolder, files
 from harness.store import folder as store

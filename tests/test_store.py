@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness.config.run_config import RunConfig, digest, resolve
 from harness.store import RunFolder, Unit, files
 from harness.store import folder as store
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 from tests.runs import ONE_LINE, contents, state
 
 

@@ -20,7 +20,8 @@ from benchmarks.survive.comparing import compare
 from benchmarks.survive.lives import OPTIONS
 from harness.compare import main as compare_again
 from harness.store import RunFolder, Unit, files
-from harness.store.files import StoreError, read_part
+from harness.store.files import read_part
+from harness.store.identity import StoreError
 from harness.track import main
 from harness.tracking.tracker import MarginTracker
 from harness.training.trainer import Trainer

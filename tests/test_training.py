@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.data.builtin import Split, load
+from harness.data.builtin import load
+from harness.data.dataset import Split
 from harness.models.build import build
 from harness.training.objectives import TrainingOptions, augmented, loss_function, pgd
 from harness.training.trainer import Trainer, TrainerState, epochs, evaluate

@@ -43,7 +43,8 @@ from harness.statistics.warm import (
     warm_savings,
 )
 from harness.store import RunFolder, Unit
-from harness.store.files import StoreError, load_tensors, read_part
+from harness.store.files import load_tensors, read_part
+from harness.store.identity import StoreError
 from harness.track import main
 from tests import simulate
 from tests.runs import ONE_LINE, contents, state

@@ -73,12 +73,12 @@ def exact_margins(
 ) -> ExactMargins:
     """The distance of each image to the boundary of its predicted class, of a network of affine layers and ReLUs.
 
-    Branch and bound over the ReLUs (see `attacks.certify.branch_and_bound.tree`); every lower bound holds in exact
-    arithmetic for the network in float64, every upper bound belongs to a point that the model itself,
-    in float64 and evaluation mode, puts into another class. Networks of up to about 150 units are solved in a second or so an image, some images in a
-    minute; of larger and of convolutional ones, many brackets stay open. What is proved falls short by what rounding
-    might hide, so that margins below about 1e-4 of the pixel range stay open at the default ``gap``: by 1e-3 of
-    themselves at 1e-6.
+    Branch and bound over the ReLUs (see `attacks.certify.branch_and_bound.tree`). Every lower bound holds in exact
+    arithmetic for the network in float64. Every upper bound belongs to a point that the model itself, in float64 and
+    evaluation mode, puts into another class. Networks of up to about 150 units take about a second per image, some
+    images a minute; of larger and of convolutional networks, many brackets stay open. What is proved falls short by
+    what rounding might hide, so that margins below about 1e-4 of the pixel range stay open at the default ``gap``: by
+    1e-3 of themselves at 1e-6.
 
     The results are the same every time for the same arguments, but where ``seconds`` ends a search or a cache
     knows better.

@@ -31,9 +31,9 @@ class FMN(Settings):
     """Fast minimum-norm attack (Pintor et al. 2021, Algorithm 1) with steps in units of the radius.
 
     The walks are those of `attacks.search.descent`, where the departures from the paper stand: mainly, a step is
-    ``stride`` radii long at first, falling on a cosine to 0.02, and steepest in the attack's own norm. Steps of one pixel
-    unit, as in the paper and in Foolbox (whose L2 form never projects), suit one size of margins: on adversarially trained
-    networks their L-infinity distances are 4 to 8% larger after 100 steps than these after 60.
+    ``stride`` radii long at first, falling on a cosine to 0.02, and steepest in the attack's own norm. Steps of one
+    pixel unit, as in the paper and in Foolbox (whose L2 form never projects), suit one size of margins: on
+    adversarially trained networks their L-infinity distances are 4 to 8% larger after 100 steps than these after 60.
 
     Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each, one from the image
     and one from the start, pushed on until it is a witness again; the nearest point of both is kept. Images

@@ -16,9 +16,9 @@ from benchmarks.compare.drawing import anytime_figure, cost_figure, security_fig
 from benchmarks.compare.results import Results
 from benchmarks.problems import slug
 from harness.figures import save
-from harness.measuring.plan import describe
 from harness.store import environment, now
 from harness.store.files import write_atomically, write_csv
+from harness.tracking.manifest import describe
 
 
 def write(out: Path, results: Results, options: Mapping[str, Any], estimators: Mapping[str, Estimator]) -> list[str]:

@@ -19,7 +19,7 @@ from attacks.types import Norm
 from benchmarks.figure1 import script
 from benchmarks.problems import Problem, run_problems
 from benchmarks.speed.agreement import SAME
-from harness.data.builtin import Dataset, Split
+from harness.data.dataset import Dataset, Split
 from harness.models.build import build
 from harness.runs import Run
 from harness.tracking.finished_run import options_of

@@ -18,7 +18,8 @@ from benchmarks.fuzz.reading import Reader
 from benchmarks.reproduce.study import read_study
 from harness.config.options import ConfigError, OneLineParser, add_options
 from harness.config.run_config import RunConfig, from_namespace
-from harness.data.builtin import DataError, _cifar10_split, _Folder, _mnist_split
+from harness.data.builtin import _cifar10_split, _Folder, _mnist_split
+from harness.data.dataset import DataError
 from harness.data.own import load_source
 from harness.models.weights import load_weights
 from harness.sweep import read_sweep

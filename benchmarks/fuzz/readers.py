@@ -21,7 +21,6 @@ from harness.measuring.shards import find_shard, keep_shard
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
 from harness.store.files import (
-    StoreError,
     load_checkpoint,
     load_tensors,
     load_trainer,
@@ -31,6 +30,7 @@ from harness.store.files import (
     save_trainer,
     write_part,
 )
+from harness.store.identity import StoreError
 from harness.tasks import Task, run_task
 from harness.tracking.tracker import MarginTracker
 from harness.training.objectives import TrainingOptions
@@ -54,7 +54,7 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _trainer(folder: Path) -> Path:
-    from harness.data.builtin import Split
+    from harness.data.dataset import Split
 
     split = Split(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) % 3, 255)
     trainer = Trainer(_model(), split, TrainingOptions(batch_size=4), torch.device("cpu"))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.reproduce.study import Group, Study
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 
 # of checkpoints that a study names none of
 OPTIONAL = ("free", "directions", "brackets")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +12,10 @@ from torch import nn
 from attacks.isolation.unwrapping import unwrapped
 from harness.config.options import ConfigError
 from harness.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,3 +54,13 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*network.parameters(), *network.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def set_up(config: RunConfig) -> None:
+    """Settings of the whole process, which belongs to this command."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

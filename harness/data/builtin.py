@@ -20,75 +20,17 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
-CLASSES = 10  # of every one of them
+from harness.data.dataset import CLASSES, NAMES, DataError, Dataset, Split
 
 _MNIST_SOURCES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or asked for by a wrong name; the message says what to do."""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images ``(N, C, H, W)`` uint8 in ``[0, levels]``, where ``levels`` means 1.0; labels ``(N,)`` int64.
-
-    ``ids`` ``(N,)`` int64 are the images' places in the data set's split, which a subset keeps; by default
-    their rows.
-    """
-
-    images: Tensor
-    labels: Tensor
-    levels: int
-    ids: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
-
-    def __post_init__(self) -> None:
-        if not len(self.ids):
-            object.__setattr__(self, "ids", torch.arange(len(self.images)))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def pixels(self, index: Tensor | slice | None = None) -> Tensor:
-        """Return the images at ``index`` (default all): ``(B, C, H, W)`` float32 in ``[0, 1]``."""
-        images = self.images if index is None else self.images[index]
-        return images.float() / self.levels
-
-    def subset(self, index: Tensor) -> Split:
-        """The images at ``index`` ``(M,)`` int64, in that order."""
-        return Split(self.images[index], self.labels[index], self.levels, self.ids[index])
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A training and a test split.
-
-    ``checksums`` holds the SHA-256 of the unpacked content of every file read (of the arrays for ``digits``),
-    which does not depend on how the files were packed.
-    """
-
-    name: str
-    classes: int
-    train: Split
-    test: Split
-    checksums: dict[str, str]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
 
 
 def load(name: str, root: Path | None = None, download: bool = False) -> Dataset:
@@ -110,17 +52,6 @@ def load(name: str, root: Path | None = None, download: bool = False) -> Dataset
     if name == "cifar10":
         return _cifar10(root, download)
     raise DataError(f"expected a data set of {', '.join(NAMES)}, got {name!r}; choose one of them")
-
-
-def draw_probe(split: Split, count: int, seed: int) -> Tensor:
-    """Draw the images to track: sorted distinct ``(min(count, len(split)),)`` int64 indices.
-
-    The global generator is left alone. A ``count`` below 1 raises ValueError.
-    """
-    if count < 1:
-        raise ValueError(f"expected a probe of at least 1 image, got {count}; ask for more")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return order[:count].sort().values
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.builtin import DataError, Dataset, Split
+from harness.data.dataset import DataError, Dataset, Split
 
 SPLITS = ("train", "test")
 # read through pickle, which could run code that is in the file

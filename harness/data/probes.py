@@ -20,8 +20,8 @@ from attacks.seeds import forked_generators
 from attacks.types import Domain, InputError
 from harness.config.devices import device_of
 from harness.store import RunFolder
-from harness.store.folder import probe_checksums
 from harness.store.identity import StoreError
+from harness.store.manifest import probe_checksums
 
 # what the parts of a split are called where they have names
 KEYS = {

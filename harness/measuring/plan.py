@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from attacks.arguments import check_choice, several, shown, whole
 from attacks.certifier import Certifier
-from attacks.estimator import Estimator, revision_of
+from attacks.estimator import Estimator
 from attacks.registry import check_needs, create, create_certifier, text_form
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.config.options import ConfigError
@@ -139,32 +138,3 @@ def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimato
         cold.add(text_form(control))
     lines = [f"{text} has no warm start: measured cold" for text in estimators if text not in able]
     return found, cold, lines
-
-
-def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier], **options: int) -> list[dict[str, Any]]:
-    """Manifest entries: canonical text, name, revision and all parameters, as they come back from JSON.
-
-    Args:
-        options: what else is to be said of each, as how often it is asked.
-
-    Raises:
-        EstimatorError: a text that is too long for the name of a file.
-    """
-    for text in estimators:
-        length = len(Unit(text, NORMS[-1]).filename)
-        if length > LONGEST:
-            raise EstimatorError(
-                f"expected an estimator whose text names a file, at most {LONGEST} bytes, got {length} for "
-                f"{text[:40]}...; give fewer parameters or members"
-            )
-    entries = [
-        {
-            "estimator": text,
-            "name": estimator.name,
-            "revision": revision_of(estimator),
-            "parameters": dataclasses.asdict(estimator),  # type: ignore[call-overload]
-            **options,
-        }
-        for text, estimator in estimators.items()
-    ]
-    return cast("list[dict[str, Any]]", json.loads(json.dumps(entries)))

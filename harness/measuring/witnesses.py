@@ -11,8 +11,8 @@ from torch import Tensor
 from attacks.estimator import Margins
 from harness.data.probes import Probe
 from harness.store import RunFolder, Unit
-from harness.store.files import StoreError
 from harness.store.folder import WITNESSES_KEPT
+from harness.store.identity import StoreError
 from harness.store.parts import read_margins
 
 

@@ -12,7 +12,8 @@ from harness.report.page import render
 from harness.report.static import write_comparison, write_figures
 from harness.runs import Run
 from harness.statistics.observations.evidence import gather
-from harness.store.files import StoreError, write_atomically, write_csv
+from harness.store.files import write_atomically, write_csv
+from harness.store.identity import StoreError
 
 
 def evaluate(runs: list[Run]) -> ReportContent:

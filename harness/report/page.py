@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.report.content import ReportContent
-from harness.report.figures.brackets import bracket_tables
 from harness.report.figures.graph import Graph
 from harness.report.figures.index import graphs
 from harness.report.figures.view import View, norm_name
 from harness.report.pictures import groups
+from harness.report.prose.brackets import bracket_tables
 from harness.report.prose.sections import MARKS, differences, facts, observations, side_tables, trust_tables
 from harness.report.prose.warm import warm_tables
 from harness.report.tables import Table

@@ -14,14 +14,15 @@ from attacks.registry import create, create_certifier, text_form
 from attacks.types import Domain, Norm
 from harness.config.options import ConfigError
 from harness.config.run_config import check_provable, from_dict, parse_normalize
-from harness.data.builtin import CLASSES
+from harness.data.dataset import CLASSES
 from harness.data.probes import Probe, read_probe
-from harness.measuring.plan import describe, plan_units, starts_warm
+from harness.measuring.plan import plan_units, starts_warm
 from harness.models.build import build
 from harness.models.libraries import Shape
 from harness.runs import Run
-from harness.store.files import StoreError
+from harness.store.identity import StoreError
 from harness.tasks import Engine
+from harness.tracking.manifest import describe
 from harness.tracking.terminal import Terminal
 from harness.tracking.tracker import MarginTracker
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attacks.estimator import Estimator
+from attacks.certifier import Certifier
+from attacks.estimator import Estimator, revision_of
 from attacks.registry import create_certifier, text_form
+from attacks.types import NORMS, EstimatorError
 from harness.config.run_config import RunConfig, as_dict, digest
-from harness.data.builtin import Dataset
-from harness.measuring.plan import describe
-from harness.store import environment
+from harness.data.dataset import Dataset
+from harness.measuring.plan import LONGEST
+from harness.store import Unit, environment
 
 
 def notes_of(model: nn.Module, config: RunConfig, device: torch.device) -> list[str]:
@@ -59,3 +64,32 @@ def manifest_of(
         "device": str(device),
         **environment(threads),
     }
+
+
+def describe(estimators: Mapping[str, Estimator] | Mapping[str, Certifier], **options: int) -> list[dict[str, Any]]:
+    """Manifest entries: canonical text, name, revision and all parameters, as they come back from JSON.
+
+    Args:
+        options: what else is to be said of each, as how often it is asked.
+
+    Raises:
+        EstimatorError: a text that is too long for the name of a file.
+    """
+    for text in estimators:
+        length = len(Unit(text, NORMS[-1]).filename)
+        if length > LONGEST:
+            raise EstimatorError(
+                f"expected an estimator whose text names a file, at most {LONGEST} bytes, got {length} for "
+                f"{text[:40]}...; give fewer parameters or members"
+            )
+    entries = [
+        {
+            "estimator": text,
+            "name": estimator.name,
+            "revision": revision_of(estimator),
+            "parameters": dataclasses.asdict(estimator),  # type: ignore[call-overload]
+            **options,
+        }
+        for text, estimator in estimators.items()
+    ]
+    return cast("list[dict[str, Any]]", json.loads(json.dumps(entries)))

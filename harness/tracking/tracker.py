@@ -24,23 +24,17 @@ from harness.loggers import Logger, averages, made_loggers
 from harness.measuring.bounds import Certifying
 from harness.measuring.listener import Listener
 from harness.measuring.margins import Estimating
-from harness.measuring.plan import (
-    describe,
-    made_certifiers,
-    made_estimators,
-    plain_epoch,
-    plain_norms,
-    plan_units,
-    warm_starts,
-)
+from harness.measuring.plan import made_certifiers, made_estimators, plain_epoch, plain_norms, plan_units, warm_starts
 from harness.measuring.shards import drop_stale_shards
 from harness.runs import check_files
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit, environment
-from harness.store.files import StoreError, weights_checksum, write_text
+from harness.store.files import weights_checksum, write_text
 from harness.store.growing import GrowingTable
+from harness.store.identity import StoreError
 from harness.store.parts import read_margins
 from harness.tasks import Engine, InProcess
+from harness.tracking.manifest import describe
 from harness.workers import Workers
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from harness.config.run_config import RunConfig
-from harness.data.builtin import Dataset
+from harness.data.dataset import Dataset
 from harness.models.weights import load_weights
 from harness.runs import EPOCH_COLUMNS, epoch_table
 from harness.statistics import SUMMARY_COLUMNS

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.isolation.outputs import Logits, as_logits
-from harness.data.builtin import Split
+from harness.data.dataset import Split
 from harness.models.build import eval_mode, seeded
 from harness.training.objectives import OPTIMIZERS, TrainingOptions, augmented, loss_function, pgd, trades_loss
 
