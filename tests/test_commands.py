@@ -1,4 +1,4 @@
-"""Every `harness` command of the documentation is run, on fewer and smaller things; `tests.test_docs` parses all."""
+"""Every `harness` command of the documentation runs, on small data; `tests.test_docs` parses all, in the ordinary tests."""
 
 import importlib
 import importlib.util
@@ -14,6 +14,8 @@ from torchvision.models import resnet18
 from harness.sweep import Entry, as_arguments
 from harness.track import main as track
 from tests.test_docs import ROOT, commands
+
+pytestmark = pytest.mark.slow
 
 # smaller than what the pages say; the last value given counts
 SMALL = {
