@@ -23,7 +23,6 @@ uv run python -m harness.report runs/digits
 copy digits runs/digits/figures margins
 
 uv run python -m harness.report runs/fashion-mnist-standard runs/fashion-mnist-pgd --out runs/fashion-mnist.html
-for training in standard pgd; do
-  copy "fashion-mnist-$training" "runs/fashion-mnist-figures/fashion-mnist-$training" margins correctness flow-train ratios classes confidence calibration boundary paths
-done
-cp runs/fashion-mnist-figures/distributions-{l2,linf}.png runs/fashion-mnist-observations.csv docs/fashion-mnist
+copy fashion-mnist-standard runs/fashion-mnist-figures/fashion-mnist-standard margins flow-train classes
+copy fashion-mnist-pgd runs/fashion-mnist-figures/fashion-mnist-pgd margins ratios
+cp runs/fashion-mnist-figures/distributions-l2.png runs/fashion-mnist-observations.csv docs/fashion-mnist

@@ -1,4 +1,4 @@
-"""Every `harness` command of the documentation runs, on small data; `tests.test_docs` parses all, in the ordinary tests."""
+"""Every `harness` command of the documentation runs, on small data; `tests.test_docs` parses all of them by default."""
 
 import importlib
 import importlib.util
