@@ -7,7 +7,10 @@ if (location.protocol === "file:") {
       this.ready = new Promise((resolve, reject) => {
         this.frame.onload = () => {
           const inside = this.frame.contentWindow;
-          inside.postMessage = (data) => this.onmessage?.(new MessageEvent("message", { data }));
+          inside.postMessage = (message) => {
+            const data = structuredClone(message);
+            setTimeout(() => this.onmessage?.(new MessageEvent("message", { data })));
+          };
           const script = inside.document.createElement("script");
           script.src = new URL(url, document.baseURI);
           script.onload = resolve;
@@ -19,7 +22,8 @@ if (location.protocol === "file:") {
       document.body.append(this.frame);
     }
 
-    postMessage(data) {
+    postMessage(message) {
+      const data = structuredClone(message);
       this.ready.then(() => this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })), () => {});
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import Error, sync_playwright
 
 from harness import MarginTracker, measure_margins
 
@@ -186,9 +187,30 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
-def test_search_works_from_the_folder(site: Path) -> None:
+def test_the_search_index_is_a_script(site: Path) -> None:
+    # fetch() reads no file://, and neither may a worker
     assert any(address.endswith("iframe-worker.js") for address in Read(site / "index.html").loads)
     assert (site / "search.js").read_text(encoding="utf-8").startswith("var __index")
+
+
+@pytest.mark.slow
+def test_search_works_from_the_folder(site: Path) -> None:
+    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.keyboard.press("Control+k")
+        page.get_by_role("combobox").fill("Gaussian noise")
+        page.get_by_text(re.compile(r"\b[1-9]\d* results?\b")).first.wait_for(timeout=20_000)
+        assert page.get_by_role("combobox").input_value() == "Gaussian noise"
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
 
 
 @pytest.mark.parametrize("function", [MarginTracker, MarginTracker.update, measure_margins])
