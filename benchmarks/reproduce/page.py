@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.reproduce import questions
-from benchmarks.reproduce.claims import Claim, Row
+from benchmarks.reproduce.claims import Row
 from benchmarks.reproduce.paper import CLAIMS
 from benchmarks.reproduce.stored import FILE, Stored, number
 from harness.files import as_csv, write_atomically
@@ -20,18 +20,19 @@ OBSERVATIONS = {
     3: "Observation 3: misclassified images lie closer",
 }
 NOTES = "notes.md"
-OPENING = f"""# The paper again
+OPENING = """# The paper again
 
-Mickisch et al. 2020, [arXiv 2002.01810](https://arxiv.org/abs/2002.01810), repeated. `python -m benchmarks.reproduce` runs
-[`benchmarks/reproduce.toml`](../benchmarks/reproduce.toml); with `--page` it makes this page again from
-[`{FILE}`](reproduction/{FILE}). What a test is and what its verdict means: [`statistics.md`](statistics.md)."""
+Mickisch et al. 2020, [arXiv 2002.01810](https://arxiv.org/abs/2002.01810), repeated.
+`python -m benchmarks.reproduce` runs [`benchmarks/reproduce.toml`](../benchmarks/reproduce.toml); with `--page` it
+makes this page again from [`{file}`]({folder}/{file})."""
 VERDICTS = """## Verdicts
 
-By DeepFool, the paper's estimator / by the nearest of our estimators (the envelope, or `cascade`); one verdict where they agree or only one was
-tested. Each claim's test, effects, intervals and images: [`claims.csv`](reproduction/claims.csv). Rows without a test are read off the curves of these runs and say
-nothing of others."""
-# shown on the page
-OVER_ESTIMATES = "over-estimates"
+By DeepFool, the paper's estimator / by the nearest of our estimators (the envelope, or `cascade`); one verdict where
+they agree or only one was tested. [`statistics.md`](statistics.md) says what a test is and what its verdict means; rows
+without a test are read off the curves of these runs and say nothing of others. Every row, with what was looked at,
+effects and intervals: [`claims.csv`]({folder}/claims.csv)."""
+# what the page shows of a table that is shown
+OVER_ESTIMATES, SHOWN = "over-estimates", ["run", "norm", "epoch 1", "epoch 20", "epoch 40"]
 
 
 def write_page(stored: Stored, page: Path) -> None:
@@ -43,14 +44,8 @@ def write_page(stored: Stored, page: Path) -> None:
     rows = {claim.key: claim.rows(stored) for claim in CLAIMS}
     tables = dict(_tables(stored))
     for name, table in {"claims": _flat(rows), **{name: table for name, (_, table) in tables.items()}}.items():
-        if name != OVER_ESTIMATES:
-            _write(stored.folder / f"{name}.csv", as_csv(table, float_format="%.6g"))
-    parts = [
-        *_opening(stored),
-        *_claims(stored, rows),
-        *_answers(tables, stored.folder.name),
-        *_figures(stored),
-    ]
+        _write(stored.folder / f"{name}.csv", as_csv(table, float_format="%.6g"))
+    parts = [*_opening(stored), *_claims(stored, rows), *_answers(tables, stored.folder.name), *_figures(stored)]
     _write(page, "\n\n".join(parts) + "\n")
 
 
@@ -73,6 +68,7 @@ def _flat(rows: dict[str, list[Row]]) -> pd.DataFrame:
 
 def _tables(stored: Stored) -> Iterator[tuple[str, tuple[str, pd.DataFrame]]]:
     """File name -> heading and table."""
+    yield "runs", ("What was run: training, epochs, estimators and errors", pd.DataFrame(_runs(stored)))
     yield (
         "over-estimates",
         (
@@ -139,12 +135,10 @@ def _tables(stored: Stored) -> Iterator[tuple[str, tuple[str, pd.DataFrame]]]:
 
 
 def _opening(stored: Stored) -> Iterator[str]:
-    yield OPENING
+    yield OPENING.format(file=FILE, folder=stored.folder.name)
     notes = stored.folder / NOTES
     if notes.exists():
         yield notes.read_text(encoding="utf-8").strip()
-    yield "## What was run"
-    yield _markdown(pd.DataFrame(_runs(stored)))
     waiting = [group.title for group in stored.study.groups if group not in stored.groups()]
     if waiting:
         yield f"Planned and not run yet: {'; '.join(waiting)}."
@@ -152,20 +146,23 @@ def _opening(stored: Stored) -> Iterator[str]:
 
 def _runs(stored: Stored) -> Iterator[dict[str, str]]:
     for run in dict.fromkeys(run for group in stored.groups() for run in group.runs):
+        whole = stored.run(run, "summary")
         config, errors = stored.config(run), {split: stored.errors(run, split) for split in ("train", "test")}
-        pgd = f", {config['pgd_steps']} steps, ε {number(config['pgd_epsilon'])}"
+        pgd = f", {config['pgd_steps']} PGD steps, ε {number(config['pgd_epsilon'])}"
         yield {
-            "run": f"`{run}`",
+            "run": run,
             "training": f"{config['training']}{pgd if config['training'] == 'pgd' else ''}",
+            "loss": config["loss"],
             "epochs": str(int(errors["test"].index[-1])),
+            "images": " + ".join(str(int(n)) for n in whole.groupby("split", sort=False)["count"].max()),
             "every epoch by": ", ".join(stored.estimators(run)),
-            "error, train and test": ", ".join(f"{100 * errors[split].iloc[-1]:.2f}%" for split in errors),
+            "error, train and test": " and ".join(f"{100 * errors[split].iloc[-1]:.2f}%" for split in errors),
         }
 
 
 def _claims(stored: Stored, rows: dict[str, list[Row]]) -> Iterator[str]:
     groups = [group.name for group in stored.groups()]
-    yield VERDICTS
+    yield VERDICTS.format(folder=stored.folder.name)
     for observation, title in OBSERVATIONS.items():
         own = [claim for claim in CLAIMS if claim.observation == observation]
         yield f'<a id="observation-{observation}"></a>\n\n### {title}'
@@ -184,11 +181,10 @@ def _cell(rows: Iterable[Row], group: str) -> str:
 
 def _answers(tables: dict[str, tuple[str, pd.DataFrame]], folder: str) -> Iterator[str]:
     yield "## The open questions"
-    links = [f"- {heading}: [`{name}.csv`]({folder}/{name}.csv)" for name, (heading, _) in tables.items() if name != OVER_ESTIMATES]
-    yield "\n".join(links)
+    yield "\n".join(f"- {heading}: [`{name}.csv`]({folder}/{name}.csv)" for name, (heading, _) in tables.items())
     heading, table = tables[OVER_ESTIMATES]
     yield f"### {heading}"
-    yield _markdown(table) if len(table) else "Not measured yet."
+    yield _markdown(table.reindex(columns=SHOWN)) if len(table) else "Not measured yet."
 
 
 def _figures(stored: Stored) -> Iterator[str]:

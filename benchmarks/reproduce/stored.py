@@ -74,7 +74,7 @@ class Stored:
         whole = self.run(run, "summary")
         if run not in self._curves:
             subsets = whole.sort_values("epoch").set_index("epoch").groupby(["estimator", "norm", "split", "subset"])
-            self._curves[run] = dict(iter(subsets))
+            self._curves[run] = dict(list(subsets))
         rows = self._curves[run].get((estimator, norm, split, subset))
         return whole.iloc[:0].set_index("epoch")[of] if rows is None else rows[of]
 
@@ -91,7 +91,7 @@ class Stored:
         return self._tables.get(key, pd.DataFrame())
 
     @cached_property
-    def _curves(self) -> dict[str, dict[tuple[str, ...], pd.DataFrame]]:
+    def _curves(self) -> dict[str, dict[Any, pd.DataFrame]]:
         return {}
 
     @cached_property

@@ -41,7 +41,7 @@ def write_tables(path: Path, tables: Mapping[Key, pd.DataFrame]) -> None:
     for (of, name), table in tables.items():
         if len(table):
             columns.setdefault(name, {}).update(dict.fromkeys(table.columns))
-            parts.append(_arrow(table.assign(**{OF: of, TABLE: name})))
+            parts.append(_arrow(pd.DataFrame({TABLE: name, OF: of} | dict(table.items()))))
     whole = pa.concat_tables(parts, promote_options="permissive")
     fields = [field.with_type(pa.float64()) if pa.types.is_null(field.type) else field for field in whole.schema]
     said = {COLUMNS: json.dumps({name: list(own) for name, own in columns.items()})}
