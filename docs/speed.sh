@@ -12,8 +12,7 @@ export OMP_NUM_THREADS=1
 mkdir -p docs/speed
 
 [ -e runs/figure1/figure1.json ] || $python -m benchmarks.figure1 --out runs/figure1
-cp runs/figure1/figure1.{json,md,png} docs/speed
-cp runs/figure1/run/manifest.json docs/speed/figure1-manifest.json
+cp runs/figure1/figure1.md docs/speed
 
 speed() { # NAME ARGUMENT...
   local name=$1
@@ -21,7 +20,6 @@ speed() { # NAME ARGUMENT...
   # speed.json grows table by table
   [ -e "runs/speed/$name/done" ] || { $python -m benchmarks.speed "$@" --out "runs/speed/$name" && touch "runs/speed/$name/done"; }
   cp "runs/speed/$name/speed.md" "docs/speed/$name.md"
-  cp "runs/speed/$name/speed.json" "docs/speed/$name.json"
 }
 
 run=(runs/figure1/run --epoch 40)
