@@ -430,7 +430,7 @@ def test_a_short_study_goes_from_nothing_to_its_page_and_is_not_run_again(
     assert main([*given, "--jobs", "2"]) == 0
     assert capsys.readouterr().out.count("python -m") == 6
     page = (tmp_path / "out.md").read_text(encoding="utf-8")
-    assert "![A picture](out/pair/digits-dense-pgd-margins.png)" in page
+    assert "### A picture\n\n![A pair](out/pair/digits-dense-pgd-margins.png)" in page
     assert (tmp_path / "out/pair/digits-dense-pgd-margins.png").stat().st_size > 10_000
     assert '\ndigits-dense-pgd,"pgd, 10 PGD steps' in (tmp_path / "out/runs.csv").read_text(encoding="utf-8")
     claims = pd.read_csv(tmp_path / "out/claims.csv")

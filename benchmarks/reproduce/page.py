@@ -192,7 +192,7 @@ def _figures(stored: Stored) -> Iterator[str]:
     for group in stored.groups():
         for picture, caption in group.pictures.items():
             yield f"### {caption}"
-            yield f"![{caption}]({stored.folder.name}/{group.place(picture).as_posix()})"
+            yield f"![{group.title}]({stored.folder.name}/{group.place(picture).as_posix()})"
 
 
 def _markdown(table: pd.DataFrame) -> str:
