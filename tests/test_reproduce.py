@@ -23,6 +23,7 @@ from benchmarks.reproduce.around import crossings, free_against_box
 from benchmarks.reproduce.around import main as surround
 from benchmarks.reproduce.claims import by_test, read_off
 from benchmarks.reproduce.collecting import confidence, flow
+from benchmarks.reproduce.page import NOTES
 from benchmarks.reproduce.running import StepError, run_step, steps_of
 from benchmarks.reproduce.stored import FILE, Stored, number, span
 from benchmarks.reproduce.study import read_study
@@ -392,7 +393,7 @@ def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> N
     committed = ROOT / "docs/reproduction"
     out = tmp_path / "reproduction"
     out.mkdir()
-    for name in (FILE, "notes.md"):
+    for name in (FILE, NOTES):
         shutil.copy(committed / name, out)
     assert main(["--page", "--out", str(out)]) == 0
     page = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")

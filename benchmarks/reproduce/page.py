@@ -19,7 +19,8 @@ OBSERVATIONS = {
     2: "Observation 2: adversarial training prevents it",
     3: "Observation 3: misclassified images lie closer",
 }
-NOTES = "notes.md"
+# Markdown, but no page of its own
+NOTES = "notes.txt"
 OPENING = """# The paper again
 
 Mickisch et al. 2020, [arXiv 2002.01810](https://arxiv.org/abs/2002.01810), repeated.
