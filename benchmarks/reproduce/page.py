@@ -1,4 +1,4 @@
-"""``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and nothing else."""
+"""``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and the notes beside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OBSERVATIONS = {
     2: "Observation 2: adversarial training prevents it",
     3: "Observation 3: misclassified images lie closer",
 }
-# Markdown, but no page of its own
+# Markdown for this page; as .txt the site does not render it a second time
 NOTES = "notes.txt"
 OPENING = """# The paper again
 
@@ -32,7 +32,7 @@ By DeepFool, the paper's estimator / by the nearest of our estimators (the envel
 they agree or only one was tested. [`statistics.md`](statistics.md) says what a test is and what its verdict means; rows
 without a test are read off the curves of these runs and say nothing of others. Every row, with what was looked at,
 effects and intervals: [`claims.csv`]({folder}/claims.csv)."""
-# what the page shows of a table that is shown
+# the table that the page shows, and the columns that it shows of it
 OVER_ESTIMATES, SHOWN = "over-estimates", ["run", "norm", "epoch 1", "epoch 20", "epoch 40"]
 
 

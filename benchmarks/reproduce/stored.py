@@ -17,7 +17,7 @@ from benchmarks.reproduce.tables import Key, read_tables
 from harness.files import StoreError
 
 FILE = "study.parquet"
-# tables that a run or a group may have no rows of: certified or surrounded at no checkpoint
+# tables without rows where the study asks for no certificates, free margins or random directions
 OPTIONAL = ("free", "directions", "brackets", "proved")
 NORMS, SPLITS = ("l2", "linf"), ("train", "test")
 
