@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.estimator import Domain, Norm
 from attacks.geometry import plane_crossing, row_norm
+from attacks.types import Domain, Norm
 
 
 def affine_margins(

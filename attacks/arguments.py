@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attacks.estimator import EstimatorError, InputError
+from attacks.types import EstimatorError, InputError
 
 LARGEST = 2**63 - 1
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import plain_bounds, shown
-from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm
-from attacks.isolation import Bounds, Classifier
-from attacks.outputs import check_rows
-from attacks.unwrapping import check_whole
+from attacks.estimator import Estimator
+from attacks.isolation import Classifier
+from attacks.isolation.outputs import check_rows
+from attacks.isolation.unwrapping import check_whole
+from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm
 
 PROBABILITIES = (
     "the model's outputs are probabilities, not logits: their gradients vanish where it is sure, and DeepFool and "

@@ -9,29 +9,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+
+# the names below are part of this module's public interface
+from attacks.types import DOMAINS as DOMAINS
+from attacks.types import NORMS as NORMS
+from attacks.types import Domain as Domain
+from attacks.types import EstimatorError as EstimatorError
+from attacks.types import InputError as InputError
+from attacks.types import Norm as Norm
+from attacks.types import UnsoundError as UnsoundError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attacks.isolation import Classifier
-
-Norm = Literal["l2", "linf"]
-Domain = Literal["box", "free"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
-
-
-class InputError(ValueError):
-    """Images, labels or a model that cannot be measured; the message says what to do."""
-
-
-class EstimatorError(ValueError):
-    """An estimator that does not exist, cannot do what is asked, or breaks the contract."""
-
-
-class UnsoundError(RuntimeError):
-    """A point of another class nearer than a proved lower bound: what proved it is wrong, and no result is given."""
 
 
 class Status(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
+from attacks.types import Norm
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

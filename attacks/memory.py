@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Estimator
-from attacks.isolation import Bounds, Classifier, forked_generators, frozen_view
+from attacks.estimator import Estimator
+from attacks.isolation import Classifier, frozen_view
+from attacks.seeds import forked_generators
+from attacks.types import Bounds, Domain
 
 # What a pass with gradients may keep, in bytes. About half as much again passes through while it is built and taken
 # back, and the images' own copies come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.

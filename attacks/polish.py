@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.certify.cells import Passes, check_units
-from attacks.certify.hops import nearest_boundary
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.stand import Task
-from attacks.estimator import Domain, Estimator, EstimatorError, InputError, Norm, revision_of
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.regions.cells import Passes, check_units
+from attacks.certify.regions.faces import Task
+from attacks.certify.regions.walk import nearest_boundary
+from attacks.estimator import Estimator, revision_of
 from attacks.geometry import boundary_fraction, least_step, on_segment, per_row, row_norm
 from attacks.isolation import Classifier
-from attacks.outputs import Logits
+from attacks.isolation.outputs import Logits
+from attacks.types import Domain, EstimatorError, InputError, Norm
 
 # Parts of the distance beyond the boundary at which the classifier, in its own precision, is asked, with what rounding
 # might swallow added. Nearer, another batch puts some points back (as for the judge's own step), and the row is lost.
@@ -33,8 +34,8 @@ class Polished:
     """Runs ``inner``, then polishes its witnesses: ``deepfool:refine=polish``.
 
     Where units keep their signs, a ReLU network is affine, and the nearest point at which another class leads solves a
-    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.hops`), and so
-    it is from walks to the classes nearby.
+    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.regions.walk`),
+    and so it is from walks to the classes nearby.
     Rows without a witness, and those whose polished point the model does not confirm, stay as the inner estimator left
     them. Only networks of affine layers, ReLU and LeakyReLU can be read; their passes in float64 count as passes.
     """

@@ -15,10 +15,11 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, EstimatorError, Norm
+from attacks.estimator import Estimator
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm
 
 if TYPE_CHECKING:
-    from attacks.certify.certifiers import Certifier
+    from attacks.certifier import Certifier
 
 ENTRY_POINTS = "margin_harness.estimators"
 
@@ -39,25 +40,33 @@ _BOX: tuple[Domain, ...] = ("box",)
 
 # cost: forwards and backwards an image on the digits network of benchmarks/estimators.py
 ESTIMATORS: dict[str, Entry] = {
-    "deepfool": Entry("attacks.deepfool:DeepFool", NORMS, DOMAINS, "40", "linearise and step (the paper's)"),
-    "fmn": Entry("attacks.fmn:FMN", NORMS, DOMAINS, "140", "fast minimum norm: adaptive radius"),
-    "ddn": Entry("attacks.ddn:DDN", ("l2",), DOMAINS, "140", "decoupled direction and norm"),
-    "cw": Entry("attacks.via_foolbox:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
+    "deepfool": Entry("attacks.estimators.deepfool:DeepFool", NORMS, DOMAINS, "40", "linearise and step (the paper's)"),
+    "fmn": Entry("attacks.estimators.fmn:FMN", NORMS, DOMAINS, "140", "fast minimum norm: adaptive radius"),
+    "ddn": Entry("attacks.estimators.ddn:DDN", ("l2",), DOMAINS, "140", "decoupled direction and norm"),
+    "cw": Entry("attacks.estimators.cw:CW", ("l2",), _BOX, "1200", "Carlini-Wagner, search over c"),
     "bb": Entry(
-        "attacks.via_foolbox:BB", NORMS, _BOX, "300", "Brendel-Bethge along the boundary; needs numba", "numba"
+        "attacks.estimators.bb:BB", NORMS, _BOX, "300", "Brendel-Bethge along the boundary; needs numba", "numba"
     ),
-    "pgd": Entry("attacks.via_torchattacks:PGD", NORMS, _BOX, "300", "PGD, radius bisected per image"),
-    "apgd": Entry("attacks.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
-    "fab": Entry("attacks.via_torchattacks:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
-    "sdf": Entry("attacks.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"),
-    "linear": Entry("attacks.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"),
-    "cascade": Entry("attacks.cascade:Cascade", NORMS, DOMAINS, "300", "walks to the nearest classes, under a budget"),
-    "best": Entry("attacks.best:Best", NORMS, DOMAINS, "its members'", "nearest of several, best:of=fmn+apgd:steps=40"),
+    "pgd": Entry("attacks.estimators.pgd:PGD", NORMS, _BOX, "300", "PGD, radius bisected per image"),
+    "apgd": Entry("attacks.estimators.apgd:APGD", NORMS, DOMAINS, "900", "auto-PGD on DLR and targeted DLR, bisected"),
+    "fab": Entry("attacks.estimators.fab:FAB", NORMS, _BOX, "140", "fast adaptive boundary"),
+    "sdf": Entry(
+        "attacks.estimators.sdf:SuperDeepFool", ("l2",), DOMAINS, "50", "DeepFool, straightened by projections"
+    ),
+    "linear": Entry(
+        "attacks.estimators.linear:Linear", NORMS, DOMAINS, "30", "one linearised step, doubled until it crosses"
+    ),
+    "cascade": Entry(
+        "attacks.estimators.cascade:Cascade", NORMS, DOMAINS, "300", "walks to the nearest classes, under a budget"
+    ),
+    "best": Entry(
+        "attacks.estimators.best:Best", NORMS, DOMAINS, "its members'", "nearest of several, best:of=fmn+apgd:steps=40"
+    ),
     "foolbox": Entry(
-        "attacks.any_attack:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
+        "attacks.estimators.foolbox:FoolboxAttack", NORMS, _BOX, "its own", "foolbox:<ClassName>, any of its attacks"
     ),
     "torchattacks": Entry(
-        "attacks.any_attack:TorchAttack",
+        "attacks.estimators.torchattacks:TorchAttack",
         NORMS,
         _BOX,
         "its own",

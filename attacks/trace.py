@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
-from attacks.geometry import row_norm
-from attacks.isolation import Bounds
+from attacks.geometry import per_row, row_norm
+from attacks.types import Bounds, Norm
 
 
 class Trace:
@@ -76,3 +75,38 @@ class Trace:
         self._least = least
         if len(nearer):
             self._entries.append((nearer.cpu() + self._first, passes[nearer].cpu(), least[nearer].cpu()))
+
+
+class Record:
+    """The nearest point of another class that each row has sent through the model so far.
+
+    Of points at one distance (iterates on a sphere, say) it is the one deepest in the other class,
+    which has the shortest way back to the boundary; rounding would otherwise choose.
+    """
+
+    SAME = 1e-5
+
+    def __init__(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
+        self.images, self.labels, self.norm, self.bounds = images, labels, norm, bounds
+        self.points = images.clone()
+        self.distance = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
+        self.least, self.depth = self.distance.clone(), torch.zeros_like(self.distance)
+
+    def see(self, points: Tensor, logits: Tensor, rows: Tensor) -> None:
+        """Keep the ``points`` ``(A, ...)`` of ``rows`` ``(A,)`` that changed class inside the bounds and are nearer."""
+        images = self.images[rows]
+        distance = row_norm(points - images.to(points.dtype), self.norm)
+        inside = ((points >= self.bounds[0]) & (points <= self.bounds[1])).flatten(1).all(1)
+        moved = (logits.argmax(1) != self.labels[rows]) & logits.isfinite().all(1)
+        depth = (logits.amax(1) - logits.gather(1, self.labels[rows, None])[:, 0]).double()
+        least = self.least[rows]
+        deeper = (distance < least * (1 + self.SAME)) & (depth > self.depth[rows])
+        better = inside & moved & (distance > 0) & ((distance < least * (1 - self.SAME)) | deeper)
+        kept = rows[better]
+        self.points[kept] = points[better].to(self.points.dtype)
+        self.distance[kept], self.depth[kept] = distance[better], depth[better]
+        self.least[kept] = torch.minimum(least, distance)[better]
+
+    def improve(self, candidates: Tensor) -> Tensor:
+        """The recorded points where there are any, else ``candidates``."""
+        return torch.where(per_row(self.distance.isfinite(), self.points).bool(), self.points, candidates)

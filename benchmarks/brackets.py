@@ -18,19 +18,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attacks.certify.certifiers import Certificates
-from attacks.certify.tracing import evaluation_copy
-from attacks.estimator import NORMS, Domain, EstimatorError, Norm
+from attacks.certifier import Certificates
+from attacks.certify.network.tracing import evaluation_copy
 from attacks.geometry import project
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
+from attacks.types import NORMS, Domain, EstimatorError, Norm
 from benchmarks.problems import BUILT_IN, Problem, run_problems
 from harness.command import run_command
-from harness.files import StoreError, write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.runs import read_runs
 from harness.statistics.brackets import TIGHT
 from harness.store import environment, now
+from harness.store.files import write_atomically
+from harness.store.identity import StoreError
 
 # of the points, those that are driven towards another class, and their steps
 DRIVEN, CLIMBING = 0.1, 20

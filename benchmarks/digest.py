@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
+from benchmarks.compare.audit import ENVELOPE, EXACT, describe, distances, envelope, ratios
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
+from harness.store.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,14 +19,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attacks.estimator import NORMS, EstimatorError, Margins, Norm
+from attacks.estimator import Margins
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
+from attacks.types import NORMS, EstimatorError, Norm
 from benchmarks.problems import Problem, affine_problem, digits_problem
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment
+from harness.store.files import write_atomically
 
 
 @dataclass(frozen=True)

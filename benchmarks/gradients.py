@@ -23,9 +23,9 @@ from torch.nn import functional
 from attacks.input_gradient import quicken
 from benchmarks.speed.report import made_with
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.models import build
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
+from harness.models.build import build
+from harness.store.files import write_atomically
 
 CLASSES = 10
 Ways = Mapping[str, Callable[[], Tensor]]

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.command import run_command
-from harness.files import write_text
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment, now
+from harness.store.files import write_text
 
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FIRST_FIGURE = "runs/first/figures/margins.png"

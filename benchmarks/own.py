@@ -27,11 +27,11 @@ from torchvision.models import resnet18
 from torchvision.transforms.v2 import Normalize
 
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.measuring import measure_margins
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
+from harness.measuring.rows import measure_margins
 from harness.runs import read_run
 from harness.store import environment, now
+from harness.store.files import write_atomically
 
 MEAN, DEVIATION, CLASSES = 0.3, 0.37, 10
 ESTIMATORS, NORMS = ("deepfool", "fmn:steps=30"), ("l2", "linf")

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
-from attacks.estimator import Domain, Norm
-from attacks.measure import derive_seed
-from harness.data import Dataset, draw_probe, load
-from harness.files import StoreError
-from harness.models import build, seeded
-from harness.objectives import TrainingOptions
-from harness.probes import Probe
-from harness.remeasure import model_of, options_of, probes_of
+from attacks.seeds import derive_seed
+from attacks.types import Domain, Norm
+from harness.data.builtin import load
+from harness.data.dataset import Dataset, draw_probe
+from harness.data.probes import Probe
+from harness.models.build import build, seeded
 from harness.runs import Run
-from harness.training import Trainer
+from harness.store.identity import StoreError
+from harness.tracking.finished_run import model_of, options_of, probes_of
+from harness.training.objectives import TrainingOptions
+from harness.training.trainer import Trainer
 
 # in the working directory: what exact margins took minutes to find is found once
 EXACT_CACHE = Path(".exact")

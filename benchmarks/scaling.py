@@ -19,13 +19,13 @@ import torch
 
 from benchmarks.speed.report import made_with
 from harness.command import run_command
+from harness.config.options import OneLineParser
 from harness.engines import create_engine
-from harness.files import write_atomically
-from harness.models import build
-from harness.options import OneLineParser
+from harness.models.build import build
 from harness.store import RunFolder
+from harness.store.files import write_atomically
 from harness.tasks import Engine
-from harness.tracker import MarginTracker
+from harness.tracking.tracker import MarginTracker
 
 SHAPE, CLASSES = (1, 28, 28), 10
 

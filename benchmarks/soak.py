@@ -19,9 +19,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.command import run_command
-from harness.files import write_atomically, write_csv
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment, now
+from harness.store.files import write_atomically, write_csv
 
 LINE = re.compile(r"epoch +(\d+)/\d+ .*?(\d+):(\d\d):(\d\d) left")
 COLUMNS = ("epoch", "seconds", "left", "memory", "disk", "checkpoints", "files")

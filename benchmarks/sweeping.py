@@ -20,9 +20,9 @@ from pathlib import Path
 
 from benchmarks.survive.comparing import compare
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment, now
+from harness.store.files import write_atomically
 from harness.sweep import read_sweep
 
 

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attacks.estimator import NORMS, EstimatorError, UnsoundError
 from attacks.registry import check_certifier, check_name
-from harness.command import run_command
-from harness.config import ENGINES
-from harness.options import ConfigError, OneLineParser
-from harness.stopping import terminated_is_interrupted
+from attacks.types import NORMS, EstimatorError, UnsoundError
+from harness.command import run_command, terminated_is_interrupted
+from harness.config.options import ConfigError, OneLineParser
+from harness.config.run_config import ENGINES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,11 +99,11 @@ def _compare(given: argparse.Namespace) -> int:
     # here, so that --help needs neither torch nor pandas
     import torch
 
-    from harness.devices import choose_device
+    from harness.config.devices import choose_device
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder
-    from harness.terminal import open_console
+    from harness.tracking.terminal import open_console
 
     device = choose_device(given.device)
     if given.threads is not None:
@@ -127,9 +126,9 @@ def _compare(given: argparse.Namespace) -> int:
 def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> list[str]:
     """Add to the runs what they do not have of what is asked for; returns a line for what failed."""
     from harness.engines import create_engine
-    from harness.remeasure import remeasure
     from harness.runs import read_runs
-    from harness.terminal import Terminal
+    from harness.tracking.finished_run import remeasure
+    from harness.tracking.terminal import Terminal
 
     runs = read_runs(given.run)
     if not given.estimator and not given.certify:
@@ -172,7 +171,7 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from harness.terminal import print_table
+    from harness.tracking.terminal import print_table
 
     for run in content.runs:
         for (norm, split), rows in run.ratios.groupby(["norm", "split"], sort=False):

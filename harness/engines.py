@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.options import ConfigError
+from harness.config.options import ConfigError
 from harness.tasks import Engine, InProcess
 from harness.workers import Workers
 

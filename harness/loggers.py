@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from attacks.arguments import several, shown
-from attacks.estimator import EstimatorError
+from attacks.types import EstimatorError
 from harness.store import Unit
 
 

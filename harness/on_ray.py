@@ -15,8 +15,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from harness.options import ConfigError
-from harness.packing import Packed, packed_model, packed_task
+from harness.config.options import ConfigError
+from harness.measuring.packing import Packed, packed_model, packed_task
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task
 
 # how often Ray starts a task again whose worker or machine was lost

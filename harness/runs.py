@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 
 from attacks.arguments import plain_path, several
-from harness.files import StoreError, concatenate, from_csv
-from harness.identity import check_regular
-from harness.rows import read_bounds, read_margins, read_predictions
+from harness.data.probes import read_probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
+from harness.store.files import concatenate, from_csv
+from harness.store.identity import StoreError, check_regular
+from harness.store.parts import read_bounds, read_margins, read_predictions
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
 # what a whole training set at forty epochs is kept in: 15 bytes a row
@@ -164,3 +165,17 @@ def epoch_table(predictions: pd.DataFrame, epoch: int, seconds: float) -> pd.Dat
         for split, group in predictions.groupby("split", sort=False)
     ]
     return pd.DataFrame(rows, columns=list(EPOCH_COLUMNS))
+
+
+def check_files(folder: RunFolder) -> None:
+    """Read the parts that only a report or a longer run reads, against their checksums.
+
+    Raises:
+        StoreError: a damaged one, or one in another's place; names it.
+    """
+    for split in folder.probe_splits():
+        read_probe(folder, split)
+    for path in folder.witness_files():
+        folder.load_tensors(path)
+    for path in folder.bound_parts():
+        read_bounds(folder, path)

@@ -29,10 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.command import run_command
-from harness.config import from_dict, resolve
-from harness.options import ConfigError, OneLineParser, undashed
-from harness.stopping import child_environment, terminated_is_interrupted
+from harness.command import child_environment, run_command, terminated_is_interrupted
+from harness.config.options import ConfigError, OneLineParser, undashed
+from harness.config.run_config import from_dict, resolve
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 KEYS = ("options", "grid", "run")
@@ -52,7 +51,7 @@ class Entry:
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options by their names in `harness.config.RunConfig` as words of `harness.track`'s command line."""
+    """Options by their names in `harness.config.run_config.RunConfig` as words of `harness.track`'s command line."""
     words = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")

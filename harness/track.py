@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -11,21 +10,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.estimator import EstimatorError, UnsoundError
 from attacks.registry import known
-from harness.command import run_command
-from harness.config import DATASETS, RunConfig, from_namespace, parse_normalize
-from harness.existing import existing_checkpoints, mapping_line
-from harness.options import ConfigError, OneLineParser, add_options
-from harness.stopping import terminated_is_interrupted
+from attacks.types import EstimatorError, UnsoundError
+from harness.command import run_command, terminated_is_interrupted
+from harness.config.options import ConfigError, OneLineParser, add_options
+from harness.config.run_config import RunConfig, from_namespace, parse_normalize
+from harness.models.checkpoints import existing_checkpoints, mapping_line
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from attacks.estimator import Estimator
-    from harness.data import Dataset
-    from harness.probes import Probe
+    from harness.data.dataset import Dataset
+    from harness.data.probes import Probe
+    from harness.measuring.plan import Plan
     from harness.store import RunFolder
     from harness.tasks import Engine
 
@@ -103,26 +101,27 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     import torch
 
     from attacks.registry import create, text_form
-    from harness.describing import manifest_of, notes_of
-    from harness.devices import choose_device, sized
+    from harness.config.devices import choose_device, set_up, sized
+    from harness.data.load import load_data, probes_of
+    from harness.data.probes import check_probes, checksum
     from harness.engines import create_engine
     from harness.loggers import check_logger
-    from harness.models import build
-    from harness.probes import check_probes, checksum
+    from harness.measuring.plan import make_plan, measure_options
+    from harness.models.build import build
     from harness.store import RunFolder
-    from harness.units import plan_units, warm_starts
+    from harness.tracking.manifest import manifest_of, notes_of
 
     for text in config.log:
         check_logger(text)
     named = {text_form(e): e for e in map(create, config.estimator)}
-    estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
-    lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
+    plan = make_plan(named, config.norm, config.domain, warm_start=config.warm_start)  # type: ignore[arg-type]
+    lines = list(plan.lines)
     device = choose_device(config.device)
     existing = existing_checkpoints(config.checkpoints) if config.checkpoints else {}
     lines += [mapping_line(existing)] if existing else []
     config = sized(replace(config, epochs=max(existing)) if existing else config, device)
-    _set_up(config)
-    dataset = _fewer(_load(config), config)
+    set_up(config)
+    dataset = load_data(config)
     notes: list[str] = []
     model = build(
         config.model,
@@ -134,19 +133,12 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         say=notes.append,
         binary=config.binary,
     )
-    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), _probes(config, dataset)
-    check_probes(
-        probes,
-        model,
-        (0.0, 1.0),
-        config.domain,  # type: ignore[arg-type]
-        expect_over=config.expect_over,
-        binary=config.binary,
-    )
+    folder, probes = RunFolder(Path(out) if out else _default_folder(config)), probes_of(config, dataset)
+    check_probes(probes, model, measure_options(config))
     notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes, "probes": {name: checksum(probe) for name, probe in probes.items()}}
-    manifest |= manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
+    manifest |= manifest_of(config, dataset, plan.estimators, torch.get_num_threads(), device)
     engine = create_engine(
         config.engine,
         config.workers,
@@ -158,9 +150,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
-            return _run(
-                config, folder, dataset, probes, model, device, list(named.values()), lines, existing, silent, engine
-            )
+            return _run(config, folder, dataset, probes, model, device, plan, lines, existing, silent, engine)
     finally:
         engine.close()
 
@@ -172,16 +162,16 @@ def _run(
     probes: Mapping[str, Probe],
     model: nn.Module,
     device: torch.device,
-    estimators: Sequence[Estimator],
+    plan: Plan,
     lines: Sequence[str],
     existing: Mapping[int, Path],
     silent: bool,
     engine: Engine,
 ) -> int:
     """Track, report unless ``silent``, and print; ``lines`` first."""
-    from harness.run import TrackedRun
-    from harness.terminal import Terminal, open_console, print_summary
-    from harness.tracker import MarginTracker
+    from harness.tracking.terminal import Terminal, open_console, print_summary
+    from harness.tracking.tracker import MarginTracker
+    from harness.tracking.training_run import TrackedRun
 
     console = open_console()
     with Terminal(console, config.epochs or 0) as terminal:
@@ -192,7 +182,7 @@ def _run(
         tracker = MarginTracker(
             folder,
             probes,
-            estimators,
+            plan,
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]
             noise_retries=config.noise_retries,
@@ -200,7 +190,6 @@ def _run(
             seed=config.seed,
             expect_over=config.expect_over,
             binary=config.binary,
-            warm_start=config.warm_start,
             cold_every=config.cold_every,
             certifiers=config.certify,
             certify_every=config.certify_every,
@@ -224,18 +213,6 @@ def _run(
     return FAILED if tracker.failures else DONE
 
 
-def _set_up(config: RunConfig) -> None:
-    """Settings of the whole process, which belongs to this command."""
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.deterministic:
-        # cuBLAS reads it when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
 def _default_folder(config: RunConfig) -> Path:
     dataset, model = (text.replace(":", ".").replace("/", ".").strip(".") for text in (config.dataset, config.model))
     return Path("runs") / f"{dataset}-{model}-{config.training}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -249,36 +226,6 @@ def _report(folder: RunFolder) -> list[str]:
     finished = [read_run(folder.path)]
     content = evaluate(finished)
     return [*write_report(finished, content, folder.report), *content.warm]
-
-
-def _load(config: RunConfig) -> Dataset:
-    from harness.data import load
-    from harness.sources import load_source
-
-    read = load if config.dataset in DATASETS else load_source
-    return read(config.dataset, Path(config.data_root), config.download)
-
-
-def _fewer(dataset: Dataset, config: RunConfig) -> Dataset:
-    """The data set with as many images as asked for."""
-    from harness.data import Split, draw_probe
-
-    def some(split: Split, count: int | None) -> Split:
-        return split if count is None else split.subset(draw_probe(split, count, config.probe_seed))
-
-    train, test = some(dataset.train, config.train_images), some(dataset.test, config.test_images)
-    return replace(dataset, train=train, test=test)
-
-
-def _probes(config: RunConfig, dataset: Dataset) -> dict[str, Probe]:
-    from harness.data import draw_probe
-    from harness.probes import Probe
-
-    probes = {}
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        index = draw_probe(split, config.probe, config.probe_seed)
-        probes[name] = Probe(split.pixels(index), split.labels[index], split.ids[index])
-    return probes
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.command import protect_output
-from harness.devices import device_of
-from harness.packing import Packed, packed_model, packed_task
-from harness.stopping import end_when, interrupts_ignored
+from harness.command import end_when, interrupts_ignored, protect_output
+from harness.config.devices import device_of
+from harness.measuring.clocks import UnitClocks
+from harness.measuring.packing import Packed, packed_model, packed_task
 from harness.store import Unit
 from harness.tasks import EngineError, Outcome, Overdue, ProcessSettings, Task
-from harness.unit_clocks import UnitClocks
 
 # workers that one task may kill, and that may die in a row before they are ready: what kills them goes on to
 DEATHS = 3

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import nn
 
-from attacks.certify.relaxation import Lines, upper_lines
-from attacks.estimator import Norm
+from attacks.certify.branch_and_bound.relaxation import Lines, upper_lines
+from attacks.types import Norm
 
 FREE = 50.0
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.affine import affine_margins
-from attacks.estimator import NORMS, Domain, Norm
 from attacks.geometry import dual_norm
+from attacks.types import NORMS, Domain, Norm
 
 Shape = tuple[int, int, int]
 DIGITS: Shape = (1, 8, 8)

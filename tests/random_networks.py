@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from attacks.estimator import NORMS, InputError, Norm, UnsoundError
 from attacks.measure import measure
 from attacks.registry import create, create_certifier
+from attacks.types import NORMS, InputError, Norm, UnsoundError
 
 SHAPE = (1, 4, 4)
 WIDTH, CLASSES = 6, 3

@@ -15,8 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings
+from attacks.estimator import Settings
 from attacks.isolation import Classifier
+from attacks.types import DOMAINS, NORMS, Domain, Norm
 from harness.store import LOCK
 
 ONE_LINE = re.compile(r"[^\n]*expected .+, got .+; [^\n]+")

@@ -11,7 +11,7 @@ from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
 from attacks.affine import affine_margins
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm
+from attacks.types import DOMAINS, NORMS, Domain, Norm
 
 BOUNDS = {"unit": (0.0, 1.0), "pixels": (0.0, 255.0), "symmetric": (-1.0, 1.0)}
 

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.adapters.ladder import LADDER, climb_ladder
 from attacks.affine import affine_margins
-from attacks.any_attack import LADDER, UNUSABLE, climb_ladder, foolbox_attacks, torchattacks_attacks
-from attacks.estimator import EstimatorError, Status
+from attacks.estimator import Status
+from attacks.estimators.foolbox import UNUSABLE, foolbox_attacks
+from attacks.estimators.torchattacks import torchattacks_attacks
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import EstimatorError
 
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
 

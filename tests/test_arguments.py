@@ -18,14 +18,14 @@ from torch.utils import data
 from attacks.arguments import plain_bounds
 from attacks.certify.certifiers import Crown
 from attacks.certify.exact import exact_margins
-from attacks.estimator import EstimatorError, InputError
-from attacks.linear import Linear
+from attacks.estimators.linear import Linear
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import EstimatorError, InputError
 from harness import MarginTracker, measure_margins
-from harness.files import StoreError
-from harness.probes import LayoutWarning, Probe, as_probe
+from harness.data.probes import LayoutWarning, Probe, as_probe
 from harness.runs import read_run, read_runs
+from harness.store.identity import StoreError
 from harness.tasks import InProcess
 
 ONE_LINE = re.compile(r"expected [^\n]+, got [^\n]+; [^\n]+")
@@ -195,7 +195,11 @@ TRACKER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"probes": {"": (IMAGES, LABELS)}}, InputError, "expected names of splits as texts, got ''; "),
     ({"estimators": None}, EstimatorError, "expected estimators as texts or objects, got None; "),
     ({"estimators": [5]}, EstimatorError, "expected estimators as texts or objects, got 5; "),
-    ({"estimators": [Linear]}, EstimatorError, "expected estimators as texts or objects, got <class 'attacks.linear."),
+    (
+        {"estimators": [Linear]},
+        EstimatorError,
+        "expected estimators as texts or objects, got <class 'attacks.estimators.linear.",
+    ),
     ({"estimators": ()}, EstimatorError, "expected at least one estimator, got none; "),
     ({"norms": [2]}, InputError, "expected norms of l2, linf, got 2; choose one or both"),
     ({"norms": None}, InputError, "expected norms of l2, linf, got None; choose one or both"),

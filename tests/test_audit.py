@@ -19,21 +19,22 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Estimator, Norm, Settings
+from attacks.estimator import Estimator, Settings
 from attacks.isolation import Classifier
 from attacks.registry import create
-from benchmarks import audit
+from attacks.types import DOMAINS, NORMS, Domain, Norm
 from benchmarks import problems as built_in
-from benchmarks.anytime import best_within, within_budget
-from benchmarks.compare import PROBLEMS, main
-from benchmarks.drawing import anytime_figure, cost_figure, security_figure
-from benchmarks.measuring import Measured, measure_problem
+from benchmarks.compare import audit
+from benchmarks.compare.__main__ import PROBLEMS, main
+from benchmarks.compare.anytime import best_within, within_budget
+from benchmarks.compare.drawing import anytime_figure, cost_figure, security_figure
+from benchmarks.compare.measuring import Measured, measure_problem
+from benchmarks.compare.remarks import LEVELS, RULES, remark
+from benchmarks.compare.results import Results, evaluate
 from benchmarks.problems import affine_problem, run_problems
-from benchmarks.remarks import LEVELS, RULES, remark
-from benchmarks.results import Results, evaluate
-from harness.files import read_part
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
+from harness.store.files import read_part
 from harness.track import main as track
 from tests.runs import ONE_LINE
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from attacks import create
-from attacks.estimator import NORMS, Norm
 from attacks.measure import measure
+from attacks.types import NORMS, Norm
 from benchmarks import estimators as benchmark
 from benchmarks import own, scaling, sweeping
 from benchmarks.problems import slab_problem

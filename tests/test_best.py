@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from attacks import registry
-from attacks.best import Best, refined_distance
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Margins, Norm, Settings, Status, setting
+from attacks.estimator import Margins, Settings, Status, setting
+from attacks.estimators.best import Best, refined_distance
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import Entry, create, text_form
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm
 from tests import oracles
 from tests.test_cascade import digits
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.certifier import Certificates
 from attacks.certify import ball
-from attacks.certify.certifiers import Certificates
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, Norm, Settings, UnsoundError
+from attacks.estimator import Settings
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, Norm, UnsoundError
 from harness import MarginTracker, compare, track
 from harness.figures import bracket_bands
-from harness.report.brackets import bracket_sentences
+from harness.report.prose.brackets import bracket_sentences
 from harness.runs import read_run
 from harness.statistics.brackets import bracket_table, bracketed, proved
 from harness.store import BOUND_COLUMNS, Unit
@@ -70,7 +71,7 @@ def test_rows_are_below_the_distances_and_stay(
     np.testing.assert_array_equal(joined["upper"], joined["distance"])
     assert (joined["domain_x"] == joined["domain_y"]).all()
     # a second time nothing is done
-    monkeypatch.setattr("harness.units.create_certifier", lambda text: Claims(times=3.0))
+    monkeypatch.setattr("harness.measuring.plan.create_certifier", lambda text: Claims(times=3.0))
     again = MarginTracker(tmp_path / "run", probes, ["deepfool"], certify_every=2, certify_probe=5)
     again.update(3, model)
     pd.testing.assert_frame_equal(read_run(tmp_path / "run").bounds, rows)

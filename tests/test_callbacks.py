@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from harness import MarginTracker
-from harness.files import read_part
 from harness.store import RunFolder
+from harness.store.files import read_part
 from tests import ranks as two
 
 pytestmark = pytest.mark.filterwarnings("ignore")

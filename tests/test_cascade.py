@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.cascade import Cascade, class_slopes
-from attacks.descent import Walks, advance, move, set_out
-from attacks.estimator import NORMS, EstimatorError, Margins, Norm, Status
-from attacks.fmn import FMN
+from attacks.estimator import Margins, Status
+from attacks.estimators.cascade import Cascade, class_slopes
+from attacks.estimators.fmn import FMN
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.search.descent import Walks, advance, move, set_out
+from attacks.types import NORMS, EstimatorError, Norm
 from tests import oracles
 
 COUNT = 32

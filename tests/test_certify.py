@@ -13,13 +13,20 @@ import torchvision.transforms as transforms
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.certify.milp import linf_margin
-from attacks.certify.network import ReluNetwork, read_network
-from attacks.certify.region import HalfSpace, Region
-from attacks.certify.relaxation import Lines, Surroundings, interval_bounds, steeper_slopes, tighten, upper_lines
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
-from harness.models import build
+from attacks.certify.branch_and_bound.region import HalfSpace, Region
+from attacks.certify.branch_and_bound.relaxation import (
+    Lines,
+    Surroundings,
+    interval_bounds,
+    steeper_slopes,
+    tighten,
+    upper_lines,
+)
+from attacks.certify.branch_and_bound.relu_network import ReluNetwork, read_network
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
+from harness.models.build import build
 from tests.brute_force import lines_of_low_chords, tiny
+from tests.milp import linf_margin
 
 # --- reading ---
 

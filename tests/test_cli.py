@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 
 from attacks import registry
 from attacks.checks import NO_GRADIENT
-from attacks.estimator import EstimatorError
+from attacks.types import EstimatorError
 from harness.compare import main as compare_again
-from harness.config import digest
-from harness.data import load
-from harness.files import read_part
-from harness.remeasure import remeasure
+from harness.config.run_config import digest
+from harness.data.builtin import load
 from harness.runs import read_run
 from harness.statistics import SUMMARY_COLUMNS
 from harness.store import MARGIN_COLUMNS, RunFolder
-from harness.terminal import Terminal
+from harness.store.files import read_part
 from harness.track import main
+from harness.tracking.finished_run import remeasure
+from harness.tracking.terminal import Terminal
 from tests.runs import ONE_LINE, state
 
 CPU = torch.device("cpu")

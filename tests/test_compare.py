@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from harness.compare import main
-from harness.files import read_part
-from harness.report.sentences import trust_sentences
+from harness.report.prose.sentences import trust_sentences
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, contradictions, verdicts_by_estimator
 from harness.store import RunFolder, Unit
+from harness.store.files import read_part
 from harness.track import main as track
 from tests.runs import ONE_LINE, state
 

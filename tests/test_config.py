@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import RunConfig, as_dict, digest, from_dict, from_namespace
-from harness.devices import sized
-from harness.options import ConfigError, OneLineParser, add_options
+from harness.config.devices import sized
+from harness.config.options import ConfigError, OneLineParser, add_options
+from harness.config.run_config import RunConfig, as_dict, digest, from_dict, from_namespace
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"expected .+, got .+; .+")
@@ -485,7 +485,7 @@ def test_a_usage_error_is_one_line_without_torch(tmp_path: Path, argv: str, line
 
 def test_what_needs_torch_is_noticed(tmp_path: Path) -> None:
     # the negative control of the tests above
-    assert run_without_torch(tmp_path, "import harness.tracker").returncode == 99
+    assert run_without_torch(tmp_path, "import harness.tracking.tracker").returncode == 99
     assert run_without_torch(tmp_path, "import harness, harness.track, attacks").returncode == 0
 
 

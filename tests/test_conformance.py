@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import measure as judge
-from attacks.estimator import NORMS, Domain, Estimator, EstimatorError, InputError, Margins, Norm, Status
+from attacks.estimator import Estimator, Margins, Status
 from attacks.geometry import row_norm
-from attacks.measure import derive_seed, measure
+from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, Entry, create
+from attacks.seeds import derive_seed
+from attacks.types import NORMS, Domain, EstimatorError, InputError, Norm
 from tests import oracles
 from tests.oracles import OBLONG, Oracle
 

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks.affine import affine_margins
-from attacks.certify import ball, piecewise
+from attacks.certify import ball
 from attacks.certify.ball import Balls, balls
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.crown import relax
 from attacks.certify.exact import exact_margins
 from attacks.certify.lower import Effort, certified_radii, lead_rows, reached
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
+from attacks.certify.network import piecewise
+from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
-from harness.models import build
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
+from harness.models.build import build
 from tests import oracles
 from tests.brute_force import brute_force, tiny
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from harness.data import NAMES, DataError, Split, draw_probe, load
+from harness.data.builtin import load
+from harness.data.dataset import NAMES, DataError, Split, draw_probe
 
 Arrays = dict[str, NDArray[np.uint8]]
 

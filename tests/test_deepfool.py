@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.deepfool import DeepFool
-from attacks.estimator import NORMS, Domain, EstimatorError, InputError, Margins, Norm, Status
-from attacks.fmn import FMN
+from attacks.estimator import Margins, Status
+from attacks.estimators.deepfool import DeepFool
+from attacks.estimators.fmn import FMN
 from attacks.measure import measure
+from attacks.types import NORMS, Domain, EstimatorError, InputError, Norm
 from tests import oracles
 
 STOCK = DeepFool(engine="foolbox")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import audit
+from benchmarks.compare import audit
 from benchmarks.digest import digest, error_table, main
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config import from_namespace
-from harness.options import ConfigError
+from harness.config.options import ConfigError
+from harness.config.run_config import from_namespace
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

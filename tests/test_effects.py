@@ -13,10 +13,10 @@ from scipy import stats
 
 from harness.statistics import standard_error
 from harness.statistics.composition import NewcomerGap
-from harness.statistics.effects import Effect, is_sound
-from harness.statistics.groups import CliffDelta, DetectionGain, MeanGap, VarianceRatio, area, placements
-from harness.statistics.paired import LogMeans, MeanChange, MedianChange, Share
-from harness.statistics.seeds import Pooled
+from harness.statistics.effects.effect import Effect, is_sound
+from harness.statistics.effects.groups import CliffDelta, DetectionGain, MeanGap, VarianceRatio, area, placements
+from harness.statistics.effects.paired import LogMeans, MeanChange, MedianChange, Share
+from harness.statistics.effects.seeds import Pooled
 from tests.simulate import band, is_at_most, is_rate
 
 NAN = math.nan

@@ -18,21 +18,22 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError, InputError
+from attacks.measure import MeasureOptions
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
+from attacks.types import EstimatorError, InputError
 from benchmarks.survive.comparing import compare
 from harness import MarginTracker
 from harness.compare import main as compare_again
+from harness.config.options import ConfigError
 from harness.engines import create_engine
-from harness.files import read_part
-from harness.listening import Listener
-from harness.options import ConfigError
-from harness.shards import _short, find_shard, keep_shard
+from harness.measuring.clocks import UnitClocks
+from harness.measuring.listener import Listener
+from harness.measuring.shards import _short, find_shard, keep_shard
 from harness.store import RunFolder, Unit
+from harness.store.files import read_part
 from harness.tasks import Engine, EngineError, InProcess, Overdue, ProcessSettings, Task, run_task
 from harness.track import main
-from harness.unit_clocks import UnitClocks
 from harness.workers import DEATHS, Workers, _device
 from tests.runs import ONE_LINE, Deadly, Dropping, Endless, contents
 
@@ -129,7 +130,7 @@ def test_parts_of_a_chunks_length_have_the_margins_of_all(name: str) -> None:
 def task_of(images: torch.Tensor, estimator: Any, unit: Unit | None = None) -> Task:
     seeds = tuple(range(len(images)))
     unit = unit or Unit("some", "linf")
-    return Task(unit, "train", 0, estimator, images, seeds, None, "box", (0.0, 1.0), 1, 4)
+    return Task(unit, "train", 0, estimator, images, seeds, None, MeasureOptions(noise_retries=1, batch_size=4))
 
 
 class Ears(Listener):
@@ -413,7 +414,7 @@ def test_a_unit_that_never_ends_is_stopped_and_tried_again(tmp_path: Path) -> No
 
 def test_a_units_clock_begins_with_its_first_task_and_ends_with_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10.0
-    monkeypatch.setattr("harness.unit_clocks.time.monotonic", lambda: now)
+    monkeypatch.setattr("harness.measuring.clocks.time.monotonic", lambda: now)
     first, second = Unit("a", "l2"), Unit("a", "linf")
     clocks = UnitClocks(5)
     assert clocks.patience() is None
@@ -590,7 +591,9 @@ def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
     kept = len(list(tmp_path.glob("run/shards/*/[!.]*")))
     assert kept > 0
     found: list[Any] = []
-    monkeypatch.setattr("harness.estimating.find_shard", lambda *given: found.append(find_shard(*given)) or found[-1])
+    monkeypatch.setattr(
+        "harness.measuring.margins.find_shard", lambda *given: found.append(find_shard(*given)) or found[-1]
+    )
     assert main(["--out", str(tmp_path / "run"), "--resume", "--no-report", *OPTIONS, "--workers", "2"]) == 0
     assert sum(one is not None for one in found) == kept
     assert differences(tmp_path / "run", whole) == []

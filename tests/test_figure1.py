@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.figure1 import script
 from benchmarks.figure1.__main__ import main
 from benchmarks.figure1.measuring import Totals, pass_share, rows_of, totals
-from harness.data import load
+from harness.data.builtin import load
 from harness.runs import Run, read_run
 from harness.track import main as track
 

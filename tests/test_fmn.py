@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.estimator import NORMS, Norm
-from attacks.fmn import FMN
+from attacks.estimators.fmn import FMN
 from attacks.measure import measure
+from attacks.types import NORMS, Norm
 from benchmarks.problems import affine_problem
 from tests import oracles
 

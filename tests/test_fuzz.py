@@ -8,7 +8,7 @@ from benchmarks.fuzz.__main__ import table
 from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.reading import Reader, fingerprint
 from benchmarks.fuzz.trying import Tally, fuzz, judge
-from harness.files import StoreError
+from harness.store.identity import StoreError
 
 CORPUS = Path(__file__).parent / "corpus"
 BY_FOLDER = {reader.name.replace(" ", "-").replace("'", "").replace(",", ""): reader for reader in READERS}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import InputError, Status
+from attacks.estimator import Status
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import InputError
 from harness import MarginTracker
-from harness.files import read_part
+from harness.store.files import read_part
 from harness.workers import Workers
 
 pytestmark = pytest.mark.gpu

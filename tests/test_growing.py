@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.growing import GrowingTable
+from harness.store.growing import GrowingTable
 
 COLUMNS = ("epoch", "name", "value")
 

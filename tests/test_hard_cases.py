@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from attacks.affine import affine_margins
 from attacks.certify.certifiers import Crown
 from attacks.checks import BatchWarning, GradientWarning, ModelWarning, ProbabilityWarning
-from attacks.estimator import NORMS, InputError, Margins, Norm, Status
+from attacks.estimator import Margins, Status
 from attacks.isolation import frozen_view
+from attacks.isolation.outputs import Logits
 from attacks.measure import measure
-from attacks.outputs import Logits
 from attacks.registry import create
-from harness.files import load_checkpoint, save_checkpoint, weights_checksum
-from harness.measuring import measure_margins
-from harness.options import ConfigError
-from harness.tracker import MarginTracker
+from attacks.types import NORMS, InputError, Norm
+from harness.config.options import ConfigError
+from harness.measuring.rows import measure_margins
+from harness.store.files import load_checkpoint, save_checkpoint, weights_checksum
+from harness.tracking.tracker import MarginTracker
 from tests.runs import ONE_LINE
 
 ESTIMATORS = ("deepfool", "fmn:steps=40", "cascade", "apgd:rounds=3,steps=10")

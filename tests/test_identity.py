@@ -18,22 +18,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from attacks.best import Best
-from attacks.deepfool import DeepFool
-from attacks.estimator import EstimatorError, Settings, revision_of
-from attacks.linear import Linear
+from attacks.estimator import Settings, revision_of
+from attacks.estimators.best import Best
+from attacks.estimators.deepfool import DeepFool
+from attacks.estimators.linear import Linear
 from attacks.polish import Polished
 from attacks.registry import create
-from harness import files
+from attacks.types import EstimatorError
 from harness.compare import main as compare
-from harness.files import StoreError
-from harness.places import place_of
-from harness.remeasure import options_of
 from harness.report.__main__ import main as report
 from harness.runs import read_run
-from harness.store import RunFolder, Unit
-from harness.tracker import MarginTracker
-from harness.units import describe
+from harness.store import RunFolder, Unit, files
+from harness.store.identity import StoreError
+from harness.store.places import place_of
+from harness.tracking.finished_run import options_of
+from harness.tracking.manifest import describe
+from harness.tracking.tracker import MarginTracker
 from tests.runs import ONE_LINE, state
 from tests.simulate import predictions_of
 
@@ -527,7 +527,7 @@ def test_a_locked_run_is_listed_once(run: RunFolder, monkeypatch: pytest.MonkeyP
         listed.append(str(path))
         return real(path)
 
-    monkeypatch.setattr("harness.places.os.listdir", counted)
+    monkeypatch.setattr("harness.store.places.os.listdir", counted)
     with run.locked():
         made = MarginTracker(run, probes(), ("linear",))
         made.update(3, network(3))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.fmn import FMN
+from attacks.estimators.fmn import FMN
 from attacks.input_gradient import FoldedConv2d, quicken
 from attacks.isolation import frozen_view
 from attacks.measure import measure

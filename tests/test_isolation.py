@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.estimator import Domain, EstimatorError, Margins, Norm, Settings, Status
-from attacks.isolation import Classifier, Record, forked_generators, frozen_view
+from attacks.adapters.foolbox import foolbox
+from attacks.estimator import Margins, Settings, Status
+from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
 from attacks.registry import ESTIMATORS, WRAPPERS, create
-from attacks.scale_free import ScaleFree
-from attacks.upstream import foolbox
+from attacks.search.scale_free import ScaleFree
+from attacks.seeds import forked_generators
+from attacks.trace import Record
+from attacks.types import Domain, EstimatorError, Norm
 
 # cheaper settings than the defaults; a name that is not here runs with its own
 CHEAP = {

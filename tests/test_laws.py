@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from attacks.estimator import NORMS, InputError, Norm
-from attacks.measure import derive_seed, measure
+from attacks.measure import measure
 from attacks.registry import create
+from attacks.seeds import derive_seed
+from attacks.types import NORMS, InputError, Norm
 from tests import oracles
 from tests.oracles import Affine, Oracle
 

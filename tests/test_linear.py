@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import NORMS, Norm, Status
+from attacks.estimator import Status
+from attacks.estimators.linear import Linear
 from attacks.geometry import dual_norm, plane_crossing
-from attacks.linear import Linear
 from attacks.measure import measure
+from attacks.types import NORMS, Norm
 from tests import oracles
 from tests.oracles import Affine, Oracle
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError
+from attacks.types import EstimatorError
 from harness import MarginTracker
 from harness.loggers import averages, check_logger, create_logger
 from harness.store import Unit

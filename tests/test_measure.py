@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from attacks.affine import affine_margins
 from attacks.checks import GradientWarning
-from attacks.estimator import EstimatorError, InputError, Margins, Status
+from attacks.estimator import Margins, Status
 from attacks.isolation import Classifier
-from attacks.measure import derive_seed, measure
+from attacks.measure import measure
 from attacks.registry import create
+from attacks.seeds import derive_seed
+from attacks.types import EstimatorError, InputError
 
 Propose = Callable[[Classifier, Tensor, Tensor, Tensor], Any]
 

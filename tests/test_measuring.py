@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils import data
 
 from attacks.affine import affine_margins
-from attacks.estimator import InputError
+from attacks.types import InputError
 from harness import MarginTracker, measure_margins
-from harness.files import read_part
 from harness.store import RunFolder, Unit
+from harness.store.files import read_part
 from tests.runs import ONE_LINE
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attacks import memory
-from attacks.deepfool import DeepFool
+from attacks.estimators.deepfool import DeepFool
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.memory import affordable, kept_bytes

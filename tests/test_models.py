@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.models import Shape, build, eval_mode, seeded
+from harness.models.build import Shape, build, eval_mode, seeded
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 

@@ -10,14 +10,12 @@ import pytest
 from scipy import stats
 
 from harness.runs import Run
-from harness.statistics import observation1, observation2, observation3
 from harness.statistics.composition import COMPOSITION_COLUMNS
+from harness.statistics.effects.paired import MedianChange
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.evidence import Evidence, gather
-from harness.statistics.paired import MedianChange
-from harness.statistics.panels import MEASURES, Panel
-from harness.statistics.trends import DESCRIPTION_COLUMNS, describe_trend
-from harness.statistics.verdicts import (
+from harness.statistics.observations import observation1, observation2, observation3
+from harness.statistics.observations.evidence import Evidence, gather
+from harness.statistics.observations.verdicts import (
     FINDING_COLUMNS,
     NOT_SUPPORTED,
     SUPPORTED,
@@ -26,6 +24,8 @@ from harness.statistics.verdicts import (
     holm,
     judge,
 )
+from harness.statistics.panels import MEASURES, Panel
+from harness.statistics.trends import DESCRIPTION_COLUMNS, describe_trend
 from tests.simulate import is_at_most, is_rate, margin_rows, panel, predictions_of, run
 
 NAN = math.nan

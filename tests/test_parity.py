@@ -17,18 +17,17 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacks import freezing
-from attacks.apgd import ascend, dlr_loss, targeted_dlr_loss
-from attacks.estimator import NORMS, Norm
+from attacks.adapters.foolbox import foolbox, library, quiet
+from attacks.adapters.torchattacks import LIBRARY_NORM
+from attacks.estimators.apgd import ascend, dlr_loss, targeted_dlr_loss
+from attacks.estimators.pgd import PGD
 from attacks.geometry import row_norm
-from attacks.isolation import Classifier, frozen_view
+from attacks.isolation import Classifier, freezing, frozen_view
 from attacks.measure import measure
-from attacks.radius import ball_point
 from attacks.registry import create
-from attacks.scale_free import ScaleFree
-from attacks.upstream import foolbox, library
-from attacks.via_foolbox import quiet
-from attacks.via_torchattacks import LIBRARY_NORM, PGD
+from attacks.search.radius import ball_point
+from attacks.search.scale_free import ScaleFree
+from attacks.types import NORMS, Norm
 from tests import oracles
 
 COUNT = 32

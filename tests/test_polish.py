@@ -16,20 +16,22 @@ from torch import Tensor, nn
 
 from attacks import polish
 from attacks.affine import affine_margins
-from attacks.certify import hops, nearest
-from attacks.certify.cells import Cells, Passes, cells_at
 from attacks.certify.exact import exact_margins
-from attacks.certify.hops import nearest_boundary
-from attacks.certify.nearest import nearest_moves
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.stand import Task
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, InputError, Margins, Norm, Status
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.regions import newton as nearest
+from attacks.certify.regions import walk as hops
+from attacks.certify.regions.cells import Cells, Passes, cells_at
+from attacks.certify.regions.faces import Task
+from attacks.certify.regions.newton import nearest_moves
+from attacks.certify.regions.walk import nearest_boundary
+from attacks.estimator import Margins, Status
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.polish import Polished
 from attacks.registry import create, text_form
-from harness.units import describe
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
+from harness.tracking.manifest import describe
 from tests import oracles
 from tests.test_exact import trained
 

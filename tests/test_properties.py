@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attacks.certify.certifiers import Crown
-from attacks.estimator import NORMS, Domain, Norm, Status
+from attacks.estimator import Status
 from attacks.geometry import row_norm
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import NORMS, Domain, Norm
 
 ESTIMATORS = ("deepfool:steps=10", "fmn:steps=15", "linear", "cascade:budget=60", "pgd:rounds=2,steps=5", "sdf")
 # random networks may be dead, which is told

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.estimator import EstimatorError
-from harness.files import read_part
-from harness.options import ConfigError
+from attacks.types import EstimatorError
+from harness.config.options import ConfigError
 from harness.store import RunFolder
+from harness.store.files import read_part
 from harness.tasks import EngineError
 from harness.track import main
 from tests.runs import ONE_LINE, Deadly, Endless

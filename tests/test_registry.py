@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from attacks.estimator import DOMAINS, NORMS, EstimatorError
 from attacks.registry import ESTIMATORS, WRAPPERS, check_name, create, known, text_form
+from attacks.types import DOMAINS, NORMS, EstimatorError
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"(estimator \w+: )?expected .+, got .+; .+")

@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.files import write_csv
 from harness.report.__main__ import main
 from harness.report.assemble import assemble
-from harness.report.examples import SHOWN, image_cards
-from harness.report.sentences import CLAIMS, NOT_TESTED, headlines
+from harness.report.cards import SHOWN, image_cards
+from harness.report.prose.sentences import CLAIMS, NOT_TESTED, headlines
 from harness.runs import EPOCH_COLUMNS, read_run, read_runs
-from harness.statistics.evidence import gather
-from harness.statistics.verdicts import FINDING_COLUMNS
-from harness.store import SCHEMA, RunFolder, Unit
+from harness.statistics.observations.evidence import gather
+from harness.statistics.observations.verdicts import FINDING_COLUMNS
+from harness.store import RunFolder, Unit
+from harness.store.files import write_csv
+from harness.store.folder import SCHEMA
 from tests.runs import ONE_LINE, state
 from tests.simulate import margin_rows, predictions_of
 
@@ -264,7 +265,7 @@ def test_an_earlier_report_outlives_a_failure(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.files.os.replace", full)
+    monkeypatch.setattr("harness.store.files.os.replace", full)
     assert "No space left on device; make room" in refused(capsys, run, "--out", out)
     assert out.read_bytes() == first
     assert sorted(path.name for path in out.parent.iterdir()) == ["report-observations.csv", "report.html"]

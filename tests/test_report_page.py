@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from harness.report.content import ReportContent, RunContent
-from harness.report.graph import Graph, encode, text
-from harness.report.interactive import graphs
+from harness.report.figures.graph import Graph, encode, text
+from harness.report.figures.index import graphs
+from harness.report.figures.view import View
 from harness.report.page import render
 from harness.report.pictures import magnify, png
-from harness.report.sections import differences
+from harness.report.prose.sections import differences
 from harness.report.tables import Table
-from harness.report.view import View
 from tests import pages
 from tests.pages import FIGURES, HOSTILE, hostile
 

@@ -28,9 +28,9 @@ from benchmarks.reproduce.running import StepError, run_step, steps_of
 from benchmarks.reproduce.stored import FILE, Stored, number, span
 from benchmarks.reproduce.study import read_study
 from benchmarks.reproduce.tables import Key, read_tables, write_tables
-from harness.files import StoreError
-from harness.options import ConfigError
-from harness.probes import Probe
+from harness.config.options import ConfigError
+from harness.data.probes import Probe
+from harness.store.identity import StoreError
 from harness.track import main as track
 
 ROOT = Path(__file__).parents[1]

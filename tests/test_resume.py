@@ -13,17 +13,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import harness.run
 import harness.tasks
-from harness import files, store
-from harness.data import Dataset, draw_probe, load
-from harness.files import read_part, weights_checksum
-from harness.models import build
-from harness.objectives import TrainingOptions
-from harness.store import RunFolder
-from harness.terminal import Terminal
+import harness.tracking.training_run
+from harness.data.builtin import load
+from harness.data.dataset import Dataset, draw_probe
+from harness.models.build import build
+from harness.store import RunFolder, files
+from harness.store import folder as store
+from harness.store.files import read_part, weights_checksum
 from harness.track import main
-from harness.training import Trainer, epochs
+from harness.tracking.terminal import Terminal
+from harness.training.objectives import TrainingOptions
+from harness.training.trainer import Trainer, epochs
 from tests.runs import contents, net, state
 
 IMAGES = ["--train-images", "96", "--test-images", "40", "--device", "cpu"]
@@ -182,7 +183,11 @@ def test_interrupted_in_a_batch_and_in_a_measurement_a_run_ends_up_the_same(tmp_
             raise KeyboardInterrupt
 
     # how often each is let through
-    for place, what, count in ((Terminal, "batch_done", 1), (Terminal, "images_done", 1), (harness.run, "evaluate", 0)):
+    for place, what, count in (
+        (Terminal, "batch_done", 1),
+        (Terminal, "images_done", 1),
+        (harness.tracking.training_run, "evaluate", 0),
+    ):
         calls = iter(range(count))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, what, stop)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.certify.branch_and_bound.relu_network import ReluNetwork, read_network
 from attacks.certify.certifiers import Crown
 from attacks.certify.exact import exact_margins
-from attacks.certify.network import ReluNetwork, read_network
 from tests.brute_force import brute_force, tiny
 
 scip = pytest.importorskip("pyscipopt")

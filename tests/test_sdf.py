@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Domain, Status
+from attacks.estimator import Status
+from attacks.estimators.sdf import SuperDeepFool
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
-from attacks.sdf import SuperDeepFool
+from attacks.types import Domain
 from tests import oracles
 from tests.oracles import Oracle
 

@@ -10,7 +10,7 @@ from harness.report.__main__ import main
 from harness.runs import read_run
 from harness.statistics.averages import standard_error
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.evidence import gather
+from harness.statistics.observations.evidence import gather
 from harness.statistics.side_by_side import SIDE_COLUMNS, side_by_side
 from tests.test_report import write_run
 

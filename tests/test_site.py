@@ -206,7 +206,7 @@ def test_the_reference_has_every_parameter(site: Path, function: Any) -> None:
         ("callbacks", "harness.callbacks.lightning.MarginCallback"),
         ("callbacks", "harness.callbacks.transformers.MarginCallback"),
         ("callbacks", "harness.loggers.create_logger"),
-        ("folders", "harness.store.RunFolder.margins"),
+        ("folders", "harness.store.folder.RunFolder.margins"),
         ("folders", "harness.runs.read_run"),
         ("engines", "harness.workers.Workers"),
         ("engines", "harness.on_ray.OnRay"),

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from attacks.certify import ball, certifiers, lower, piecewise, spread, tracing
+from attacks.certify import ball, certifiers, lower
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.exact import exact_margins
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.estimator import InputError, UnsoundError
+from attacks.certify.network import intervals as spread
+from attacks.certify.network import piecewise, tracing
+from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import InputError, UnsoundError
 from harness import MarginTracker
 from harness.runs import read_run
 from tests.random_networks import DRESSINGS, FRONTS, PLACES, TWISTS, Body, Counts, Recipe, draw_recipe, examine, fitting

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data import DataError
-from harness.sources import load_source
+from harness.data.dataset import DataError
+from harness.data.own import load_source
 from harness.track import main
 from tests.runs import ONE_LINE
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import EstimatorError, Norm
 from attacks.registry import create
+from attacks.types import EstimatorError, Norm
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import comparing, peers, report, timing
 from benchmarks.speed.agreement import ROUNDING, agree, judge
@@ -23,10 +23,10 @@ from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.peers import PEERS, missing
 from benchmarks.speed.problems import NETWORKS, WALL, Problem, built_in, of_run, with_unreachable
 from benchmarks.speed.sides import SIDES, Side, ours, sides_against
-from harness.options import ConfigError
-from harness.remeasure import probes_of
+from harness.config.options import ConfigError
 from harness.runs import read_run
 from harness.track import main as track
+from harness.tracking.finished_run import probes_of
 
 STOCK = next(side for side in sides_against("deepfool") if side.name == "foolbox")
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from benchmarks.survive.comparing import compare
 from benchmarks.survive.lives import OPTIONS
-from harness import files
 from harness.compare import main as compare_again
-from harness.files import StoreError, read_part
-from harness.store import RunFolder, Unit
+from harness.store import RunFolder, Unit, files
+from harness.store.files import read_part
+from harness.store.identity import StoreError
 from harness.track import main
-from harness.tracker import MarginTracker
-from harness.training import Trainer
+from harness.tracking.tracker import MarginTracker
+from harness.training.trainer import Trainer
 from tests.runs import ONE_LINE
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def checkpoints(folder: Path) -> list[int]:
 @contextmanager
 def other_process_holding(folder: Path) -> Iterator[None]:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness.store import RunFolder\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.store.folder import RunFolder\n"
         f"with RunFolder(Path({str(folder)!r})).locked():\n    print('has it', flush=True)\n    sys.stdin.read()\n"
     )
     holder = subprocess.Popen(
@@ -170,7 +170,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [("torch", "save"), ("harness.files.pq", "write_table"), ("safetensors.torch", "save_file")],
+    [("torch", "save"), ("harness.store.files.pq", "write_table"), ("safetensors.torch", "save_file")],
 )
 def test_a_full_disk_is_one_line_and_goes_on(
     tmp_path: Path,
@@ -217,7 +217,7 @@ def test_a_thinned_run_goes_on_from_its_last_epoch(
 ) -> None:
     folder, epochs = tmp_path / "run", list[int]()
     assert track(folder, "--epochs", "4", "--keep-checkpoints", "0", "--certify-every", "1") == 0
-    from harness.training import Trainer
+    from harness.training.trainer import Trainer
 
     real = Trainer.run_epoch
 

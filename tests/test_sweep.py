@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.options import ConfigError
-from harness.stopping import CHILD
+from harness.command import CHILD
+from harness.config.options import ConfigError
 from harness.store import RunFolder
 from harness.sweep import Entry, main, read_sweep, run_entry
 from tests.runs import ONE_LINE, contents
@@ -148,7 +148,7 @@ def test_what_is_not_finished_is_not_counted(
 
 PARENT = """
 import subprocess, sys
-from harness.stopping import child_environment
+from harness.command import child_environment
 child = "import time; from harness.command import run_command; run_command(lambda: print(flush=True) or time.sleep(60))"
 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 process = subprocess.Popen([sys.executable, "-c", child], env=child_environment(), **pipes)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.statistics import SUMMARY_COLUMNS
 from harness.store import RunFolder, Unit
-from harness.terminal import Terminal, open_console, print_summary
+from harness.tracking.terminal import Terminal, open_console, print_summary
 
 ESTIMATORS = ("deepfool", "foolbox:LinfBasicIterativeAttack:abs_stepsize=[bold]0.01,steps=20")
 
@@ -129,7 +129,7 @@ def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
 def test_a_terminal_without_columns_shows_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("harness.terminal.Console", lambda width: Console(width=0))
+    monkeypatch.setattr("harness.tracking.terminal.Console", lambda width: Console(width=0))
     console = open_console()
     Terminal(console, 1).say("one line")
     assert (console.width, capsys.readouterr().out) == (1, "one line\n")

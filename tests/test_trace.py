@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import DOMAINS, NORMS, Domain, Norm, Settings
+from attacks.estimator import Settings
 from attacks.isolation import Classifier
 from attacks.measure import measure
 from attacks.registry import create
 from attacks.trace import Trace
+from attacks.types import DOMAINS, NORMS, Domain, Norm
 from tests.oracles import affine
 
 

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.estimator import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm, Settings, Status, setting
+from attacks.estimator import Settings, Status, setting
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier
-from attacks.measure import derive_seed
+from attacks.seeds import derive_seed
+from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness import MarginTracker
-from harness.files import StoreError, load_tensors, read_part
-from harness.listening import Listener
+from harness.measuring.listener import Listener
 from harness.statistics import summarise
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
+from harness.store.files import load_tensors, read_part
+from harness.store.identity import StoreError
 from tests.runs import ONE_LINE, contents, state
 
 Probes = dict[str, tuple[Tensor, ...]]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.data import Split, load
-from harness.models import build
-from harness.objectives import TrainingOptions, augmented, loss_function, pgd
-from harness.training import Trainer, TrainerState, epochs, evaluate
+from harness.data.builtin import load
+from harness.data.dataset import Split
+from harness.models.build import build
+from harness.training.objectives import TrainingOptions, augmented, loss_function, pgd
+from harness.training.trainer import Trainer, TrainerState, epochs, evaluate
 
 CPU = torch.device("cpu")
 LAST = 4

@@ -14,17 +14,18 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from attacks.estimator import InputError, Margins, Status
+from attacks.estimator import Margins, Status
 from attacks.isolation import Classifier, frozen_view
+from attacks.isolation.unwrapping import run_by_copies, unwrapped
 from attacks.measure import measure
 from attacks.registry import create
-from attacks.unwrapping import run_by_copies, unwrapped
-from harness.devices import device_of
-from harness.files import load_checkpoint, save_checkpoint, weights_checksum
-from harness.packing import packed_model
+from attacks.types import InputError
+from harness.config.devices import device_of
+from harness.measuring.packing import packed_model
+from harness.models.weights import Normalized, load_weights
+from harness.store.files import load_checkpoint, save_checkpoint, weights_checksum
 from harness.tasks import EngineError
-from harness.tracker import MarginTracker
-from harness.weights import Normalized, load_weights
+from harness.tracking.tracker import MarginTracker
 from tests.test_isolation import Planted, disturbed, world
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))

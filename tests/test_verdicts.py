@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.statistics.effects import Student
-from harness.statistics.groups import CliffDelta, DetectionGain, MeanGap
-from harness.statistics.paired import LogMeans, MeanChange, MedianChange, Share
-from harness.statistics.seeds import Pooled
-from harness.statistics.verdicts import (
+from harness.statistics.effects.effect import Student
+from harness.statistics.effects.groups import CliffDelta, DetectionGain, MeanGap
+from harness.statistics.effects.paired import LogMeans, MeanChange, MedianChange, Share
+from harness.statistics.effects.seeds import Pooled
+from harness.statistics.observations.verdicts import (
     ALPHA,
     FINDING_COLUMNS,
     NOT_SUPPORTED,

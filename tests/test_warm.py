@@ -15,22 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.estimating
-from attacks.deepfool import DeepFool
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, Status, setting
-from attacks.fmn import FMN, PUSHES, push_out
+import harness.measuring.margins
+from attacks.estimator import Settings, Status, setting
+from attacks.estimators.deepfool import DeepFool
+from attacks.estimators.fmn import FMN, PUSHES, push_out
 from attacks.isolation import Classifier, frozen_view
 from attacks.measure import measure
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 from harness import MarginTracker
 from harness.compare import main as compare
-from harness.files import StoreError, load_tensors, read_part
-from harness.options import ConfigError
+from harness.config.options import ConfigError
+from harness.measuring.plan import warm_starts
 from harness.report.build import evaluate
 from harness.report.page import render
-from harness.report.warm import warm_sentences
+from harness.report.prose.warm import warm_sentences
 from harness.runs import read_run
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.evidence import gather
+from harness.statistics.observations.evidence import gather
 from harness.statistics.warm import (
     FARTHER,
     LEVEL,
@@ -42,8 +43,9 @@ from harness.statistics.warm import (
     warm_savings,
 )
 from harness.store import RunFolder, Unit
+from harness.store.files import load_tensors, read_part
+from harness.store.identity import StoreError
 from harness.track import main
-from harness.units import warm_starts
 from tests import simulate
 from tests.runs import ONE_LINE, contents, state
 from tests.test_resume import assert_same_run, half_written, really_write, writing
@@ -314,15 +316,15 @@ def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path:
 def test_thinning_before_the_margins_are_there_would_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep = harness.estimating.keep_witnesses
+    keep = harness.measuring.margins.keep_witnesses
 
     def too_early(folder: RunFolder, epoch: int, unit: Unit, *given: Any) -> None:
         keep(folder, epoch, unit, *given)
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "measured_epochs", lambda *_: [epoch])
-            harness.estimating.thin_witnesses(folder, unit, set())
+            harness.measuring.margins.thin_witnesses(folder, unit, set())
 
-    monkeypatch.setattr("harness.estimating.keep_witnesses", too_early)
+    monkeypatch.setattr("harness.measuring.margins.keep_witnesses", too_early)
     assert interrupted(tmp_path / "run")[-1] == 1
     assert "to start from, got 16; " in capsys.readouterr().err
 

@@ -15,13 +15,13 @@ from torch.optim.swa_utils import AveragedModel
 from attacks.affine import affine_margins
 from attacks.measure import measure
 from attacks.registry import create
-from harness.config import parse_normalize
-from harness.models import build
-from harness.options import ConfigError
+from harness.config.options import ConfigError
+from harness.config.run_config import parse_normalize
+from harness.models.build import build
+from harness.models.libraries import check_robustbench
+from harness.models.weights import Normalized, load_weights
 from harness.store import RunFolder
 from harness.track import main
-from harness.weights import Normalized, load_weights
-from harness.zoo import check_robustbench
 from tests.runs import ONE_LINE
 
 SHAPE = (3, 8, 8)

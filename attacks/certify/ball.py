@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.certify.kinks import Intervals
-from attacks.estimator import Domain, Norm
+from attacks.certify.network.intervals import Intervals
 from attacks.geometry import plane_crossing, row_norm
+from attacks.types import Domain, Norm
 
 # of float64 sums, the part of the sum of sizes that rounding may take
 ROUNDING = 1e-12

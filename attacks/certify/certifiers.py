@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_choice, plain_bounds, shown
+from attacks.certifier import Certificates as Certificates
+from attacks.certifier import Certifier as Certifier
 from attacks.certify.lower import Effort, certified_radii
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.reading import rounding_of
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.network.reading import rounding_of
 from attacks.checks import check_images, check_module
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm, Settings, setting
+from attacks.estimator import Settings, setting
 from attacks.geometry import farthest_in_box
-from attacks.outputs import as_logits
+from attacks.isolation.outputs import as_logits
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, DOMAINS, NORMS, Domain, InputError, Norm
 
 # how much farther than the witness radii are tried, as a part of its distance
 BEYOND = 0.01
@@ -27,70 +28,11 @@ BEYOND = 0.01
 BATCH = 2**22
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificates:
-    """Lower bounds, one entry an image, on the CPU.
-
-    Attributes:
-        lower: ``(N,)`` float64 in pixel units: no point of the domain that is nearer has another class than ``label``,
-            in exact arithmetic and in the model's own dtype.
-        solved: ``(N,)`` bool: the margin is known to 1e-5 of itself, up to rounding.
-        label: ``(N,)`` int64, the class in float64.
-        doubt: ``(N,)`` float64, by how much rounding in the model's dtype may change a lead; empty where not estimated.
-    """
-
-    lower: Tensor
-    solved: Tensor
-    label: Tensor
-    doubt: Tensor = dataclasses.field(default_factory=partial(torch.empty, 0, dtype=torch.float64))
-
-
-class Certifier(Protocol):
-    """Proves that no point near an image has another class."""
-
-    @property
-    def name(self) -> str:
-        """The registry's name."""
-
-    @property
-    def norms(self) -> frozenset[Norm]:
-        """Norms that it can bound the distance in."""
-
-    @property
-    def domains(self) -> frozenset[Domain]:
-        """``box``: only points inside the pixel bounds count; ``free``: all do."""
-
-    def certify(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        norm: Norm,
-        *,
-        domain: Domain,
-        upper: Tensor,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        start: Tensor | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Certificates:
-        """Bound the margins of images from below.
-
-        Args:
-            model: pixels in ``bounds`` -> logits; left untouched.
-            images: ``(N, C, H, W)`` float in ``bounds``.
-            upper: ``(N,)`` distances of witnesses in the same domain, inf without one: no larger radius is tried.
-            start: ``(N,)`` radii to try first, such as those of the epoch before; NaN for none.
-            on_progress: told of images that are done.
-
-        Raises:
-            InputError: a layer that cannot be bounded, by name, or images outside ``bounds``.
-        """
-
-
 class Relaxing(Settings):
     """A certifier by linear relaxation; see `attacks.certify.crown` and `attacks.certify.lower`."""
 
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     # 2: of the operations that a model carries out, with room for rounding in its own dtype
     revision: ClassVar[int] = 2
 
@@ -157,8 +99,8 @@ class Exact(Settings):
 
     name: ClassVar[str] = "exact"
     revision: ClassVar[int] = 2
-    norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
-    domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
 
     def certify(
         self,

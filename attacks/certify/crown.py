@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from attacks.certify.ball import ROUNDING, Balls, gain_of_short_rows
-from attacks.certify.kinks import Chords, Intervals
-from attacks.certify.local import Local
-from attacks.certify.piecewise import PiecewiseNetwork
+from attacks.certify.network.blocks import Local
+from attacks.certify.network.intervals import Intervals
+from attacks.certify.network.nonlinearities import Chords
+from attacks.certify.network.piecewise import PiecewiseNetwork
 
 # entries of one array of functionals: 256 MiB
 LARGEST = 2**25

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_choice, plain_bounds, plain_path, whole
-from attacks.certify.cache import VERSION, Record, path_of, read_record, write_record
-from attacks.certify.network import read_network
-from attacks.certify.place import Place, flat, place
-from attacks.certify.search import TOLERANCE, Bracket, Budget, Search
-from attacks.certify.tracing import evaluation_copy
+from attacks.certify.branch_and_bound.bracket import TOLERANCE, Bracket, Budget, Ledger
+from attacks.certify.branch_and_bound.cache import VERSION, Record, path_of, read_record, write_record
+from attacks.certify.branch_and_bound.place import Place, flat, place
+from attacks.certify.branch_and_bound.relu_network import read_network
+from attacks.certify.branch_and_bound.search import Search
+from attacks.certify.network.tracing import evaluation_copy
 from attacks.checks import check_images, check_module, check_points
-from attacks.estimator import DOMAINS, NORMS, Domain, InputError, Norm
-from attacks.outputs import Logits
+from attacks.isolation.outputs import Logits
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 
 # well above the distance beyond the boundary that witnesses are looked for at
 LEAST_GAP = 1e-7
@@ -72,12 +73,12 @@ def exact_margins(
 ) -> ExactMargins:
     """The distance of each image to the boundary of its predicted class, of a network of affine layers and ReLUs.
 
-    Branch and bound over the ReLUs (see `attacks.certify.tree`); every lower bound holds in exact arithmetic for the
-    network in float64, every upper bound belongs to a point that the model itself, in float64 and evaluation mode,
-    puts into another class. Networks of up to about 150 units are solved in a second or so an image, some images in a
-    minute; of larger and of convolutional ones, many brackets stay open. What is proved falls short by what rounding
-    might hide, so that margins below about 1e-4 of the pixel range stay open at the default ``gap``: by 1e-3 of
-    themselves at 1e-6.
+    Branch and bound over the ReLUs (see `attacks.certify.branch_and_bound.tree`). Every lower bound holds in exact
+    arithmetic for the network in float64. Every upper bound belongs to a point that the model itself, in float64 and
+    evaluation mode, puts into another class. Networks of up to about 150 units take about a second per image, some
+    images a minute; of larger and of convolutional networks, many brackets stay open. What is proved falls short by
+    what rounding might hide, so that margins below about 1e-4 of the pixel range stay open at the default ``gap``: by
+    1e-3 of themselves at 1e-6.
 
     The results are the same every time for the same arguments, but where ``seconds`` ends a search or a cache
     knows better.
@@ -117,10 +118,10 @@ def exact_margins(
     answers = []
     for row, image in enumerate(images):
         here = place(own, image, domain, bounds)
-        search = Search(network, here.pixels, here.label, here.region(norm), here.changes, gap=gap)
+        ledger = Ledger(network, here.pixels, here.label, here.region(norm), here.changes, gap=gap)
         if witnesses is not None:
-            search.offer(flat(witnesses[row]) - here.pixels)
-        answers.append(_solve(here, search, budget, question, folder))
+            ledger.offer(flat(witnesses[row]) - here.pixels)
+        answers.append(_solve(here, ledger, budget, question, folder))
     return _join(answers, gap)
 
 
@@ -131,38 +132,38 @@ class _Answer:
     seconds: float
 
 
-def _solve(here: Place, search: Search, budget: Budget, question: dict[str, Any], cache: Path | None) -> _Answer:
+def _solve(here: Place, ledger: Ledger, budget: Budget, question: dict[str, Any], cache: Path | None) -> _Answer:
     """What is known of an image's margin after such an effort, now or earlier."""
     if here.tied:
         return _Answer(here, Bracket(lower=0.0, upper=0.0, move=np.zeros_like(here.pixels), nodes=0), 0.0)
     if cache is None:
-        return _run(here, search, budget)
+        return _run(here, ledger, budget)
     question = {**question, "image": hashlib.sha256(here.pixels.tobytes()).hexdigest()}
     path = path_of(cache, question)
     record = read_record(path, question)
-    if record is not None and _confirmed(record, here, search):
-        search.resume(record.bracket())
-        if search.solved or record.budget.covers(budget):
-            return _Answer(here, search.bracket(), record.seconds)
-    answer = _run(here, search, budget)
+    if record is not None and _confirmed(record, here, ledger):
+        ledger.resume(record.bracket())
+        if ledger.solved or record.budget.covers(budget):
+            return _Answer(here, ledger.bracket(), record.seconds)
+    answer = _run(here, ledger, budget)
     write_record(path, question, Record.of(answer.bracket, answer.seconds, budget))
     return answer
 
 
-def _run(here: Place, search: Search, budget: Budget) -> _Answer:
+def _run(here: Place, ledger: Ledger, budget: Budget) -> _Answer:
     began = time.monotonic()
-    bracket = search.run(budget)
+    bracket = Search(ledger).run(budget)
     return _Answer(here, bracket, time.monotonic() - began)
 
 
-def _confirmed(record: Record, here: Place, search: Search) -> bool:
+def _confirmed(record: Record, here: Place, ledger: Ledger) -> bool:
     """Whether a record's point has another class still, at the distance that it is said to have."""
     if math.isinf(record.upper):
         return True
     move = np.array(record.move)
     return (
         move.shape == here.pixels.shape
-        and math.isclose(search.whole.length(move), record.upper, rel_tol=TOLERANCE)
+        and math.isclose(ledger.whole.length(move), record.upper, rel_tol=TOLERANCE)
         and here.changes(move)
     )
 

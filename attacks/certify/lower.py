@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from attacks.certify.ball import Balls, balls
-from attacks.certify.crown import relax
-from attacks.certify.kinks import Intervals
-from attacks.certify.piecewise import PiecewiseNetwork
-from attacks.certify.reading import check_bounds
-from attacks.estimator import Domain, Norm
+from attacks.certify.crown import Relaxation, relax
+from attacks.certify.network.intervals import Intervals
+from attacks.certify.network.piecewise import PiecewiseNetwork
+from attacks.certify.network.reading import SUMS
+from attacks.types import Domain, Norm, UnsoundError
 
 # how often a fifth of the radius is tried where nothing held
 SMALLER = 6
@@ -178,3 +178,27 @@ def lead_rows(labels: Tensor, classes: int) -> Tensor:
     eye = torch.eye(classes, dtype=torch.float64, device=labels.device)
     others = torch.stack([eye[torch.arange(classes, device=labels.device) != label] for label in labels.tolist()])
     return others - eye[labels][:, None]
+
+
+def check_bounds(relaxation: Relaxation) -> None:
+    """Compare all bounds with what the network computes at the images and at a random point on the edge of each ball.
+
+    Raises:
+        UnsoundError: a value is outside of its bounds.
+    """
+    around, network = relaxation.around, relaxation.network
+    draw = torch.Generator().manual_seed(3)
+    move = torch.randn(around.images.shape, generator=draw, dtype=torch.float64).to(around.images)
+    move = move.sign() if around.norm == "linf" else move / move.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    # the images themselves may lie a rounding outside of the limits
+    low, high = around.images.clamp_max(around.limits[0]), around.images.clamp_min(around.limits[1])
+    edge = around.images + around.radii.view(-1, 1, 1, 1) * move
+    points = torch.cat([around.images, torch.minimum(torch.maximum(edge, low), high)])
+    for values, bounds, place in zip(network.run(points)[0], relaxation.bounds, network.places, strict=False):
+        least, most = (side.repeat(2, 1) for side in bounds.flat())
+        slack = SUMS * (values.abs().amax(1, keepdim=True) + 1)
+        if not ((values >= least - slack) & (values <= most + slack)).all():
+            raise UnsoundError(
+                f"expected values within their bounds before {place}, got one outside at a point within the radius; no "
+                "bound of this network can be trusted: report it with the model"
+            )

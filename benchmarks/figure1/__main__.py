@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.estimator import NORMS
+from attacks.types import NORMS
 from harness.command import run_command
-from harness.options import ConfigError, OneLineParser
+from harness.config.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.figure1.measuring import Row, Totals
@@ -88,7 +88,7 @@ def _compare(given: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.figure1.measuring import pass_share, rows_of, totals
-    from harness.data import load
+    from harness.data.builtin import load
     from harness.runs import read_run
 
     torch.set_num_threads(given.threads)
@@ -182,8 +182,8 @@ def _write(given: argparse.Namespace, run: Run, rows: Sequence[Row], whole: Tota
     from benchmarks.figure1.drawing import figure1
     from benchmarks.speed.report import made_with
     from harness.figures import save
-    from harness.files import write_atomically
     from harness.store import now
+    from harness.store.files import write_atomically
 
     facts = made_with(torch.device("cpu"))
     options = {key: _plain(value) for key, value in vars(given).items() if key != "debug"}

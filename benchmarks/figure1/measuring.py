@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.estimator import Margins, Norm, Status
+from attacks.estimator import Margins, Status
 from attacks.measure import measure
 from attacks.registry import create
+from attacks.types import Norm
 from benchmarks.figure1 import script
 from benchmarks.problems import Problem, run_problems
 from benchmarks.speed.agreement import SAME
-from harness.data import Dataset, Split
-from harness.models import build
-from harness.remeasure import options_of
+from harness.data.dataset import Dataset, Split
+from harness.models.build import build
 from harness.runs import Run
+from harness.tracking.finished_run import options_of
 
 T = TypeVar("T")
 # epochs of the script's training that are timed; the median stands for all

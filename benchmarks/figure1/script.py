@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.upstream import foolbox, library
+from attacks.adapters.foolbox import foolbox, library
 
 BATCH = 128
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.trying import Tally, fuzz
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment, now
+from harness.store.files import write_atomically
 
 CORPUS = Path("tests/corpus")
 

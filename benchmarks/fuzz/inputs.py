@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attacks.estimator import EstimatorError
 from attacks.registry import create, create_certifier
+from attacks.types import EstimatorError
 from benchmarks.fuzz.reading import Reader
 from benchmarks.reproduce.study import read_study
-from harness.config import RunConfig, from_namespace
-from harness.data import DataError, _cifar10_split, _Folder, _mnist_split
-from harness.options import ConfigError, OneLineParser, add_options
-from harness.sources import load_source
+from harness.config.options import ConfigError, OneLineParser, add_options
+from harness.config.run_config import RunConfig, from_namespace
+from harness.data.builtin import _cifar10_split, _Folder, _mnist_split
+from harness.data.dataset import DataError
+from harness.data.own import load_source
+from harness.models.weights import load_weights
 from harness.sweep import read_sweep
-from harness.weights import load_weights
 
 
 def _config(folder: Path) -> Path:

@@ -12,13 +12,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from attacks.certify.cache import Record, read_record, write_record
-from attacks.certify.search import Budget
+from attacks.certify.branch_and_bound.bracket import Budget
+from attacks.certify.branch_and_bound.cache import Record, read_record, write_record
+from attacks.measure import MeasureOptions
 from attacks.registry import create
 from benchmarks.fuzz.inputs import INPUTS
 from benchmarks.fuzz.reading import Reader
-from harness.files import (
-    StoreError,
+from harness.measuring.shards import find_shard, keep_shard
+from harness.runs import read_run
+from harness.store import RunFolder, Unit
+from harness.store.files import (
     load_checkpoint,
     load_tensors,
     load_trainer,
@@ -28,13 +31,11 @@ from harness.files import (
     save_trainer,
     write_part,
 )
-from harness.objectives import TrainingOptions
-from harness.runs import read_run
-from harness.shards import find_shard, keep_shard
-from harness.store import RunFolder, Unit
+from harness.store.identity import StoreError
 from harness.tasks import Task, run_task
-from harness.tracker import MarginTracker
-from harness.training import Trainer
+from harness.tracking.tracker import MarginTracker
+from harness.training.objectives import TrainingOptions
+from harness.training.trainer import Trainer
 
 
 def _model() -> nn.Module:
@@ -54,7 +55,7 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _trainer(folder: Path) -> Path:
-    from harness.data import Split
+    from harness.data.dataset import Split
 
     split = Split(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) % 3, 255)
     trainer = Trainer(_model(), split, TrainingOptions(batch_size=4), torch.device("cpu"))
@@ -133,7 +134,9 @@ def _read_answer(path: Path) -> object:
 def _task() -> Task:
     images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     unit = Unit("linear", "l2")
-    return Task(unit, "test", 0, create("linear"), images, (0, 1, 2), None, "box", (0.0, 1.0), 0, 8)
+    return Task(
+        unit, "test", 0, create("linear"), images, (0, 1, 2), None, MeasureOptions(noise_retries=0, batch_size=8)
+    )
 
 
 def _shard(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.reproduce.running import StepError, run_study
 from benchmarks.reproduce.study import Study, read_study
 from harness.command import run_command
-from harness.options import ConfigError, OneLineParser
+from harness.config.options import ConfigError, OneLineParser
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 STUDY = Path(__file__).parents[1] / "reproduce.toml"

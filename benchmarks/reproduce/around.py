@@ -16,16 +16,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import NORMS, Norm
-from attacks.measure import derive_seed, measure
+from attacks.measure import measure
 from attacks.registry import create
+from attacks.seeds import derive_seed
+from attacks.types import NORMS, Norm
 from benchmarks.problems import Problem, run_problems
 from harness.command import run_command
-from harness.files import StoreError, write_csv
-from harness.models import eval_mode
-from harness.options import OneLineParser
-from harness.remeasure import options_of
+from harness.config.options import OneLineParser
+from harness.models.build import eval_mode
 from harness.runs import Run, read_run
+from harness.store.files import write_csv
+from harness.store.identity import StoreError
+from harness.tracking.finished_run import options_of
 
 ESTIMATOR = "deepfool"
 FREE_COLUMNS = ("epoch", "split", "norm", "images", "box", "free", "ratio", "nearer", "box_unfound", "free_unfound")

@@ -11,10 +11,10 @@ from benchmarks.reproduce.around import around
 from benchmarks.reproduce.stored import FILE
 from benchmarks.reproduce.study import Group, Study
 from benchmarks.reproduce.tables import read_tables, write_tables
-from harness.files import write_atomically
 from harness.report.build import evaluate, write_report
 from harness.report.content import RunContent
 from harness.runs import Run, read_runs
+from harness.store.files import write_atomically
 
 SUMMARY_COLUMNS = (
     *("epoch", "split", "subset", "estimator", "norm", "count", "found", "avg", "se", "median"),

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.reproduce.stored import Stored
-from harness.statistics.effects import LEAST_IMAGES
+from harness.statistics.effects.effect import LEAST_IMAGES
 
 # of stored tables, a run, an estimator, a norm and a split
 Number = Callable[[Stored, str, str, str, str], float]

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.reproduce.study import Planned, Study
-from harness.files import write_atomically
+from harness.store.files import write_atomically
 from harness.sweep import as_arguments
 
 Say = Callable[[str], None]

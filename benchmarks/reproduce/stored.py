@@ -14,7 +14,7 @@ import pandas as pd
 
 from benchmarks.reproduce.study import Group, Study
 from benchmarks.reproduce.tables import Key, read_tables
-from harness.files import StoreError
+from harness.store.identity import StoreError
 
 FILE = "study.parquet"
 # tables without rows where the study asks for no certificates, free margins or random directions

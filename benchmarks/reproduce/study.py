@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import from_dict
-from harness.options import ConfigError
+from harness.config.options import ConfigError
+from harness.config.run_config import from_dict
 
 OWN = ("checkpoints",)
 GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "certified", "checkpoints", "pictures"}

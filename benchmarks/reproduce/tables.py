@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.files import StoreError, write_atomically
+from harness.store.files import write_atomically
+from harness.store.identity import StoreError
 
 # group or run, table
 Key = tuple[str, str]

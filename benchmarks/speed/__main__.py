@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attacks.estimator import NORMS, EstimatorError
 from attacks.registry import check_name, check_needs, create
+from attacks.types import NORMS, EstimatorError
 from harness.command import run_command
-from harness.options import ConfigError, OneLineParser
+from harness.config.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.speed.problems import Problem
@@ -100,7 +100,7 @@ def _time(given: argparse.Namespace) -> int:
 
     from benchmarks.speed.comparing import compare
     from benchmarks.speed.report import LEGEND, lines, write
-    from harness.devices import choose_device
+    from harness.config.devices import choose_device
 
     device = choose_device(given.device)
     torch.set_num_threads(given.threads)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.estimator import Norm
 from attacks.geometry import row_norm
+from attacks.types import Norm
 from benchmarks.speed.problems import Problem
 
 # of one image's margin, between two computations of the same thing

@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from attacks.deepfool import DeepFool
-from attacks.estimator import Norm
+from attacks.estimators.deepfool import DeepFool
+from attacks.types import Norm
 from benchmarks.speed.agreement import ROUNDING, Agreement, agree, judge
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.problems import Problem

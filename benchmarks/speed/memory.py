@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from attacks.estimator import NORMS, Norm
+from attacks.types import NORMS, Norm
 from benchmarks.speed.problems import Problem
 from benchmarks.speed.sides import Ours, Side, ours, sides_against
 

@@ -20,12 +20,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacks.estimator import Norm
+from attacks.adapters.foolbox import foolbox, library
+from attacks.adapters.foolbox import quiet as foolbox_quiet
+from attacks.adapters.torchattacks import LIBRARY_NORM
+from attacks.adapters.torchattacks import quiet as torchattacks_quiet
 from attacks.geometry import farthest_in_box, per_row, row_norm
-from attacks.upstream import foolbox, library
-from attacks.via_foolbox import quiet as foolbox_quiet
-from attacks.via_torchattacks import LIBRARY_NORM
-from attacks.via_torchattacks import quiet as torchattacks_quiet
+from attacks.types import Norm
 
 # library -> the module that must be there, and how to get it
 PEERS: dict[str, tuple[str, str]] = {
@@ -135,14 +135,14 @@ def adv_lib_df(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> 
 def adv_lib_fmn(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
     """Its FMN."""
     with _adv_lib() as attacks:
-        points: Tensor = attacks.fmn(model, images, labels, norm=_order(norm), steps=DESCENT_STEPS)
+        points: Tensor = attacks.estimators.fmn(model, images, labels, norm=_order(norm), steps=DESCENT_STEPS)
     return points
 
 
 def adv_lib_ddn(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
     """Its DDN, L2, not rounded to 256 levels."""
     with _adv_lib() as attacks:
-        points: Tensor = attacks.ddn(model, images, labels, steps=DESCENT_STEPS, levels=None)
+        points: Tensor = attacks.estimators.ddn(model, images, labels, steps=DESCENT_STEPS, levels=None)
     return points
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.problems import run_problems
-from harness.models import Shape, build, eval_mode
-from harness.options import ConfigError
+from harness.config.options import ConfigError
+from harness.models.build import Shape, build, eval_mode
 from harness.runs import Run
 
 # name -> architecture, shape of the images, training steps of 32 images

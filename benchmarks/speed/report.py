@@ -16,8 +16,8 @@ import torch
 from benchmarks.speed.agreement import SAME, Agreement
 from benchmarks.speed.comparing import Row, Table
 from benchmarks.speed.timing import Spread
-from harness.files import write_atomically
 from harness.store import environment, now
+from harness.store.files import write_atomically
 
 HEADINGS = ("side", "timed", "images/s", "ms an image", "times as long as ours", "margins", "peak MiB")
 LISTED = 5

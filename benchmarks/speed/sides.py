@@ -14,11 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import NORMS, Estimator, Norm
-from attacks.isolation import forked_generators, frozen_view
-from attacks.measure import derive_seed
+from attacks.estimator import Estimator
+from attacks.isolation import frozen_view
 from attacks.memory import affordable, chunk_size
 from attacks.registry import create
+from attacks.seeds import derive_seed, forked_generators
+from attacks.types import NORMS, Norm
 from benchmarks.speed import peers
 from benchmarks.speed.problems import Problem
 

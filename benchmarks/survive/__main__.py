@@ -25,9 +25,9 @@ from benchmarks.survive.damage import (
 )
 from benchmarks.survive.lives import PHASES, Moments, at_random, live, warm_up
 from harness.command import run_command
-from harness.files import write_atomically
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 from harness.store import environment, now
+from harness.store.files import write_atomically
 
 # deaths that a run dies one after the other, before it is left to end
 DEATHS = 5

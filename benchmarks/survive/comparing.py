@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.forking import fork
-from harness.files import load_tensors, load_trainer, read_part
 from harness.store import LOCK, RunFolder
+from harness.store.files import load_tensors, load_trainer, read_part
 
 # drawn from the rows, or about the machine and the time
 DERIVED = ("figures/", "report", "epochs.csv", "summary.csv", "brackets.csv", "manifest.json", LOCK)

@@ -127,14 +127,14 @@ def _run(folder: Path, moments: Moments, report: bool, options: tuple[str, ...])
 def _patches(moments: Moments, report: bool) -> Iterator[Any]:
     """Let moments be counted where the harness does its work."""
     import attacks.measure
-    import harness.certifying
-    import harness.estimating
     import harness.figures.canvas
-    import harness.files
+    import harness.measuring.bounds
+    import harness.measuring.margins
     import harness.report.build
-    import harness.run
-    import harness.store
-    import harness.training
+    import harness.store.files
+    import harness.store.folder
+    import harness.tracking.training_run
+    import harness.training.trainer
 
     def before(owner: Any, name: str, phase: str) -> Any:
         real = getattr(owner, name)
@@ -145,14 +145,14 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
 
         return mock.patch.object(owner, name, counted)
 
-    yield before(harness.training.Trainer, "_step", "training")
-    yield before(harness.run, "evaluate", "predicting")
+    yield before(harness.training.trainer.Trainer, "_step", "training")
+    yield before(harness.tracking.training_run, "evaluate", "predicting")
     yield before(attacks.measure._Judge, "_attack", "attacking")
     yield before(attacks.measure._Judge, "_refine", "attacking")
-    yield before(harness.certifying.Certifying, "_of_split", "certifying")
-    yield before(harness.estimating.Estimating, "_keep", "between units")
+    yield before(harness.measuring.bounds.Certifying, "_of_split", "certifying")
+    yield before(harness.measuring.margins.Estimating, "_keep", "between units")
     yield before(harness.figures.canvas, "_render", "drawing")
-    really_write = harness.files.write_atomically
+    really_write = harness.store.files.write_atomically
 
     def write(path: Path, content: Callable[[Path], object]) -> None:
         def dying(temporary: Path) -> None:
@@ -170,7 +170,7 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
         really_write(path, dying)
         moments.pass_by("writing")
 
-    for module in (harness.files, harness.store, harness.report.build, harness.figures.canvas):
+    for module in (harness.store.files, harness.store.folder, harness.report.build, harness.figures.canvas):
         yield mock.patch.object(module, "write_atomically", write)
     if not report:
         yield mock.patch.object(harness.report.build, "evaluate", return_value=SimpleNamespace(warm=[]))
@@ -182,7 +182,13 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     for name in ("report.build", "run", "runs", "terminal", "track", "tracker", "data", "devices"):
         importlib.import_module(f"harness.{name}")
-    for name in ("attacks.registry", "attacks.certify.certifiers", "attacks.deepfool", "attacks.fmn", "rich.table"):
+    for name in (
+        "attacks.registry",
+        "attacks.certify.certifiers",
+        "attacks.estimators.deepfool",
+        "attacks.estimators.fmn",
+        "rich.table",
+    ):
         importlib.import_module(name)
     # what torch's optimisers and the digits load when they are first asked for: most of a short run's time
     for name in ("torch._dynamo", "sklearn.datasets", "scipy.stats"):

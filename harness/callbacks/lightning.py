@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from attacks.arguments import whole
-from harness.tracker import MarginTracker
+from harness.tracking.tracker import MarginTracker
 
 
 class MarginCallback(Callback):  # type: ignore[misc]

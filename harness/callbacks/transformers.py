@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from harness.tracker import MarginTracker
+from harness.tracking.tracker import MarginTracker
 
 
 class Logits(nn.Module):
@@ -27,7 +27,7 @@ class MarginCallback(TrainerCallback):  # type: ignore[misc]
     """Measures the tracker's images at epoch 0, before the first update, and after every training epoch.
 
     The process of rank 0 measures. The model gets ``pixel_values`` as the tracker's images are: give it a normalisation
-    of its own (see `harness.weights.Normalized`) where its image processor has one.
+    of its own (see `harness.models.weights.Normalized`) where its image processor has one.
 
     Args:
         tracker: of the images and estimators.

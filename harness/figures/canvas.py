@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from harness.figures.style import NORM_LABELS, NOTE, SMALL, LineStyle, estimator_looks, split_styles
-from harness.files import write_atomically
+from harness.store.files import write_atomically
 
 WIDTH, HEIGHT = 3.7, 3.1  # inches of one panel
 # what may stand in a text that is drawn as mathematics, and dollar signs elsewhere that would begin it

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.command import run_command
-from harness.options import OneLineParser
+from harness.config.options import OneLineParser
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 

@@ -6,25 +6,22 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from harness.files import concatenate
-from harness.report.brackets import bracket_sentences
+from harness.report.cards import image_cards
 from harness.report.content import ReportContent, RunContent
-from harness.report.examples import image_cards
-from harness.report.sentences import headlines, trust_sentences
-from harness.report.warm import warm_sentences
-from harness.runs import Run
+from harness.report.prose.brackets import bracket_sentences
+from harness.report.prose.sentences import headlines, trust_sentences
+from harness.report.prose.warm import warm_sentences
+from harness.report.prose.warnings import undecided, warnings_of
 from harness.statistics.brackets import BRACKET_COLUMNS, bracket_table, bracketed, proved
-from harness.statistics.evidence import Evidence
-from harness.statistics.pairing import Measured, couples, find_pairs, seed_groups
+from harness.statistics.observations.evidence import Evidence
+from harness.statistics.observations.pairing import Measured, couples, find_pairs, seed_groups
 from harness.statistics.panels import Panel
 from harness.statistics.side_by_side import side_by_side
 from harness.statistics.tables import boundary_changes, boundary_classes, class_margins, estimator_ratios, image_paths
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
-from harness.statistics.verdicts import UNDECIDED
-from harness.statistics.warm import SAVING_COLUMNS, warm_pairs, warm_ratios, warm_savings
+from harness.statistics.warm import SAVING_COLUMNS, cold_samples, warm_pairs, warm_ratios, warm_savings
 from harness.store import environment
-
-MANY = 0.05  # of the images found only from noisy starts: worth a warning
+from harness.store.files import concatenate
 
 
 def assemble(evidence: Evidence) -> ReportContent:
@@ -51,7 +48,7 @@ def assemble(evidence: Evidence) -> ReportContent:
         findings=evidence.findings,
         descriptions=evidence.descriptions,
         headlines=headlines(evidence.findings),
-        warnings=[*evidence.warnings, *_undecided(evidence.findings)],
+        warnings=[*evidence.warnings, *undecided(evidence.findings)],
         trust=trust_sentences(bias, evidence.findings),
         verdicts=verdicts,
         biases=bias,
@@ -70,7 +67,7 @@ def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
         name=one.run.name,
         training=one.run.training,
         manifest=one.run.manifest,
-        warnings=_warnings(one),
+        warnings=warnings_of(one),
         summary=one.summary,
         epochs=one.run.epochs,
         margins=one.margins,
@@ -101,61 +98,6 @@ def _proofs(evidence: Evidence) -> pd.DataFrame:
     return proved(rows, pairs)
 
 
-def cold_samples(run: Run) -> dict[str, list[int]]:
-    """Cold forms beside warm ones that were measured at fewer epochs, and at which."""
-    epochs = {str(text): set(rows["epoch"]) for text, rows in run.margins.groupby("estimator", sort=False)}
-    pairs = warm_pairs(run.manifest.get("estimators", ()))
-    return {c: sorted(epochs[c]) for w, c in pairs.items() if c in epochs and epochs[c] < epochs.get(w, set())}
-
-
 def distances(one: Measured) -> list[Panel]:
     """The panels of ``distance``: figures show it, tests both measures."""
     return [panel for panel in one.panels if panel.measure == "distance"]
-
-
-def _warnings(one: Measured) -> list[str]:
-    run: Run = one.run
-    lines = [str(note) for note in run.manifest.get("notes", ())]
-    if not len(run.margins):
-        return [*lines, "nothing was measured"]
-    whole = one.summary[one.summary["subset"] == "all"]
-    measured = set(run.margins["epoch"])
-    planned = run.config.get("epochs")
-    if planned is not None and max(measured) < planned:
-        lines.append(f"unfinished: measured to epoch {max(measured)} of {planned}; the last epoch is that one here")
-    if not run.training:
-        lines.append("it does not say how it was trained: observation 1 is tested as if training were standard")
-    samples = cold_samples(run)
-    for text, epochs in samples.items():
-        lines.append(f"{text}: measured beside its warm form at epochs {', '.join(map(str, epochs))} only")
-    for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
-        total = int(rows["count"].sum())
-        for column, words in (
-            ("not_found", "have no distance: the attack found no witness"),
-            ("failed", "have no distance: the library raised an error"),
-            ("tied", "lie on the boundary: their two largest logits are equal"),
-        ):
-            count = int(rows[column].sum())
-            if count:
-                lines.append(f"{estimator} {norm}: {count} of {total} measurements {words}")
-        noisy = rows.loc[rows["after_noise"] > MANY * rows["count"], "epoch"]
-        if len(noisy):
-            share = rows["after_noise"].sum() / total
-            lines.append(
-                f"{estimator} {norm}: more than {100 * MANY:.0f}% of the images were found from noisy starts only at "
-                f"{noisy.nunique()} epochs ({100 * share:.0f}% of all measurements): these distances may be too large"
-            )
-        absent = sorted(measured - set(rows["epoch"]))
-        if absent and estimator not in samples:
-            lines.append(f"{estimator} {norm}: not measured at epochs {', '.join(map(str, absent))}")
-    if not len(run.predictions):
-        lines.append("no predictions of whole sets were kept: flow and calibration are those of the probe images")
-    return lines
-
-
-def _undecided(findings: pd.DataFrame) -> list[str]:
-    rows = findings[findings["verdict"] == UNDECIDED]
-    return [
-        f"observation {observation}: {len(group)} test{'s' if len(group) > 1 else ''} undecided: {reason}"
-        for (observation, reason), group in rows.groupby(["observation", "reason"], sort=False)
-    ]

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from harness.files import StoreError, write_atomically, write_csv
 from harness.report.assemble import assemble
 from harness.report.content import ReportContent
 from harness.report.page import render
 from harness.report.static import write_comparison, write_figures
 from harness.runs import Run
-from harness.statistics.evidence import gather
+from harness.statistics.observations.evidence import gather
+from harness.store.files import write_atomically, write_csv
+from harness.store.identity import StoreError
 
 
 def evaluate(runs: list[Run]) -> ReportContent:

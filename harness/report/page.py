@@ -10,15 +10,15 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report.brackets import bracket_tables
 from harness.report.content import ReportContent
-from harness.report.graph import Graph
-from harness.report.interactive import graphs
+from harness.report.figures.graph import Graph
+from harness.report.figures.index import graphs
+from harness.report.figures.view import View, norm_name
 from harness.report.pictures import groups
-from harness.report.sections import MARKS, differences, facts, observations, side_tables, trust_tables
+from harness.report.prose.brackets import bracket_tables
+from harness.report.prose.sections import MARKS, differences, facts, observations, side_tables, trust_tables
+from harness.report.prose.warm import warm_tables
 from harness.report.tables import Table
-from harness.report.view import View, norm_name
-from harness.report.warm import warm_tables
 
 DASHES = {"solid": "", "dash": "5 3", "dot": "1.5 2.5", "dashdot": "5 2.5 1.5 2.5"}
 

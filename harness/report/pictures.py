@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.report.content import ImageCard
-from harness.report.view import norm_name
+from harness.report.figures.view import norm_name
 
 Pixels = NDArray[np.floating[Any]]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from harness.config import ADVERSARIAL
+from harness.config.run_config import ADVERSARIAL
 from harness.statistics.averages import standard_error
 
 KEYS = ("epoch", "split", "norm", "certifier", "domain")

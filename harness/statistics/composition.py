@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from harness.statistics.effects import LEAST_IMAGES, Student
+from harness.statistics.effects.effect import LEAST_IMAGES, Student
 from harness.statistics.panels import Panel
 
 COMPOSITION_COLUMNS = (

@@ -9,9 +9,9 @@ import pandas as pd
 
 from harness.runs import Run
 from harness.statistics.averages import standard_error
+from harness.statistics.effects.paired import LogMeans
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.paired import LogMeans
-from harness.statistics.pairing import Measured
+from harness.statistics.observations.pairing import Measured
 from harness.statistics.panels import Panel
 
 SIDE_COLUMNS = (

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from harness.statistics.averages import standard_error
+from harness.statistics.effects.paired import LogMeans
 from harness.statistics.envelope import ENVELOPE
-from harness.statistics.paired import LogMeans
 from harness.statistics.panels import Panel
 
 RATIO_COLUMNS = ("epoch", "split", "estimator", "norm", "ratio", "low", "high", "images")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.statistics.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from harness.statistics.observations.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 VERDICT_COLUMNS = (
     "observation",
@@ -29,7 +29,8 @@ def verdicts_by_estimator(findings: pd.DataFrame) -> pd.DataFrame:
     all tests, or ``mixed``; tests that could not be made are counted in ``untested`` and do not count against it.
 
     Args:
-        findings: rows of `harness.statistics.verdicts.FINDING_COLUMNS`; those without an estimator are left out.
+        findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`; those without an
+            estimator are left out.
     """
     rows = []
     own = _asked_of_all(findings[findings["estimator"] != ""])

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from attacks.estimator import Status
+from harness.runs import Run
 from harness.statistics.averages import FOUND
-from harness.statistics.paired import LogMeans
+from harness.statistics.effects.paired import LogMeans
 from harness.statistics.trust import bias_trend
 
 WARM_COLUMNS = (
@@ -131,3 +132,10 @@ def _verdict(rows: pd.DataFrame) -> str:
     if ((rows["low"] > least) & (rows["high"] < most)).all():
         return LEVEL
     return NEARER if ((rows["ratio"] < least) & (rows["high"] < 1)).any() else UNDECIDED
+
+
+def cold_samples(run: Run) -> dict[str, list[int]]:
+    """Cold forms beside warm ones that were measured at fewer epochs, and at which."""
+    epochs = {str(text): set(rows["epoch"]) for text, rows in run.margins.groupby("estimator", sort=False)}
+    pairs = warm_pairs(run.manifest.get("estimators", ()))
+    return {c: sorted(epochs[c]) for w, c in pairs.items() if c in epochs and epochs[c] < epochs.get(w, set())}

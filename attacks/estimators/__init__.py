@@ -1,0 +1,1 @@
+"""One module per estimator, under the name that a user types. None imports another."""

@@ -1,0 +1,69 @@
+"""The margin of the network linearised at the image, and the step to a linearised boundary that DeepFool repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.estimator import Settings, setting
+from attacks.geometry import least_step
+from attacks.isolation import Classifier
+from attacks.search.linearised import nearest_plane
+from attacks.search.radius import ball_point, likeliest_others
+from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Settings):
+    """The one-step linearised margin (Jiang et al. 2019, eq. 3), the smallest over classes, made a witness.
+
+    The nearest point of the linearised boundaries is passed by ``overshoot``; where the class has not
+    changed, the length is doubled, up to ``doublings`` times. What `measure` verifies is therefore the
+    distance *along this one direction*, an upper bound; the linearised margin itself (``attack_distance``
+    over 1 + ``overshoot`` where nothing was doubled, in free space) bounds nothing. Costs a forward and a
+    backward for each other class, and a forward for each length but the last.
+
+    Departs from the paper: at the input only, not at hidden layers; the nearest of the ``candidates``
+    likeliest classes, not the runner-up; the box.
+    """
+
+    name: ClassVar[str] = "linear"
+    norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
+    domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
+    tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
+    batch_invariant: ClassVar[bool] = True
+
+    candidates: int = setting(10, least=2)
+    overshoot: float = setting(1e-3, least=0)
+    doublings: int = setting(6, least=0)
+
+    def perturb(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        *,
+        seeds: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `Estimator.perturb`."""
+        leaf = images.clone().requires_grad_()
+        logits = model(leaf)
+        others = likeliest_others(logits, labels, self.candidates - 1)
+        direction, length = nearest_plane(leaf, logits, labels, others, norm, model.bounds)
+        reach = (1 + self.overshoot) * length + least_step(images, norm)
+        points = ball_point(images, direction, reach, model.bounds)
+        rows = torch.nonzero(direction.flatten(1).any(1)).flatten()
+        for _ in range(self.doublings):
+            if not len(rows):
+                break
+            with torch.no_grad(), model.rows(rows):
+                rows = rows[model(points[rows]).argmax(1) == labels[rows]]
+            reach[rows] *= 2
+            points[rows] = ball_point(images[rows], direction[rows], reach[rows], model.bounds)
+        return points

@@ -1,0 +1,1 @@
+"""What several estimators share: descent, radius search, the linearised boundary, logits without their scale."""

@@ -1,0 +1,50 @@
+"""The linearised boundary: the gap to another class and its normal, and the nearest of several planes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.geometry import per_row, plane_crossing, row_norm
+from attacks.search.radius import ball_point
+from attacks.types import Bounds, Norm
+
+
+def gap_and_normal(
+    leaf: Tensor, logits: Tensor, labels: Tensor, targets: Tensor, *, retain_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The label's lead over the target ``(A,)`` and the direction ``(A, ...)`` in which it falls; one backward."""
+    gap = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
+    (rise,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=retain_graph)
+    return gap.detach(), -rise
+
+
+def nearest_plane(
+    leaf: Tensor, logits: Tensor, labels: Tensor, others: Tensor, norm: Norm, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    """The way to the nearest linearised boundary between the label and the others; one backward each.
+
+    Moosavi-Dezfooli et al. 2016, Algorithm 2; Jiang et al. 2019, eq. 3. Departs from both in the box, where
+    it is the nearest point of the box on that boundary; where no boundary can be reached there, the way
+    that closes the largest part of a gap.
+
+    Args:
+        leaf: ``(A, ...)``, of which ``logits`` ``(A, K)`` are, with gradients.
+        labels: ``(A,)``. others: ``(A, C)`` classes, C >= 1.
+
+    Returns:
+        direction: ``(A, ...)``; 0 where no gradient leads anywhere.
+        length: ``(A,)`` float64; both as of `plane_crossing`.
+    """
+    points, count = leaf.detach(), others.shape[1]
+    direction, length = torch.zeros_like(points), torch.zeros(len(points), dtype=torch.float64, device=points.device)
+    least, shortest = torch.ones_like(length), torch.full_like(length, torch.inf)
+    for column, targets in enumerate(others.unbind(1)):
+        gap, normal = gap_and_normal(leaf, logits, labels, targets, retain_graph=column + 1 < count)
+        towards, far, shortfall = plane_crossing(points, normal, gap, norm, bounds)
+        distance = row_norm(ball_point(points, towards, far, bounds) - points, norm)
+        better = (shortfall < least) | ((shortfall == least) & (shortfall < 1) & (distance < shortest))
+        direction = torch.where(per_row(better, points).bool(), towards, direction)
+        length = torch.where(better, far, length)
+        least, shortest = torch.where(better, shortfall, least), torch.where(better, distance, shortest)
+    return direction, length

@@ -1,0 +1,1 @@
+"""Compare estimators with exact margins and with each other: `python -m benchmarks.compare`."""

@@ -1,0 +1,1 @@
+"""Options, the definition of a run and the choice of a device."""

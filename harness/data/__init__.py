@@ -1,0 +1,1 @@
+"""Data sets, the user's own data and the probe images."""

@@ -1,0 +1,1 @@
+"""Classifiers: built here, taken from libraries, or with the weights of an existing checkpoint."""

@@ -1,0 +1,1 @@
+"""The interactive figures of the page, one module per subject as in `harness.figures`."""

@@ -1,0 +1,137 @@
+"""The flow of images between correct and incorrect classification over epochs, as a Sankey drawing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from harness.figures import flow_epochs
+from harness.figures.flow import RIBBONS
+from harness.report.figures.graph import Graph, Key, Panel, Trace
+from harness.report.figures.view import SUBSETS, View
+from harness.report.tables import Table
+
+COLUMNS = ["run", "split", "epoch", "next_epoch", "before", "after", "count"]
+EPOCHS = 12  # shown at most
+GAP = 0.06  # between the two streams, as a share of the height
+
+
+def flow(view: View) -> Graph:
+    """Images that change sides between shown epochs (Figure 5): whole sets, at most twelve epochs."""
+    rows = pd.DataFrame(
+        [
+            row
+            for run in view.content.runs
+            for split, table in run.correctness.items()
+            for row in _flow(run.name, split, table)
+        ],
+        columns=COLUMNS,
+    )
+    graph = Graph(
+        "flow",
+        "Flow of images between correct and incorrect classification",
+        "Whole sets; each column is an epoch, each band the images that go from one side to the other, or stay. "
+        "At most twelve epochs are shown, more of the early ones; a band between two of them compares just these two.",
+        tables=[Table("flow", "Flow between correct and incorrect", rows)],
+        reason="" if len(rows) else "The flow cannot be shown: it needs predictions of the whole sets at two epochs.",
+    )
+    if graph.reason:
+        return graph
+    panels = [
+        _panel(view, run, split, part)
+        for split in view.splits
+        for run in view.runs
+        if len(part := rows[(rows["run"] == run) & (rows["split"] == split)])
+    ]
+    keys = [Key(f"{before} → {after}", colour, area=True) for (before, after), colour in RIBBONS.items()]
+    return replace(graph, panels=panels, keys=keys)
+
+
+def _flow(run: str, split: str, correctness: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+    epochs = flow_epochs([int(epoch) for epoch in correctness.columns], EPOCHS) if len(correctness) else []
+    for epoch, later in itertools.pairwise(epochs):
+        before, after = correctness[epoch].astype(bool), correctness[later].astype(bool)
+        for one, other in RIBBONS:
+            count = ((before == (one == "correct")) & (after == (other == "correct"))).sum()
+            yield run, split, epoch, later, one, other, int(count)
+
+
+def _panel(view: View, run: str, split: str, rows: pd.DataFrame) -> Panel:
+    epochs = sorted({*rows["epoch"], *rows["next_epoch"]})
+    total = int(rows[rows["epoch"] == epochs[0]]["count"].sum())
+    nodes = [(epoch, subset) for epoch in epochs for subset in SUBSETS]
+    sizes = _sizes(rows, epochs)
+    places = {node: place for place, node in enumerate(nodes)}
+    drawn = rows[rows["count"] > 0]
+    pairs = list(zip(drawn["before"], drawn["after"], strict=True))
+    plotly: dict[str, Any] = {
+        "type": "sankey",
+        "arrangement": "fixed",
+        "node": {
+            "x": [_along(epochs.index(epoch), len(epochs)) for epoch, _ in nodes],
+            "y": [_middle(subset, sizes[epoch, "correct"] / total) for epoch, subset in nodes],
+            "color": [SUBSETS[subset] for _, subset in nodes],
+            "customdata": [f"{subset} at epoch {epoch}: {sizes[epoch, subset]} of {total}" for epoch, subset in nodes],
+            "label": [""] * len(nodes),
+            "thickness": 7,
+            "pad": 14,
+            "line": {"width": 0},
+            "hovertemplate": "%{customdata}<extra></extra>",
+        },
+        "link": {
+            "source": [places[e, before] for e, (before, _) in zip(drawn["epoch"], pairs, strict=True)],
+            "target": [places[e, after] for e, (_, after) in zip(drawn["next_epoch"], pairs, strict=True)],
+            "value": list(drawn["count"]),
+            "color": [RIBBONS[pair] for pair in pairs],
+            "customdata": [
+                f"{count} images: {before} at epoch {epoch}, {after} at epoch {later}"
+                for epoch, later, before, after, count in drawn[COLUMNS[2:]].itertuples(index=False)
+            ],
+            "hovertemplate": "%{customdata}<extra></extra>",
+        },
+    }
+    layout = {"annotations": [_tick(place, len(epochs), epoch) for place, epoch in enumerate(epochs)]}
+    first, last = epochs[0], epochs[-1]
+    say = (
+        f"of {total} images {sizes[first, 'correct']} are correct at epoch {first} and {sizes[last, 'correct']} at "
+        f"epoch {last}; between shown epochs {_moved(rows, 'incorrect')} times an image becomes correct and "
+        f"{_moved(rows, 'correct')} times incorrect"
+    )
+    label = f"Flow of {split} images between correct and incorrect"
+    where = {"run": run, "split": split}
+    return Panel(
+        view.heading(run, f"{split} images over epochs"), label, where, layout, [Trace(plotly, {"split": split}, say)]
+    )
+
+
+def _sizes(rows: pd.DataFrame, epochs: list[int]) -> dict[tuple[int, str], int]:
+    """Images of each side at each epoch: what leaves it, or, at the last, what reaches it."""
+    leaving = rows.groupby(["epoch", "before"])["count"].sum()
+    reaching = rows.groupby(["next_epoch", "after"])["count"].sum()
+    sides = [(epoch, subset) for epoch in epochs for subset in SUBSETS]
+    return {side: int((reaching if side[0] == epochs[-1] else leaving)[side]) for side in sides}
+
+
+def _moved(rows: pd.DataFrame, before: str) -> int:
+    return int(rows[(rows["before"] == before) & (rows["after"] != before)]["count"].sum())
+
+
+def _along(place: int, epochs: int) -> float:
+    # plotly takes 0 and 1 for "not given"
+    return min(max(place / (epochs - 1), 0.001), 0.999)
+
+
+def _middle(subset: str, correct: float) -> float:
+    """The middle of a node from the top; the correct images above, the incorrect below."""
+    height = 1 - GAP
+    middle = height * correct / 2 if subset == "correct" else GAP + height * (1 + correct) / 2
+    return min(max(middle, 0.001), 0.999)
+
+
+def _tick(place: int, epochs: int, epoch: int) -> dict[str, Any]:
+    where = {"xref": "paper", "yref": "paper", "x": place / (epochs - 1), "y": 0, "yshift": -16}
+    return where | {"text": str(epoch), "showarrow": False, "font": {"size": 12}}

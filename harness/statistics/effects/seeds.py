@@ -1,0 +1,90 @@
+"""One effect from several seeds: a bootstrap that crosses seeds and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from harness.statistics.effects.effect import Effect, Student
+
+LEAST_SEEDS = 5
+DRAWS = 1000  # an error of 2% in the standard error
+BLOCK = 4_000_000  # numbers held at a time, where whole training sets are drawn from
+
+
+@lru_cache(maxsize=4)
+def _draws(size: int, count: int, stream: int) -> np.ndarray:
+    """``(count, size)`` how often each is drawn; always the same, so that the same tables give the same report."""
+    draw = np.random.default_rng((size, count, stream + 1))
+    return draw.multinomial(size, np.full(size, 1 / size), size=count).astype(float)
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled(Student):
+    """Average over seeds of one effect, whose runs measured the same images.
+
+    Seeds and images are drawn with replacement independently of each other, every drawn seed with the
+    same drawn images (Owen 2007, "The pigeonhole bootstrap"). The interval is Student's with that
+    bootstrap's standard error and one degree of freedom less than there are seeds. The standard error is
+    widened by ``sqrt(S / (S - 1))``: a bootstrap of S seeds sees only ``(S - 1) / S`` of their variance.
+
+    Attributes:
+        effects: one a seed, values aligned with the same images.
+    """
+
+    effects: tuple[Effect, ...]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.effects[0].name}, average of {len(self.effects)} seeds"
+
+    @cached_property
+    def estimate(self) -> float:
+        return float(np.mean([effect.estimate for effect in self.effects]))
+
+    @cached_property
+    def error(self) -> float:
+        seeds, size = len(self.effects), self.size
+        at_once = max(1, min(DRAWS, BLOCK // size))
+        blocks = []
+        for start in range(0, DRAWS, at_once):
+            images = _draws(size, min(at_once, DRAWS - start), start)
+            blocks.append(np.stack([effect.resample(images) for effect in self.effects], axis=1))
+        each, drawn = np.concatenate(blocks), _draws(seeds, DRAWS, -1)
+        return float(((each * drawn).sum(axis=1) / seeds).std(ddof=1) * np.sqrt(seeds / (seeds - 1)))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        low, high = super().interval(alpha)
+        least, most = self.effects[0].limits
+        return max(low, least), min(high, most)
+
+    @property
+    def freedom(self) -> float:
+        return len(self.effects) - 1
+
+    @property
+    def images(self) -> int:
+        return min(effect.images for effect in self.effects)
+
+    @property
+    def left_out(self) -> int:
+        return max(effect.left_out for effect in self.effects)
+
+    @property
+    def smaller_group(self) -> int:
+        return min(effect.smaller_group for effect in self.effects)
+
+    @property
+    def size(self) -> int:
+        return self.effects[0].size
+
+    def obstacle(self) -> str:
+        return next((words for words in (effect.obstacle() for effect in self.effects) if words), "")
+
+    def show(self, value: float) -> float:
+        return self.effects[0].show(value)
+
+    def resample(self, counts: np.ndarray) -> np.ndarray:
+        return np.asarray(np.mean([effect.resample(counts) for effect in self.effects], axis=0))

@@ -1,0 +1,1 @@
+"""The three observations of the paper: evidence, verdicts and the pairing of runs."""

@@ -1,0 +1,309 @@
+"""The run folder: a manifest and immutable parts; the directory listing is the state.
+
+A part that exists is complete (see `harness.store.files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from harness.store.files import (
+    CHECKSUM,
+    facts_of,
+    load_checkpoint,
+    load_tensors,
+    load_trainer,
+    read_part,
+    remove_leftovers,
+    save_checkpoint,
+    save_tensors,
+    save_trainer,
+    write_atomically,
+    write_part,
+)
+from harness.store.identity import StoreError, check_identity, check_regular
+from harness.store.manifest import check_parameters, check_probes, check_shape, differences, manifest_checksum, now
+from harness.store.places import FOLDERS, Place, RunPaths
+from harness.store.places import Unit as Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+# of the manifest: since 2 it has a checksum
+SCHEMA, READABLE = 2, (1, 2)
+LOCK = ".lock"
+MARGIN_COLUMNS = (
+    *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
+    *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
+    *("noise_retries", "forwards", "backwards", "seconds"),
+)
+BOUND_COLUMNS = (
+    *("epoch", "split", "image", "label", "prediction", "correct", "certifier", "norm", "domain"),
+    *("lower", "upper", "solved", "seconds"),
+)
+WITNESSES_KEPT = 8  # smallest and as many largest, of epochs before the latest
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder(RunPaths):
+    """All paths of one run, and how its parts are written and read.
+
+    Every file is written with what it is, and what it says of itself is compared with its place when it is read.
+    """
+
+    def facts(self, place: Place | None) -> dict[str, str]:
+        """What a file at this place says of itself; the run is the manifest's digest, whatever its folder is called."""
+        run = {"run": self.digest} if self.digest else {}
+        return {**place.facts, **run} if place else {}
+
+    @property
+    def digest(self) -> str:
+        """Of the run's fingerprint; nothing where there is no manifest that says it."""
+        if not self._known.get("digest") and self.exists():
+            self._known["digest"] = str(self.read_manifest().get("digest", ""))
+        return str(self._known.get("digest", ""))
+
+    def write_part(self, path: Path, table: pd.DataFrame, **facts: str) -> None:
+        """Write one of the run's Parquet parts (see `harness.store.files.write_part`)."""
+        write_part(path, table, **self.facts(self.place(path)), **facts)
+        self._wrote(path)
+
+    def read_part(self, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+        """One of the run's parts and its facts (see `harness.store.files.read_part`)."""
+        rows, facts = read_part(path, self.facts(self.place(path)))
+        self._read(path, facts)
+        return rows, facts
+
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write probes or witnesses (see `harness.store.files.save_tensors`)."""
+        save_tensors(path, tensors, **self.facts(self.place(path)))
+        self._wrote(path)
+
+    def load_tensors(self, path: Path) -> dict[str, Tensor]:
+        """Read probes or witnesses (see `harness.store.files.load_tensors`)."""
+        return load_tensors(path, self.facts(self.place(path)))
+
+    def save_checkpoint(self, epoch: int, model: nn.Module) -> None:
+        """Write the epoch's weights (see `harness.store.files.save_checkpoint`)."""
+        save_checkpoint(self.checkpoint(epoch), model, epoch, self.facts(Place("checkpoint", epoch)))
+        self._wrote(self.checkpoint(epoch))
+
+    def load_checkpoint(self, epoch: int, model: nn.Module) -> None:
+        """Load the epoch's weights (see `harness.store.files.load_checkpoint`)."""
+        load_checkpoint(self.checkpoint(epoch), model, self.facts(Place("checkpoint", epoch)))
+
+    def save_trainer(self, epoch: int, state: Mapping[str, object]) -> None:
+        """Write the trainer's state at the epoch."""
+        save_trainer(self.trainer(epoch), state, **self.facts(Place("trainer", epoch)))
+        self._wrote(self.trainer(epoch))
+
+    def load_trainer(self, epoch: int) -> dict[str, Any]:
+        """Read the trainer's state at the epoch (see `harness.store.files.load_trainer`)."""
+        return load_trainer(self.trainer(epoch), self.facts(Place("trainer", epoch)))
+
+    def drop(self, path: Path) -> None:
+        """Delete a file of the run, which may be gone already."""
+        path.unlink(missing_ok=True)
+        place = self.place(path)
+        if place is not None and "listings" in self._known:
+            self._listing(path.relative_to(self.path).parts[0]).drop(place)
+
+    def _wrote(self, path: Path) -> None:
+        place = self.place(path)
+        if place is not None and "listings" in self._known:
+            self._listing(path.relative_to(self.path).parts[0]).add(place, path)
+
+    def check_places(self) -> None:
+        """Hold what every file says of itself against its place, without reading the rest of it.
+
+        Raises:
+            StoreError: one that is another file than its place says; names both.
+        """
+        for folder in FOLDERS:
+            for path in self._listing(folder).paths():
+                facts = facts_of(path)
+                check_identity(path, facts, self.facts(self.place(path)))
+                self._read(path, facts)
+
+    def _read(self, path: Path, facts: Mapping[str, str]) -> None:
+        if facts and "kind" not in facts:
+            self._known.setdefault("silent", path)
+
+    def remarks(self) -> list[str]:
+        """What is to be said of the folder: files that are left out, and files that do not say what they are."""
+        lines = []
+        foreign = [path.relative_to(self.path).as_posix() for name in FOLDERS for path in self._listing(name).foreign]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            lines.append(f"{self.path}: {', '.join(foreign[:3])}{more} left out: not the name of a file of a run")
+        if "silent" in self._known:
+            lines.append(
+                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not say what they are: "
+                "taken for what they are called"
+            )
+        return lines
+
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.manifest.exists()
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            StoreError: missing, damaged, of another schema, or with values of other types.
+        """
+        check_regular(self.manifest)
+        try:
+            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(f"expected a run's manifest at {self.manifest}, got {error}; restore it") from None
+        if not isinstance(found, dict) or found.get("schema") not in READABLE:
+            got = found.get("schema") if isinstance(found, dict) else type(found).__name__
+            raise StoreError(f"expected schema {SCHEMA} in {self.manifest}, got {got}; use the version that wrote it")
+        wanted = found.pop(CHECKSUM, None)
+        if (wanted or found["schema"] != 1) and manifest_checksum(found) != wanted:
+            raise StoreError(
+                f"expected the values that the manifest had at {self.manifest}, got others; restore it, or "
+                f"take {CHECKSUM} out and write schema 1 if you changed it on purpose"
+            )
+        check_shape(self.manifest, found)
+        return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other processes from writing to the run; what killed ones left half-written is removed.
+
+        The same process may take the lock again. A folder that is not there is made.
+
+        Raises:
+            StoreError: another process has it, or the folder cannot be written or holds something else.
+        """
+        if not self.exists():
+            self._refuse_foreign()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"expected a run that no other process writes to, got {self.path} in use; wait for it to end, "
+                "or choose another folder"
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"expected a folder that can be written at {self.path}, got {error}; choose another one"
+            ) from None
+        first = "listings" not in self._known
+        try:
+            if lock.lock_counter == 1 and not self._known.get("cleaned"):
+                remove_leftovers(self.path)
+                self._known["cleaned"] = True
+            self._known.setdefault("listings", {})
+            yield
+        finally:
+            if first:
+                self._known.pop("listings", None)
+            lock.release()
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with something in it that is no run, or a path that is not UTF-8.
+
+        Raises:
+            StoreError: it is one.
+        """
+        if str(self.path) != str(self.path).encode(errors="replace").decode():
+            # safetensors opens no other
+            raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
+        ours = (LOCK, f".{self.manifest.name}.")  # of a process that was killed before its first file was there
+        if self.path.exists() and not (
+            self.path.is_dir() and all(path.name.startswith(ours) for path in self.path.iterdir())
+        ):
+            if self.exists():  # another process has just started it: the manifest is the first file
+                return
+            raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
+
+    def start(self, manifest: dict[str, Any], *, resume: bool) -> None:
+        """Begin a run here, or go on with the same one; on an error nothing is changed.
+
+        Raises:
+            StoreError: a run is here and ``resume`` is false, or the runs differ; names the fields.
+        """
+        if not self.exists():
+            self._refuse_foreign()
+            try:
+                self.write_manifest({"schema": SCHEMA, "created": now(), **manifest})
+            except StoreError as error:
+                raise StoreError(
+                    f"expected a folder that can be written at {self.path}, got {error.__cause__}; choose another one"
+                ) from None
+            return
+        if not resume:
+            raise StoreError(f"expected a new folder, got {self.path} with a run in it; add --resume or choose another")
+        self.check(manifest)
+        before = self.read_manifest()
+        # 1 and 1.0 are the same options, but have other digests, which the run's files carry
+        kept: dict[str, Any] = {name: before[name] for name in ("created", "fingerprint", "digest") if name in before}
+        for kind in ("estimators", "certifiers"):
+            # those that are not asked for again keep their parts, and so their entries
+            entries = (*before.get(kind, ()), *manifest.get(kind, ()))
+            kept[kind] = list({entry["estimator"]: entry for entry in entries}.values())
+        if "notes" in manifest:
+            # what was noted of epochs that are not measured again
+            kept["notes"] = list(dict.fromkeys((*before.get("notes", ()), *manifest["notes"])))
+        self.write_manifest({**before, **manifest, **kept, "resumed": now()})
+
+    def check(self, manifest: dict[str, Any]) -> None:
+        """Refuse a folder that `start` would not continue; nothing is written and no lock is taken.
+
+        Raises:
+            StoreError: it holds something else than a run, or another run; names the fields.
+        """
+        if not self.exists():
+            self._refuse_foreign()
+            return
+        before = self.read_manifest()
+        changed = differences(before.get("fingerprint", {}), manifest["fingerprint"])
+        if changed:
+            raise StoreError(
+                f"expected the options of the run in {self.path}, got {changed}; use them or another folder"
+            )
+        check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
+        check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
+        check_probes(before, manifest.get("probes", {}))
+        self.check_places()
+        self._check_revisions("margins", manifest.get("estimators", ()))
+        self._check_revisions("bounds", manifest.get("certifiers", ()))
+
+    def _check_revisions(self, folder: str, entries: Iterable[dict[str, Any]]) -> None:
+        """Refuse to add to units that an estimator measured whose numbers have changed since.
+
+        Raises:
+            StoreError: names the estimator and both revisions.
+        """
+        revisions = {entry["estimator"]: entry.get("revision", 1) for entry in entries}
+        for series, files in self._listing(folder).epochs.items():
+            text = series.unit.estimator if series.unit else ""
+            # no run adds to units of another revision: one epoch stands for all
+            if text in revisions and files:
+                found = facts_of(files[max(files)]).get("revision", "1")
+                if found != str(revisions[text]):
+                    raise StoreError(
+                        f"expected `{text}` revision {revisions[text]}, got {found} in {self.path}; "
+                        "measure into a new run or remove its units"
+                    )
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        whole = {**manifest, "schema": SCHEMA}
+        whole[CHECKSUM] = manifest_checksum(whole)
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.manifest, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+        self._known.pop("digest", None)
