@@ -33,7 +33,7 @@ polish() { # NAME ARGUMENT...
   for table in estimators ratios unsolved; do
     cp "runs/brackets/$name/$table.csv" "$out/$name-$table.csv"
   done
-  $python -m benchmarks.digest "runs/brackets/$name" --manifest "$out/$name.json" > "$out/$name.md"
+  $python -m benchmarks.compare.digest "runs/brackets/$name" --manifest "$out/$name.json" > "$out/$name.md"
 }
 
 if [ $part != networks ]; then

@@ -16,8 +16,6 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.survive.comparing import compare
-from benchmarks.survive.lives import OPTIONS
 from harness.compare import main as compare_again
 from harness.store import RunFolder, Unit, files
 from harness.store.files import read_part
@@ -26,6 +24,8 @@ from harness.track import main
 from harness.tracking.tracker import MarginTracker
 from harness.training.trainer import Trainer
 from tests.runs import ONE_LINE
+from tests.survive.comparing import compare
+from tests.survive.lives import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 

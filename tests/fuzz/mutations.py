@@ -1,4 +1,4 @@
-"""Ways to damage a file, and contents that somebody hostile would put there."""
+"""Ways to damage a file, and hostile contents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-# what texts are told to be instead of the numbers and words that stand there
+# replacements of the numbers and words in a text
 WORDS = (
     *("NaN", "inf", "-inf", "1e999", "-1", "0", "1" * 400, "0x7f", "null", "None", "true", "[]", "{}", '""', "''"),
     *("🐍", "\u202e", "\ud7ff", "%s%n", "../../etc/passwd", "__import__('os')", "{{7*7}}", "a" * 5000, "[" * 3000),
@@ -21,7 +21,7 @@ WORD = re.compile(rb"[A-Za-z_]+")
 
 
 class Canary:
-    """Unpickling it would make a file: code run from data."""
+    """Unpickling it creates a file, which shows that code was run from data."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,14 +31,14 @@ class Canary:
 
 
 def hostile(canary: Path) -> list[bytes]:
-    """Pickles that run code when they are loaded, bare and in a torch file."""
+    """Return pickles that run code when they are loaded."""
     bare = [pickle.dumps(Canary(canary), protocol=protocol) for protocol in (0, 2, 4)]
     inside = [pickle.dumps({"data": Canary(canary), "labels": [1]}, protocol=2), pickle.dumps([Canary(canary)] * 3)]
     return bare + inside
 
 
 def in_torch_file(whole: Path, content: bytes) -> None:
-    """Put a pickle in the place of that of a torch file."""
+    """Replace the pickle inside a torch file."""
     with zipfile.ZipFile(whole) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(whole, "w") as archive:
@@ -47,10 +47,10 @@ def in_torch_file(whole: Path, content: bytes) -> None:
 
 
 def mutate(content: bytes, draw: random.Random, others: list[bytes]) -> bytes:
-    """The content after one to three kinds of damage.
+    """Return the content after one to three kinds of damage.
 
     Args:
-        others: whole files of other kinds.
+        others: undamaged files of other kinds, which replace the content in 2% of the cases.
     """
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         content = draw.choice(KINDS)(content, draw)
@@ -91,7 +91,7 @@ def _overwrite(content: bytes, draw: random.Random) -> bytes:
 
 
 def _reword(content: bytes, draw: random.Random) -> bytes:
-    """Another value in the place of a number or word."""
+    """Replace a number or word by another value."""
     found = list(draw.choice((NUMBER, WORD)).finditer(content))
     if not found:
         return content
@@ -101,7 +101,7 @@ def _reword(content: bytes, draw: random.Random) -> bytes:
 
 
 def _swap(content: bytes, draw: random.Random) -> bytes:
-    """Two words or numbers change places."""
+    """Swap two words or numbers."""
     found = list(draw.choice((NUMBER, WORD)).finditer(content))
     if len(found) < 2:
         return content

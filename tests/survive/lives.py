@@ -1,4 +1,4 @@
-"""A tracked run in a process of its own that is killed at a chosen moment, or at any."""
+"""A tracked run in a forked process that is killed at a chosen or random moment."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.forking import fork
+from tests.forking import fork
 
 PHASES = ("starting", "training", "predicting", "attacking", "certifying", "between units", "writing", "drawing")
 OPTIONS = (
-    *("--model", "benchmarks.survive.lives:net", "--epochs", "3", "--train-images", "96", "--test-images", "40"),
+    *("--model", "tests.survive.lives:net", "--epochs", "3", "--train-images", "96", "--test-images", "40"),
     *("--probe", "20", "--estimator", "deepfool:steps=5", "--estimator", "fmn:steps=10", "--noise-retries", "1"),
     *("--certify", "ibp", "--certify-probe", "5", "--certify-every", "2", "--keep-checkpoints", "2"),
     *("--device", "cpu", "--threads", "1"),
@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def net() -> nn.Module:
-    """A small network with everything that a checkpoint must hold and a resumed training must repeat."""
+    """Build a small network with batch norm and dropout, whose state a resumed training must restore."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
     )
@@ -43,7 +43,7 @@ def net() -> nn.Module:
 
 @dataclass(frozen=True)
 class End:
-    """How a life ended: its exit code (-9 where it was killed), what it wrote to stderr, the phase it was in."""
+    """How a process ended: its exit code (-9 if it was killed), its stderr, and its last phase."""
 
     code: int
     said: str
@@ -51,14 +51,14 @@ class End:
 
 
 class Moments:
-    """Counts a process's moments by phase in memory that its parent can read, and kills it at a chosen one."""
+    """Counts a process's moments per phase in memory shared with its parent, and kills it at a chosen one."""
 
     def __init__(self, target: tuple[str, int] | None = None) -> None:
         self.target = target
         self.memory = mmap.mmap(-1, 8 * (len(PHASES) + 1))
 
     def pass_by(self, phase: str) -> None:
-        """A moment of the phase."""
+        """Count a moment of the phase, and kill the process if it is the chosen one."""
         place = PHASES.index(phase)
         count = self.counts()[phase] + 1
         self.memory[8 * place + 8 : 8 * place + 16] = struct.pack("q", count)
@@ -67,13 +67,13 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counts(self) -> dict[str, int]:
-        """Moments so far."""
+        """Return the moments per phase up to now."""
         numbers = struct.unpack(f"{len(PHASES)}q", self.memory[8:])
         return dict(zip(PHASES, numbers, strict=True))
 
     @property
     def phase(self) -> str:
-        """The latest moment's."""
+        """The phase of the latest moment."""
         return PHASES[struct.unpack("q", self.memory[:8])[0]]
 
 
@@ -85,12 +85,12 @@ def live(
     report: bool = True,
     options: tuple[str, ...] = OPTIONS,
 ) -> End:
-    """Run the command on the folder in a forked process, resuming what is there.
+    """Run the command on the folder in a forked process, with ``--resume``.
 
     Args:
-        moments: to be counted, and perhaps to die at.
-        stop: told the process's number as soon as it is there; may wait and send it signals.
-        report: draw the report in the end.
+        moments: counts the moments and may kill the process at one.
+        stop: called with the process's id after the fork; may wait and send signals.
+        report: draw the report at the end.
     """
     counted = moments or Moments()
     errors = folder.with_name(f"{folder.name}.stderr")
@@ -98,7 +98,7 @@ def live(
     child = fork()
     if child == 0:
         code = 70
-        # a shell's background jobs ignore it
+        # background jobs of a shell ignore SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with errors.open("w") as handle, contextlib.redirect_stderr(handle):
@@ -125,7 +125,7 @@ def _run(folder: Path, moments: Moments, report: bool, options: tuple[str, ...])
 
 
 def _patches(moments: Moments, report: bool) -> Iterator[Any]:
-    """Let moments be counted where the harness does its work."""
+    """Count moments where the harness does its work."""
     import attacks.measure
     import harness.figures.canvas
     import harness.measuring.bounds
@@ -156,7 +156,7 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
 
     def write(path: Path, content: Callable[[Path], object]) -> None:
         def dying(temporary: Path) -> None:
-            # moments of a file: half of it is there, all of it under another name, all of it
+            # moments of a file: half written, written under its temporary name, renamed
             content(temporary)
             if moments.target is not None and moments.target[0] == "writing":
                 half = temporary.read_bytes()
@@ -178,25 +178,27 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
 
 
 def warm_up() -> None:
-    """Import all that a run needs, so that its processes have it from the start; nothing is computed."""
+    """Import the modules that a run needs, so that forked processes do not import them again."""
     torch.set_num_threads(1)
-    for name in ("report.build", "run", "runs", "terminal", "track", "tracker", "data", "devices"):
-        importlib.import_module(f"harness.{name}")
     for name in (
+        "harness.report.build",
+        "harness.tracking.terminal",
+        "harness.track",
         "attacks.registry",
         "attacks.certify.certifiers",
         "attacks.estimators.deepfool",
         "attacks.estimators.fmn",
         "rich.table",
+        # imported when an optimiser or the digits are first used, which takes most of a short run's time
+        "torch._dynamo",
+        "sklearn.datasets",
+        "scipy.stats",
     ):
-        importlib.import_module(name)
-    # what torch's optimisers and the digits load when they are first asked for: most of a short run's time
-    for name in ("torch._dynamo", "sklearn.datasets", "scipy.stats"):
         importlib.import_module(name)
 
 
 def at_random(draw: random.Random, longest: float, number: int = signal.SIGKILL) -> Callable[[int], None]:
-    """A ``stop`` that sends a signal at a random time of so many seconds at most."""
+    """Return a ``stop`` that sends a signal at a random time within some seconds."""
     delay = draw.uniform(0, longest)
 
     def stop(child: int) -> None:

@@ -1,6 +1,7 @@
-"""Several comparisons as a few tables in Markdown: ``python -m benchmarks.digest runs/estimators/* > tables.md``.
+"""Several comparisons as Markdown tables: ``python -m benchmarks.compare.digest runs/estimators/* > tables.md``.
 
-Each folder is one that `benchmarks.compare` wrote.
+`docs/estimators.sh` and `docs/brackets.sh` make their pages' tables with it. Each folder is one that
+`benchmarks.compare` wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness.store.files import write_atomically
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = OneLineParser(prog="python -m benchmarks.digest", description="Tables of comparisons in Markdown.")
+    parser = OneLineParser(prog="python -m benchmarks.compare.digest", description="Tables of comparisons in Markdown.")
     parser.add_argument("folder", nargs="+", type=Path, help="folder that benchmarks.compare wrote")
     parser.add_argument("--estimator", default="deepfool", help="whose error is looked into (default: deepfool)")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="options, versions and machine of all, as JSON")

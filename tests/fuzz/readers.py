@@ -1,6 +1,6 @@
-"""Everything that reads what it did not just write: a whole file of each kind, and how it may be refused.
+"""The readers of a run folder's files, and all readers together.
 
-Here are the files of a run; those of the user are in `benchmarks.fuzz.inputs`.
+The readers of the user's files are in `tests.fuzz.inputs`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import nn
 from attacks.certify.branch_and_bound.bracket import Budget
 from attacks.certify.branch_and_bound.cache import Record, read_record, write_record
 from attacks.registry import create
-from benchmarks.fuzz.inputs import INPUTS
-from benchmarks.fuzz.reading import Reader
 from harness.measuring.shards import find_shard, keep_shard
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
@@ -35,6 +33,8 @@ from harness.tasks import Task, run_task
 from harness.tracking.tracker import MarginTracker
 from harness.training.objectives import TrainingOptions
 from harness.training.trainer import Trainer
+from tests.fuzz.inputs import INPUTS
+from tests.fuzz.reading import Reader
 
 
 def _model() -> nn.Module:
@@ -107,7 +107,7 @@ def _epochs(folder: Path) -> Path:
 
 
 def _read_run_of(path: Path) -> object:
-    """The run that the file is of."""
+    """Read the run folder that holds the file."""
     place = next(parent for parent in path.parents if (parent / "manifest.json").exists())
     run = read_run(place)
     return {"margins": run.margins, "epochs": run.epochs}
@@ -123,7 +123,7 @@ def _record(folder: Path) -> Path:
 
 
 def _read_answer(path: Path) -> object:
-    # what is damaged is found anew, which is as good as refused
+    # a damaged answer is computed again, which counts as refused
     found = read_record(path, _QUESTION)
     if found is None:
         raise StoreError("expected an answer, got none; search again")
@@ -142,7 +142,7 @@ def _shard(folder: Path) -> Path:
 
 
 def _read_shard(path: Path) -> object:
-    # what is damaged is measured anew, which is as good as refused
+    # a damaged shard is measured again, which counts as refused
     found = find_shard(RunFolder(path.parents[2]), 0, _task(), "ab")
     if found is None:
         raise StoreError("expected a shard, got none; measure it again")

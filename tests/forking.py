@@ -1,4 +1,4 @@
-"""Processes that a benchmark may lose: forked, and quiet about it."""
+"""Forked processes that may be killed or crash."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def fork() -> int:
-    """`os.fork`; the child has one torch thread and leaves no dump of a crash.
+    """Call `os.fork`; the child has one torch thread and prints no traceback of a crash.
 
-    Python warns of forking where there are threads, whose locks the child may wait for in vain: whoever calls this has
-    a limit of time on its children.
+    Python warns of forking a process with threads, because the child may wait forever for a lock that a thread holds.
+    The warning is hidden here, so callers must set a time limit for their children.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

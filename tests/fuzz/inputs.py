@@ -1,4 +1,4 @@
-"""What the user gives: options, studies and sweeps, texts, data sets, weights that others wrote."""
+"""Readers of what the user gives: options, studies, sweeps, names of estimators, data sets and weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from attacks.registry import create, create_certifier
 from attacks.types import EstimatorError
-from benchmarks.fuzz.reading import Reader
 from benchmarks.reproduce.study import read_study
 from harness.config.options import ConfigError, OneLineParser, add_options
 from harness.config.run_config import RunConfig, from_namespace
@@ -23,6 +22,9 @@ from harness.data.dataset import DataError
 from harness.data.own import load_source
 from harness.models.weights import load_weights
 from harness.sweep import read_sweep
+from tests.fuzz.reading import Reader
+
+ROOT = Path(__file__).parents[2]
 
 
 def _config(folder: Path) -> Path:
@@ -44,7 +46,7 @@ def _read_config(path: Path) -> object:
 
 def _study(folder: Path) -> Path:
     path = folder / "study.toml"
-    path.write_text(Path("benchmarks/reproduce.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text((ROOT / "benchmarks" / "reproduce.toml").read_text(encoding="utf-8"), encoding="utf-8")
     return path
 
 
@@ -68,7 +70,7 @@ def _read_certifier(path: Path) -> object:
 
 
 def _word(path: Path) -> str:
-    """What a command line can carry: no zero byte, and bytes that are no text as Python takes them in."""
+    """Return the content as a command-line argument: without zero bytes, undecodable bytes as surrogates."""
     return path.read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape")
 
 
@@ -95,7 +97,7 @@ def _idx(folder: Path) -> Path:
 
 
 def _read_idx(path: Path) -> object:
-    # without the MD5 that torchvision lists, which damage never gets past
+    # without the MD5 of torchvision's list, which would refuse every damaged file
     split = _mnist_split(_Folder(path.parent, {}), "t10k")
     return split.images, split.labels
 

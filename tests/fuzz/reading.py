@@ -1,4 +1,4 @@
-"""What a reader is, and when two of its results are the same."""
+"""A reader of files, and fingerprints that tell two of its results apart."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Reader:
-    """One kind of file.
+    """A kind of file and the function that reads it.
 
     Attributes:
-        make: writes a whole one into an empty folder and returns its path.
-        read: reads what lies at a path; `fingerprint` tells two results apart.
-        refuses: what it may raise, in one line.
-        checked: a damaged file that is read has to give the same as the whole one.
+        make: writes an undamaged file into an empty folder and returns its path.
+        read: reads the file at a path.
+        refuses: the errors that it may raise, with a message of one line.
+        checked: the file has checksums, so a damaged file must be refused or give the values of the undamaged one.
     """
 
     name: str
@@ -31,8 +31,13 @@ class Reader:
     checked: bool = False
 
 
+def corpus_name(name: str) -> str:
+    """Return the name of a reader's folder in the corpus."""
+    return name.replace(" ", "-").replace("'", "").replace(",", "")
+
+
 def fingerprint(value: object) -> str:
-    """A text that is the same for equal values of what readers return."""
+    """Return a text that is equal for equal values of the types that readers return."""
     if isinstance(value, torch.Tensor):
         value = value.detach().contiguous()
         content = value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""

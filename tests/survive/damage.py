@@ -1,4 +1,4 @@
-"""Files of a finished run deleted, cut short, or with one bit turned; disks that are full or read-only; two writers."""
+"""Damaged files of a finished run, full and read-only disks, signals, and two processes on one folder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.survive.comparing import DERIVED, compare_apart
-from benchmarks.survive.lives import OPTIONS, End, live
+from tests.survive.comparing import DERIVED, compare_apart
+from tests.survive.lives import OPTIONS, End, live
 
-# one line that says what is wrong and what to do
+# an error of one line that says what to do
 ONE_LINE = re.compile(r"track: error: expected .+, got .+; .+\n")
 LONGER = (*OPTIONS, "--epochs", "4")
-# room on the full disk, from too little for the manifest to nearly all that a run needs
+# sizes of the full disk, from too small for the manifest to nearly enough for a run
 ROOMS = ("4k", "16k", "64k", "128k", "192k", "256k")
 
 
 @dataclass
 class Case:
-    """What was tried of one kind, and how it ended.
+    """The outcomes of one kind of damage.
 
     Attributes:
-        healed: gone on to the same run at once. told: said in one line what is wrong, and gone on to the same run after
-            what it said. wrong: neither.
+        healed: runs that resumed at once and ended as the undisturbed run.
+        told: runs that ended with an error of one line, and as the undisturbed run after doing what it says.
+        wrong: all others.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Case:
         """Count one try.
 
         Args:
-            second: after what the first one said was done; None where it was content.
+            second: the start after doing what the first one's error says; None if it ended without an error.
         """
         self.tried += 1
         found = compare_apart(folder, whole)
@@ -81,9 +82,9 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case]:
-    """Every file of a finished run in turn, damaged in every way; then resumed.
+    """Damage every file of a finished run in every way, one at a time, and resume the run.
 
-    A trainer's state is what a longer run begins with: where one is damaged, the run is made longer.
+    A trainer's state is read by a longer run only, so a run with a damaged one is resumed with one more epoch.
     """
     longer = work / "longer"
     shutil.copytree(whole, longer)
@@ -92,7 +93,7 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
     names = [path.relative_to(whole) for path in files]
     parts = [name for name in names if not str(name).startswith(DERIVED)]
     for damage, act in DAMAGES.items():
-        case = Case(f"a part {damage}")
+        case = Case(f"file {damage}")
         for name in parts:
             folder = work / "damaged"
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,7 +103,7 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
             options = LONGER if state else OPTIONS
             first, second = live(folder, report=False, options=options), None
             if first.code != 0 and str(folder / name) in first.said:
-                # what the error says, whatever the file is
+                # the error says to delete or restore the file
                 (folder / name).unlink(missing_ok=True)
                 second = live(folder, report=False, options=options)
             case.judge(f"{name} {damage}", first, second, folder, longer if state else whole)
@@ -110,8 +111,8 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
 
 
 def damaged_manifest(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Case:
-    """The manifest damaged, then restored, as it is told."""
-    case = Case("the manifest damaged")
+    """Damage the manifest, then restore it as the error says."""
+    case = Case("manifest damaged")
     for turn in range(tries):
         folder = work / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +127,7 @@ def damaged_manifest(whole: Path, work: Path, draw: random.Random, tries: int = 
 
 @contextlib.contextmanager
 def disk(place: Path, room: str) -> Iterator[Path | None]:
-    """A file system of its own, so much in size; None where this may not be made (it takes root on Linux)."""
+    """Mount a file system of a given size; None if mounting is not permitted (it takes root on Linux)."""
     place.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", place], capture_output=True).returncode:
         yield None
@@ -142,22 +143,21 @@ def _remount(place: Path, options: str) -> None:
 
 
 def full_disk(whole: Path, work: Path) -> Case | None:
-    """The disk is full at some file; then there is room again."""
-    case = Case("the disk full")
+    """Run on a disk that becomes full, then make room and resume."""
+    case = Case("disk full")
     for room in ROOMS:
         with disk(work / "disk", room) as place:
             if place is None:
                 return None
-            # what is left of it is told elsewhere: here is no room for it
-            first = _beside(place / "run", work)
+            first = _with_errors_elsewhere(place / "run", work)
             _remount(place, "size=64m")
             case.judge(f"{room} of room", first, live(place / "run"), place / "run", whole)
     return case
 
 
 def read_only(whole: Path, work: Path) -> Case | None:
-    """The file system can only be read: from the start, in the middle, and when all is done."""
-    case = Case("the folder read-only")
+    """Run on a read-only file system with an empty folder, half a run and a whole run, then resume."""
+    case = Case("folder read-only")
     for state in ("nothing there", "half a run", "all of it"):
         with disk(work / "disk", "64m") as place:
             if place is None:
@@ -169,14 +169,14 @@ def read_only(whole: Path, work: Path) -> Case | None:
                 for path in [*folder.glob("*/epoch-002*"), *folder.glob("*/epoch-003*")]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remount(place, "ro")
-            first = _beside(folder, work)
+            first = _with_errors_elsewhere(folder, work)
             _remount(place, "rw")
             case.judge(state, first, live(folder), folder, whole)
     return case
 
 
-def _beside(folder: Path, work: Path) -> End:
-    """A life whose errors are kept elsewhere."""
+def _with_errors_elsewhere(folder: Path, work: Path) -> End:
+    """Run on a folder whose disk has no room for what is written to stderr."""
     link = work / "read-only-run"
     link.unlink(missing_ok=True)
     link.symlink_to(folder)
@@ -184,7 +184,7 @@ def _beside(folder: Path, work: Path) -> End:
 
 
 def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
-    """A second process on the folder is told, and the first one ends as if it were alone."""
+    """Start a second process on the folder, which must be refused while the first one ends as if it were alone."""
     case = Case("two processes on one folder")
     for turn in range(tries):
         folder, seconds = work / f"shared-{turn}", list[End]()
@@ -203,7 +203,7 @@ def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
 
 
 def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Iterator[Case]:
-    """SIGTERM and Ctrl-C at random times: the command says how to go on, and leaves no half-written file."""
+    """Send SIGTERM and SIGINT at random times; no half-written file may be left."""
     began = time.perf_counter()
     live(work / "timed", report=False)
     longest = time.perf_counter() - began

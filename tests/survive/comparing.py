@@ -1,4 +1,4 @@
-"""What differs between two run folders that should hold the same run."""
+"""Differences between two run folders that should hold the same run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.forking import fork
 from harness.store import LOCK, RunFolder
 from harness.store.files import load_tensors, load_trainer, read_part
+from tests.forking import fork
 
-# drawn from the rows, or about the machine and the time
+# derived from the rows, or about the machine and the time
 DERIVED = ("figures/", "report", "epochs.csv", "summary.csv", "brackets.csv", "manifest.json", LOCK)
 
 
 @dataclass
 class Comparison:
-    """How much was compared, and what was not the same."""
+    """How much was compared, and the differences."""
 
     files: int = 0
     rows: int = 0
@@ -30,9 +30,9 @@ class Comparison:
 
 
 def compare(folder: Path, whole: Path) -> Comparison:
-    """Hold every part, checkpoint, trainer's state, witness and probe of ``folder`` against those of ``whole``.
+    """Compare every part, checkpoint, trainer's state, witness and probe of two folders, bit for bit.
 
-    Times are left out; all else has to be the same to the bit.
+    Times are left out.
     """
     found = Comparison()
     ours, theirs = (_files(path) for path in (folder, whole))
@@ -54,13 +54,13 @@ def compare(folder: Path, whole: Path) -> Comparison:
 
 
 def compare_apart(folder: Path, whole: Path) -> Comparison:
-    """`compare` in a forked process: its libraries start threads, which a parent that forks again must not have."""
+    """Call `compare` in a forked process, as its libraries start threads and a process that forks must have none."""
     answer = folder.with_name(f"{folder.name}.compared") if folder.parent.exists() else whole.with_name("compared")
     child = fork()
     if child == 0:
         try:
             found = asdict(compare(folder, whole))
-        except Exception as error:  # what cannot be read is a difference
+        except Exception as error:  # a file that cannot be read is a difference
             found = {"differences": [f"{type(error).__name__}: {error}"]}
         answer.write_text(json.dumps(found))
         os._exit(0)

@@ -1,4 +1,4 @@
-"""A reader gets one damaged file after the other: it has to give the whole one's values, or to refuse in one line."""
+"""Gives a reader damaged files, each of which it must read with unchanged values or refuse in one line."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.forking import fork
-from benchmarks.fuzz.mutations import hostile, in_torch_file, mutate
-from benchmarks.fuzz.readers import READERS
-from benchmarks.fuzz.reading import Reader, fingerprint
+from tests.forking import fork
+from tests.fuzz.mutations import hostile, in_torch_file, mutate
+from tests.fuzz.readers import READERS
+from tests.fuzz.reading import Reader, fingerprint
 
-# seconds after which a reader hangs
+# seconds after which a reader counts as hung
 PATIENCE = 20
-CASES_A_CHILD = 200
+CASES_PER_CHILD = 200
 
 
 @dataclass
 class Tally:
-    """What became of a reader's cases.
+    """The outcomes of a reader's cases.
 
     Attributes:
-        read: whole values, or in a reader that checks nothing, any. findings: what was neither read nor refused in one
-            line, with the file's content.
+        read: files read with the undamaged values, or with any values if the reader has no checksums.
+        findings: verdict and content of each file that was neither read nor refused in one line.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Tally:
 
 
 def judge(reader: Reader, path: Path, whole: str) -> str:
-    """How the reader takes the file: ``read``, ``refused``, or what is wrong with it.
+    """Return ``read``, ``refused`` or a description of what the reader did wrong.
 
     Args:
         whole: `fingerprint` of the undamaged file's values.
@@ -55,7 +55,7 @@ def judge(reader: Reader, path: Path, whole: str) -> str:
         text = " ".join(str(error).split("\n"))
         lines = str(error).count("\n")
         return "refused" if "expected " in text and ", got " in text and not lines else f"said {text[:200]!r}"
-    except SystemExit as error:  # of an argument parser, which has said so in one line
+    except SystemExit as error:  # an argument parser has printed the error in one line
         return "refused" if error.code == 2 else f"ended with {error.code}"
     except BaseException as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
@@ -65,14 +65,14 @@ def judge(reader: Reader, path: Path, whole: str) -> str:
 
 
 def fuzz(reader: Reader, cases: int, seed: int) -> Tally:
-    """Try damaged files in processes of their own, so that a crash or a hang is a finding too."""
+    """Try damaged files in child processes, so that a crash or a hang is a finding too."""
     tally, began = Tally(reader.name), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         work = Path(folder)
         (work / "whole").write_bytes(_made(reader, work).read_bytes())
         contents = list(_contents(reader, cases, seed, work))
         while tally.cases < len(contents):
-            batch = contents[tally.cases : tally.cases + CASES_A_CHILD]
+            batch = contents[tally.cases : tally.cases + CASES_PER_CHILD]
             for verdict, content in zip(_in_child(reader, batch, work), batch, strict=False):
                 tally.cases += 1
                 tally.read += verdict == "read"
@@ -86,7 +86,7 @@ def fuzz(reader: Reader, cases: int, seed: int) -> Tally:
 
 
 def _contents(reader: Reader, cases: int, seed: int, work: Path) -> Iterator[bytes]:
-    """The hostile files, then damaged ones."""
+    """Yield the hostile files, then the damaged ones."""
     draw = random.Random(f"{reader.name} {seed}")
     whole = (work / "whole").read_bytes()
     others = [_made(other, work).read_bytes() for other in READERS if other.name != reader.name]
@@ -105,21 +105,21 @@ def _made(reader: Reader, work: Path) -> Path:
 
 
 def _in_child(reader: Reader, batch: Sequence[bytes], work: Path) -> list[str]:
-    """The verdicts on the batch, up to the first case that takes the process down, which is one too."""
+    """Return the verdicts on the batch, up to and including the first case that ends the process."""
     said = work / "verdicts"
     said.write_text("")
     child = fork()
     if child == 0:
         with contextlib.suppress(BaseException), said.open("a") as out:
             path = _made(reader, work)
-            # a file of another time or process says so
+            # some files name the process or time that wrote them
             path.write_bytes((work / "whole").read_bytes())
             whole = fingerprint(reader.read(path))
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
             for content in batch:
                 path.write_bytes(content)
-                # the default action ends the process, whatever it is in
+                # the default action of the alarm ends the process
                 signal.alarm(PATIENCE)
                 verdict = judge(reader, path, whole)
                 signal.alarm(0)
