@@ -24,7 +24,8 @@ from attacks.isolation import Classifier
 from attacks.registry import create
 from attacks.types import DOMAINS, NORMS, Domain, Norm
 from benchmarks import problems as built_in
-from benchmarks.compare import PROBLEMS, audit, main
+from benchmarks.compare import audit
+from benchmarks.compare.__main__ import PROBLEMS, main
 from benchmarks.compare.anytime import best_within, within_budget
 from benchmarks.compare.drawing import anytime_figure, cost_figure, security_figure
 from benchmarks.compare.measuring import Measured, measure_problem

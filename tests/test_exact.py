@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from attacks.affine import affine_margins
 from attacks.certify.branch_and_bound import cache as cached
 from attacks.certify.branch_and_bound import tree
-from attacks.certify.branch_and_bound.bracket import UnsoundError
 from attacks.certify.branch_and_bound.relu_network import ReluNetwork, read_network
 from attacks.certify.branch_and_bound.search import Search
 from attacks.certify.exact import ExactMargins, exact_margins
 from attacks.geometry import row_norm
 from attacks.measure import measure
 from attacks.registry import create
-from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
+from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm, UnsoundError
 from tests import oracles
 from tests.brute_force import FREE, brute_force, lines_of_low_chords, tiny
 from tests.milp import linf_margin
