@@ -45,8 +45,8 @@ done
 
 mkdir -p docs/estimators
 cp runs/estimators/fashion-mnist-*/cost-*-epoch-40-test.png docs/estimators
-$python -m benchmarks.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} \
+$python -m benchmarks.compare.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} \
   --manifest docs/estimators/manifest.json > docs/estimators/tables.md
-$python -m benchmarks.digest runs/estimators/{mnist,cifar10}-{standard,pgd} \
+$python -m benchmarks.compare.digest runs/estimators/{mnist,cifar10}-{standard,pgd} \
   --manifest docs/estimators/other-data.json > docs/estimators/other-data.md
 $python -m benchmarks.estimators --out docs/estimators/defaults.json > docs/estimators/defaults.md

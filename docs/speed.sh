@@ -39,5 +39,3 @@ speed large-deepfool "${large[@]}" --estimator deepfool:steps=2 --images 24 --ba
   --every 5 --probe 500 --estimator linear --threads 1 --resume --out runs/fashion-mnist-pgd
 speed descents-pgd runs/fashion-mnist-pgd --epoch 10 --images 300 --estimator deepfool fmn ddn pgd pgd:steps=10 \
   --peer foolbox torchattacks --no-memory
-
-$python -m benchmarks.gradients --out docs/speed/gradients.json > docs/speed/gradients.md

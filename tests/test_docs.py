@@ -1,6 +1,7 @@
 """What the documentation tells people to type: every snippet runs, every command has options that there are."""
 
 import argparse
+import csv
 import importlib
 import re
 import shlex
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]*python -m [^`\n]*)`")
-COMMAND = re.compile(r"python -m ((?:harness|benchmarks)[.\w]*)([^`]*)")
+COMMAND = re.compile(r"python -m ((?:harness|benchmarks|tests)[.\w]*)([^`]*)")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -74,6 +75,15 @@ def test_a_command_with_a_wrong_option_is_found(
 def test_commands_were_found() -> None:
     assert len(commands()) >= 15
     assert {module for _, module, _ in commands()} >= {"harness.track", "harness.report", "harness.compare"}
+
+
+def test_the_tests_of_faults_are_there() -> None:
+    with (ROOT / "docs" / "survival" / "faults.csv").open(encoding="utf-8", newline="") as lines:
+        faults = list(csv.DictReader(lines))
+    assert len(faults) == 163
+    for name in {name for fault in faults for name in fault["test"].split()}:
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
 
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,6 @@ from attacks.measure import MeasureOptions
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
 from attacks.types import EstimatorError, InputError
-from benchmarks.survive.comparing import compare
 from harness import MarginTracker
 from harness.compare import main as compare_again
 from harness.config.options import ConfigError
@@ -36,6 +35,7 @@ from harness.tasks import Engine, EngineError, InProcess, Overdue, ProcessSettin
 from harness.track import main
 from harness.workers import DEATHS, Workers, _device
 from tests.runs import ONE_LINE, Deadly, Dropping, Endless, contents
+from tests.survive.comparing import compare
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
