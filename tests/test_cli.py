@@ -508,6 +508,7 @@ def test_what_spoils_margins_is_printed_once_and_noted(tmp_path: Path, capsys: p
     assert RunFolder(tmp_path / "run").read_manifest()["notes"] == [f"epoch 0: {NO_GRADIENT}"]
 
 
+@pytest.mark.slow
 def test_a_binary_classifier_is_tracked_and_measured_again(
     tmp_path: Path,
 ) -> None:
