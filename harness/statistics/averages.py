@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,9 @@ import pandas as pd
 from attacks.estimator import Status
 
 FOUND = (Status.FOUND.value, Status.FOUND_AFTER_NOISE.value)
+# what statistics are given of the rows, besides "found": whether an image has a witness
+READ = ("status", "distance", "attack_distance", "forwards", "backwards", "seconds")
+Columns: TypeAlias = Mapping[str, np.ndarray]
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -36,39 +40,30 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _found(rows: pd.DataFrame, column: str = "distance") -> np.ndarray:
-    """A column of the images found, ties left out."""
-    return rows.loc[rows["status"].isin(FOUND), column].to_numpy()
+def _count(rows: Columns, status: Status) -> int:
+    return int((rows["status"] == status.value).sum())
 
 
-def _count(rows: pd.DataFrame, *statuses: str) -> int:
-    return int(rows["status"].isin(statuses).sum())
-
-
-def _quantile(rows: pd.DataFrame, q: float) -> float:
-    return quantile(rows["distance"].to_numpy(), q)
-
-
-# a column of the summary: a number of the rows of one epoch, split, subset, estimator, norm and domain
-STATISTICS: dict[str, Callable[[pd.DataFrame], float]] = {
-    "count": len,
-    "found": lambda rows: _count(rows, *FOUND),
-    "avg": lambda rows: _mean(_found(rows)),
-    "se": lambda rows: standard_error(_found(rows)),
-    "attack_avg": lambda rows: _mean(_found(rows, "attack_distance")),
-    "attack_se": lambda rows: standard_error(_found(rows, "attack_distance")),
-    "median": lambda rows: _quantile(rows, 0.5),
-    "q05": lambda rows: _quantile(rows, 0.05),
-    "q25": lambda rows: _quantile(rows, 0.25),
-    "q75": lambda rows: _quantile(rows, 0.75),
-    "q95": lambda rows: _quantile(rows, 0.95),
-    "forwards": lambda rows: _mean(rows["forwards"].to_numpy()),
-    "backwards": lambda rows: _mean(rows["backwards"].to_numpy()),
+# a column of the summary: a number of the rows of one epoch, split, subset, estimator, norm and domain, given as arrays
+STATISTICS: dict[str, Callable[[Columns], float]] = {
+    "count": lambda rows: len(rows["status"]),
+    "found": lambda rows: int(rows["found"].sum()),
+    "avg": lambda rows: _mean(rows["distance"][rows["found"]]),
+    "se": lambda rows: standard_error(rows["distance"][rows["found"]]),
+    "attack_avg": lambda rows: _mean(rows["attack_distance"][rows["found"]]),
+    "attack_se": lambda rows: standard_error(rows["attack_distance"][rows["found"]]),
+    "median": lambda rows: quantile(rows["distance"], 0.5),
+    "q05": lambda rows: quantile(rows["distance"], 0.05),
+    "q25": lambda rows: quantile(rows["distance"], 0.25),
+    "q75": lambda rows: quantile(rows["distance"], 0.75),
+    "q95": lambda rows: quantile(rows["distance"], 0.95),
+    "forwards": lambda rows: _mean(rows["forwards"]),
+    "backwards": lambda rows: _mean(rows["backwards"]),
     "seconds": lambda rows: float(rows["seconds"].sum()),
-    "after_noise": lambda rows: _count(rows, Status.FOUND_AFTER_NOISE.value),
-    "tied": lambda rows: _count(rows, Status.TIED.value),
-    "not_found": lambda rows: _count(rows, Status.NOT_FOUND.value),
-    "failed": lambda rows: _count(rows, Status.FAILED.value),
+    "after_noise": lambda rows: _count(rows, Status.FOUND_AFTER_NOISE),
+    "tied": lambda rows: _count(rows, Status.TIED),
+    "not_found": lambda rows: _count(rows, Status.NOT_FOUND),
+    "failed": lambda rows: _count(rows, Status.FAILED),
 }
 SUMMARY_COLUMNS = ("epoch", "split", "subset", "estimator", "norm", "domain", *STATISTICS)
 
@@ -88,6 +83,8 @@ def summarise(margins: pd.DataFrame) -> pd.DataFrame:
     for values, group in margins.groupby(keys, sort=False):
         key = dict(zip(keys, values, strict=True))
         for subset, chosen in (("all", group), ("correct", group[group.correct]), ("incorrect", group[~group.correct])):
-            numbers = {name: statistic(chosen) for name, statistic in STATISTICS.items()}
+            columns = {name: chosen[name].to_numpy() for name in READ}
+            columns["found"] = np.isin(columns["status"], FOUND)
+            numbers = {name: statistic(columns) for name, statistic in STATISTICS.items()}
             rows.append({**key, "subset": subset, **numbers})
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
