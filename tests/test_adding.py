@@ -64,7 +64,7 @@ SAME_ROWS = [
 DATA: dict[str, tuple[int, tuple[int, int, int], int, int]] = {
     "digits": (10, (1, 8, 8), 1397, 400),
 }
-# model -> parameters for 10 classes and 8x8 grey pixels (torchvision: 32x32 colours); timm and RobustBench are extras, with tests of their own
+# model -> parameters for 10 classes and 8x8 grey pixels, of torchvision 32x32 colours; timm and RobustBench are extras
 PARAMETERS: dict[str, int] = {
     "dense": 8970,
     "cnn": 18710,
