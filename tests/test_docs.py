@@ -13,6 +13,7 @@ from torch import nn
 
 from harness.config.options import ConfigError
 from harness.config.run_config import from_namespace
+from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -178,3 +179,16 @@ def test_lazy_names_are_listed_once_and_load(package: str) -> None:
     assert all(getattr(root, name) is not None for name in root.__all__)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'gone'"):
         root.gone  # noqa: B018
+
+
+def test_the_map_names_every_room_and_the_tests_of_its_laws() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    named = set(re.findall(r"`([\w./]+?)/?`", text))
+    for package, rooms in ROOMS.items():
+        assert set(rooms) - named == set(), package
+    tests = {name for name in named if name.startswith("test_")}
+    assert len(tests) > 10
+    assert all((ROOT / "tests" / f"{name}.py").exists() for name in tests)
+    folders = {path.name for path in (ROOT / "benchmarks").iterdir() if (path / "__init__.py").exists()}
+    assert {"compare", "speed", "figure1", "reproduce"} <= folders & named
