@@ -31,12 +31,11 @@ from harness.config.run_config import RunConfig
 from harness.data.load import load_data
 from harness.engines import create_engine
 from harness.models.build import build
-from harness.report.build import evaluate
 from harness.report.figures.index import graphs
 from harness.report.static import FIGURES
 from harness.store.files import read_part
 from harness.track import main
-from tests import oracles
+from tests import oracles, pages
 from tests.test_conformance import assert_conforms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,11 +63,10 @@ SAME_ROWS = [
 DATA: dict[str, tuple[int, tuple[int, int, int], int, int]] = {
     "digits": (10, (1, 8, 8), 1397, 400),
 }
-# model -> parameters for 10 classes and 8x8 grey pixels, of torchvision 32x32 colours; timm and RobustBench are extras
+# model -> parameters for 10 classes and 8x8 grey pixels, of torchvision 32x32 colours; see `test_models` for others
 PARAMETERS: dict[str, int] = {
     "dense": 8970,
     "cnn": 18710,
-    "resnet18": 11172810,
     "torchvision:shufflenet_v2_x0_5": 352042,
 }
 
@@ -132,7 +130,9 @@ def test_rows_cover_the_registries() -> None:
     assert {text.partition(":")[0] for text in DATA} >= set(DATASETS | SOURCES) - {
         *("mnist", "fashion-mnist", "cifar10", "npz", "folder", "torchvision")
     }
-    assert {text.partition(":")[0] for text in PARAMETERS} == set(MODELS | LIBRARIES) - {"timm", "robustbench"}
+    assert {text.partition(":")[0] for text in PARAMETERS} == set(MODELS | LIBRARIES) - {
+        *("resnet18", "timm", "robustbench")
+    }
 
 
 @pytest.mark.parametrize("table", [DATASETS, SOURCES, MODELS, LIBRARIES, ENGINES, LOGGERS])
@@ -144,7 +144,7 @@ def test_every_entry_names_something(table: dict[str, Any]) -> None:
 
 
 def blocks(section: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(?:python|text)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 def sections() -> dict[str, str]:
@@ -210,12 +210,13 @@ def use() -> None:
     rows = read.margins[(read.margins["estimator"] == "straight") & (read.margins["epoch"] == 1)]
     summary = pd.read_csv(run / "summary.csv")
     whole = summary[summary["subset"] == "all"]
-    content = evaluate([read])
+    content = pages.report(pages.run(epochs=range(2), images=20))
     (graph,) = (one for one in graphs(content) if one.name == "robustness")
+    drawn = content.runs[0].margins.query("epoch == 1 and split == 'test' and norm == 'l2'")
     example: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(compile(blocks(sections()["Estimator"])[-1], str(PAGE), "exec"), example)
-    figure = FIGURES["robustness"](content.runs[0], "straight", "test")
+    figure = FIGURES["robustness"](content.runs[0], "envelope", "test")
     assert isinstance(figure, Figure)
     result = {
         "ratio": example["ratio"].tolist(),
@@ -224,8 +225,10 @@ def use() -> None:
         "logged": list(csv.reader(Path("averages.csv").read_text(encoding="utf-8").splitlines())),
         "averages": whole[["epoch", "split", "estimator", "norm", "avg"]].to_numpy().tolist(),
         "bounds": read.bounds[["certifier", "lower", "upper"]].to_numpy().tolist(),
-        "step": [line.get_ydata().tolist() for line in figure.axes[0].get_lines()],  # type: ignore[union-attr]
-        "traces": [[trace.plotly["name"], trace.plotly["y"][-1]] for trace in graph.panels[0].traces],
+        "curves": [line.get_xydata().tolist() for line in figure.axes[0].get_lines()],  # type: ignore[union-attr]
+        "drawn": {str(name): sorted(rows["distance"]) for name, rows in drawn.groupby("estimator", sort=False)},
+        "traces": {trace.plotly["name"]: [trace.plotly["x"], trace.plotly["y"]] for trace in graph.panels[0].traces},
+        "graphs": [one.name for one in graphs(content)] == pages.FIGURES,
         "dataset": read.manifest["fingerprint"]["dataset"],
         "help": [RunConfig.__dataclass_fields__[name].metadata["about"] for name in ("dataset", "model", "log")],
     }
@@ -234,7 +237,7 @@ def use() -> None:
 
 def check_rows() -> None:
     """In the copy: what the rows of the page are for holds of the parts."""
-    from tests import pages, test_conformance, test_figures, test_imports, test_statistics
+    from tests import test_conformance, test_figures, test_imports, test_statistics
 
     test_conformance.test_table_covers_the_registry()
     test_conformance.test_registry_states_what_the_class_can_do("straight")
@@ -248,9 +251,6 @@ def check_rows() -> None:
     test_rows_cover_the_registries()
     test_figures.test_empty_tables_give_one_sentence("robustness_curves")
     test_figures.test_no_text_is_too_small_to_read("robustness_curves")
-    assert [graph.name for graph in graphs(pages.report(pages.run()))] == [
-        name for name in pages.FIGURES if name != "brackets"
-    ]
     test_statistics.test_the_columns_are_those_of_the_design_in_order_and_more_behind()
     test_statistics.test_a_summary_worked_out_by_hand()
     assert test_imports.violations(Path()) == []
@@ -322,11 +322,15 @@ def test_the_logger_of_the_page_got_the_averages(result: dict[str, Any]) -> None
 
 
 def test_the_figures_of_the_page_hold_the_shares(result: dict[str, Any]) -> None:
-    # ten images, of straight and of linear, and of the envelope of both
-    assert len(result["step"]) == 3
-    assert result["step"][0] == pytest.approx(np.arange(9, -1, -1) / 10)
-    assert {name for name, _ in result["traces"]} >= {"straight, train", "straight, test", "linear, test"}
-    assert all(last == pytest.approx(0) for _, last in result["traces"])
+    assert result["graphs"]
+    assert list(result["drawn"]) == ["deepfool", "fmn:steps=20", "envelope"]
+    for (name, distances), curve in zip(result["drawn"].items(), result["curves"], strict=True):
+        found = [distance for distance in distances if np.isfinite(distance)]
+        shares = 1 - np.arange(1, len(found) + 1) / len(found)
+        assert np.array(curve) == pytest.approx(np.stack([found, shares], axis=1))
+        radii, percents = result["traces"][f"{name}, test"]
+        assert radii == pytest.approx(found)
+        assert percents == pytest.approx(100 * shares)
 
 
 def test_the_statistic_of_the_page_is_a_column(result: dict[str, Any]) -> None:
