@@ -815,6 +815,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     assert b"Software" not in first[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["image_flow", "boundary_classes", "confidence_margins"])
 def test_every_kind_of_mark_is_written_alike_twice(tmp_path: Path, name: str) -> None:
     once, again = (
