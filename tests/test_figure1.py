@@ -44,6 +44,7 @@ def test_the_script_has_the_harnesss_margins(run: Run) -> None:
         assert min(row.ours, row.theirs) > 0
 
 
+@pytest.mark.slow
 def test_a_script_that_errs_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = script.margins
 
@@ -69,6 +70,7 @@ def test_totals_add_up(run: Run) -> None:
     assert Totals(ours=1.0, training=2.0, errors=3.0, margins=4.0).theirs == 9.0
 
 
+@pytest.mark.slow
 def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     share = pass_share(run, ["l2"], "deepfool")
     assert 0.2 < share < 0.95
@@ -83,6 +85,7 @@ def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch:
     assert torch.autograd.grad.__module__ == "torch.autograd"
 
 
+@pytest.mark.slow
 def test_the_scripts_error_is_the_runs(run: Run) -> None:
     from benchmarks.problems import run_problems
 
