@@ -605,7 +605,7 @@ def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "track: interrupted; the same command with --resume and its --out goes on\n"
+    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
 
 
 def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
         error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert error.strip().endswith("with --resume and its --out goes on")
+    assert error.strip().endswith("run the same command with --resume and its --out")
     assert process.returncode == 130
     assert not list(folder.rglob(".*.tmp"))
 
