@@ -1,4 +1,4 @@
-"""Engines by the names that the command line gives them."""
+"""Create an engine by its name on the command line."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ def create_engine(
     threads: int | None = None,
     unit_timeout: float | None = None,
 ) -> Engine:
-    """The engine asked for: ``local`` with 0 workers is this process, with more so many processes; ``ray`` is Ray's.
+    """Create the engine ``name``.
 
     Args:
-        device: where the network is.
-        gpus: for each task on Ray.
-        threads: of each worker; by default a local one has its share of the cores, one on Ray 1.
-        unit_timeout: see `harness.workers.Workers`; with 0 workers it takes one, with the threads of this process.
+        name: ``local`` measures in this process or in ``workers`` processes, ``ray`` on a Ray cluster.
+        workers: number of processes; 0 is this process, on Ray as many tasks as fit.
+        device: device of the network.
+        gpus: GPUs of each task, on Ray.
+        threads: threads of each worker; by default a local worker gets its share of the cores, a Ray task 1.
+        unit_timeout: see `harness.workers.Workers`; with 0 workers, one worker with this process's threads is used.
 
     Raises:
         EngineError: a unit timeout that is not above 0.
-        ConfigError: a unit timeout on Ray, GPUs for workers that are not Ray's, none for Ray's with a network on one,
-            or no such cluster.
+        ConfigError: a unit timeout on Ray; GPUs for local workers; no GPUs for Ray's tasks although the network is on
+            CUDA; or no Ray cluster.
     """
     if name == "ray":
         if unit_timeout is not None:
             raise ConfigError(
-                f"expected --unit-timeout with --engine local, got {unit_timeout:g} with ray; leave it out, or take "
+                f"expected --unit-timeout with --engine local, got {unit_timeout:g} with ray; leave it out, or use "
                 "--workers N"
             )
         if device.type == "cuda" and not gpus:
             raise ConfigError(
-                "expected --gpus-per-worker for Ray's tasks beside a network on CUDA, got 0; give it, such as 0.5, or "
+                "expected --gpus-per-worker for Ray's tasks with a network on CUDA, got 0; give it, such as 0.5, or "
                 "--device cpu"
             )
-        # here, as Ray is an extra
+        # imported here, as Ray is an extra
         from harness.on_ray import OnRay
 
         return OnRay(workers, gpus=gpus, threads=threads)

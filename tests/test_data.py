@@ -232,7 +232,7 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     with pytest.raises(DataError, match=r"intact .*data_batch_1, got MD5 \w+ where torchvision lists \w+;"):
         load("cifar10", cifar_root)
     list_cifar(folder, monkeypatch)
-    with pytest.raises(DataError, match=r"intact .*data_batch_1, got no batch of images \(it asks for \w+.system"):
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: not a batch of images \(it asks for \w+.system"):
         load("cifar10", cifar_root)
     assert not marker.exists()
     # the control: a plain unpickler does run it
@@ -273,8 +273,8 @@ def _wrong_label(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("train-images-idx3-ubyte", _truncate, r"5503 bytes that are no IDX array of its kind"),
-        ("train-images-idx3-ubyte", _behead, r"6 bytes that are no IDX array of its kind"),
+        ("train-images-idx3-ubyte", _truncate, r"5503 bytes that are not an IDX array of its kind"),
+        ("train-images-idx3-ubyte", _behead, r"6 bytes that are not an IDX array of its kind"),
         ("t10k-labels-idx1-ubyte", _wrong_label, r"5 labels up to 10 for 5 images of 10 classes"),
     ],
 )
@@ -284,7 +284,7 @@ def test_damaged_extracted_files_are_named(
     packed = mnist_root / "MNIST" / "raw" / f"{name}.gz"
     packed.with_suffix("").write_bytes(damage(gzip.decompress(packed.read_bytes())))
     packed.unlink()
-    with pytest.raises(DataError, match=rf"^expected an intact \S+{name}, got {reason}; delete it and .*again$"):
+    with pytest.raises(DataError, match=rf"^\S+{name} is damaged: {reason}; delete it and .*again$"):
         load("mnist", mnist_root)
 
 

@@ -249,7 +249,7 @@ def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
         (lives / str(number)).touch()
     engine = Workers(1, threads=1)
     beside = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
-    with pytest.raises(EngineError, match=f"got {DEATHS} deaths at deadly.* images 0 to 7; if memory ran out"):
+    with pytest.raises(EngineError, match=f"{DEATHS} workers died at deadly.* images 0 to 7; if memory ran out"):
         beside.update(0, linear())
     beside.close()
     # the other unit is whole

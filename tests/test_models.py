@@ -195,7 +195,7 @@ def test_factories_are_seeded(factories: str) -> None:
         ("my_factories:needs", "to require no arguments but shape and classes, got 'width'; give it a default"),
         ("my_factories:nothing", "to return a torch.nn.Module, got NoneType; return the model"),
         ("builtins:dict", "expected 'builtins:dict' to return a torch.nn.Module, got dict; return the model"),
-        ("my_factories:broken", "to return a model, got RuntimeError: two lines; mend it"),
+        ("my_factories:broken", "to return a model, got RuntimeError: two lines; fix it"),
         ("my_factories:wide", "expected a model of images of shape (2, 1, 8, 8), got RuntimeError: "),
         ("my_factories:five", "expected logits of shape (2, 10), got (2, 5); return one logit for each"),
         ("my_factories:Pair", "expected logits as one tensor, got list; return the tensor alone"),

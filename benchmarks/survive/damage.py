@@ -18,7 +18,7 @@ from benchmarks.survive.comparing import DERIVED, compare_apart
 from benchmarks.survive.lives import OPTIONS, End, live
 
 # one line that says what is wrong and what to do
-ONE_LINE = re.compile(r"track: error: expected .+, got .+; .+\n")
+ONE_LINE = re.compile(r"track: error: (expected .+, got .+|checksum mismatch in .+: .+); .+\n")
 LONGER = (*OPTIONS, "--epochs", "4")
 # room on the full disk, from too little for the manifest to nearly all that a run needs
 ROOMS = ("4k", "16k", "64k", "128k", "192k", "256k")
@@ -203,7 +203,7 @@ def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
 
 
 def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Iterator[Case]:
-    """SIGTERM and Ctrl-C at random times: the command says how to go on, and leaves no half-written file."""
+    """SIGTERM and Ctrl-C at random times: the command says how to resume, and leaves no half-written file."""
     began = time.perf_counter()
     live(work / "timed", report=False)
     longest = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""A callback of Hugging Face's Trainer: margins before training and after every epoch."""
+"""Hugging Face Trainer callback that measures margins before training and after every epoch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from harness.tracking.tracker import MarginTracker
 
 
 class Logits(nn.Module):
-    """Pixels -> the logits of an image classifier of `transformers`."""
+    """Wraps an image classifier of `transformers`: maps pixels to its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, C, H, W)`` -> ``(B, K)``."""
+        """``(B, C, H, W)`` pixels -> ``(B, K)`` logits."""
         logits: Tensor = self.model(pixel_values=pixels).logits
         return logits
 
 
 class MarginCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures the tracker's images at epoch 0, before the first update, and after every training epoch.
+    """Measures margins at epoch 0, before the first update, and after every training epoch.
 
-    The process of rank 0 measures. The model gets ``pixel_values`` as the tracker's images are: give it a normalisation
-    of its own (see `harness.models.weights.Normalized`) where its image processor has one.
+    The process of rank 0 measures. The model gets the tracker's images as ``pixel_values``, without an image processor.
+    If the processor normalises, put the normalisation into the model (see `harness.models.weights.Normalized`).
 
     Args:
-        tracker: of the images and estimators.
-        wrap: whether the model returns an object with ``logits``, rather than logits.
+        tracker: holds the probe images and estimators.
+        wrap: whether the model returns an object with ``logits`` instead of logits.
     """
 
     def __init__(self, tracker: MarginTracker, *, wrap: bool = True) -> None:
@@ -40,7 +40,7 @@ class MarginCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Measure epoch 0, unless training goes on from a checkpoint."""
+        """Measure epoch 0, unless training resumes from a checkpoint."""
         if not state.global_step:
             self._measure(0, state, given["model"], last=False)
 
