@@ -449,7 +449,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
 def test_bounds_of_an_average_are_not_proved() -> None:
     assert parse("--expect-over", "1", "--certify", "crown").expect_over == 1
     assert refusal("--expect-over", "8", "--certify", "crown") == (
-        "expected no certifiers with --expect-over 8, got 1: bounds are proved of one fixed network; leave one of the "
+        "expected no certifiers with --expect-over 8, got 1: bounds are proved for one fixed network; leave one of the "
         "two out"
     )
     assert refusal("--expect-over", "0").startswith("expected --expect-over of at least 1, got 0")

@@ -197,7 +197,7 @@ def test_factories_are_seeded(factories: str) -> None:
         ("builtins:dict", "expected 'builtins:dict' to return a torch.nn.Module, got dict; return the model"),
         ("my_factories:broken", "to return a model, got RuntimeError: two lines; fix it"),
         ("my_factories:wide", "expected a model of images of shape (2, 1, 8, 8), got RuntimeError: "),
-        ("my_factories:five", "expected logits of shape (2, 10), got (2, 5); return one logit for each"),
+        ("my_factories:five", "expected logits of shape (2, 10), got (2, 5); return one logit per image"),
         ("my_factories:Pair", "expected logits as one tensor, got list; return the tensor alone"),
         ("my_factories:NotANumber", "got torch.float32 with 20 that are NaN or infinite; check"),
         ("my_factories:Integers", "got torch.int64 with 0 that are NaN or infinite; check"),

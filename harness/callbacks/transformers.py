@@ -38,16 +38,18 @@ class MarginCallback(TrainerCallback):  # type: ignore[misc]
         self.tracker, self.wrap = tracker, wrap
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Measure epoch 0, unless training resumes from a checkpoint."""
         if not state.global_step:
-            self._measure(0, state, given["model"], last=False)
+            self._measure(0, state, objects["model"], last=False)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
         """Measure the epoch that has ended."""
         epoch = round(state.epoch or 0)
-        self._measure(epoch, state, given["model"], last=epoch >= args.num_train_epochs)
+        self._measure(epoch, state, objects["model"], last=epoch >= args.num_train_epochs)
 
     def _measure(self, epoch: int, state: TrainerState, model: nn.Module, last: bool) -> None:
         if state.is_world_process_zero:

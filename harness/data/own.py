@@ -109,7 +109,7 @@ def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
             arrays = {name: content[name] for name in names}
     except DataError:
         raise
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+    except Exception as error:  # numpy and zipfile raise many types for a damaged file
         raise DataError(
             f"expected an .npz of arrays at {path}, got {_reason(error)}; save it with numpy.savez"
         ) from None
