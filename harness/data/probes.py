@@ -219,29 +219,26 @@ def _state_restored(generator: torch.Generator | None) -> Iterator[None]:
             generator.set_state(state)
 
 
-def check_probes(
-    probes: Mapping[str, Probe],
-    model: nn.Module,
-    options: MeasureOptions,
-) -> list[ModelWarning]:
-    """Refuse a model that is not a fixed function of the image, and labels that it has no logit for.
+def check_probes(probes: Mapping[str, Probe], model: nn.Module, options: MeasureOptions) -> list[ModelWarning]:
+    """Check that the model is a fixed function of the image and has a logit for each label of the probes.
 
     Returns:
-        What else spoils the model's margins (see `attacks.checks.check_model`).
+        Warnings about other properties that distort margins (see `attacks.checks.check_model`), and about images that
+        look like ``(N, H, W, C)``.
 
     Raises:
-        InputError: names the split and the label, or says by how much two passes differ.
+        InputError: two passes of the same images differ, or a label has no logit; the message names the values.
     """
     device = device_of(model)
     few = next(iter(probes.values())).images[:FEW].to(device)
     with forked_generators(), frozen_view(model, options.bounds, options.domain, device) as view:
         view.draws, view.binary = options.expect_over, options.binary
-        told, classes = check_model(view, few), view.classes
+        warnings, classes = check_model(view, few), view.classes
     if not classes:
-        return told
+        return warnings
     for split, probe in probes.items():
         if look_channels_last(probe.images):
-            told.append(
+            warnings.append(
                 LayoutWarning(
                     f"the images of {split} look like (N, H, W, C), being {tuple(probe.images.shape)}; the model "
                     "takes them, but give images.permute(0, 3, 1, 2) if it was trained on (N, C, H, W)"
@@ -251,9 +248,9 @@ def check_probes(
         if len(wrong):
             raise InputError(
                 f"expected labels of {split} in 0..{classes - 1}, got {int(wrong[0])}; fix them, or give a model "
-                "with a logit for each class"
+                "with one logit per class"
             )
-    return told
+    return warnings
 
 
 def checksum(probe: Probe) -> str:
@@ -269,7 +266,7 @@ def read_probe(folder: RunFolder, split: str) -> Probe:
     """Read the probe images that a run has stored for a split.
 
     Raises:
-        StoreError: the file is damaged, or holds other images than the manifest says.
+        StoreError: the file is damaged, or its images are not those of the manifest.
     """
     path = folder.probes(split)
     tensors = folder.load_tensors(path)
@@ -280,7 +277,7 @@ def read_probe(folder: RunFolder, split: str) -> Probe:
     wanted = probe_checksums(folder.read_manifest()).get(split)
     if wanted is not None and checksum(probe) != wanted:
         raise StoreError(
-            f"expected the probe images {wanted[:12]} of {split} at {path}, got {checksum(probe)[:12]}; "
-            "restore the file, or delete it and --resume"
+            f"checksum mismatch in {path}: not the probe images of {split} that the manifest names; restore the file, "
+            "or delete it and --resume"
         )
     return probe

@@ -147,8 +147,8 @@ class RunFolder(RunPaths):
             lines.append(f"{self.path}: {', '.join(foreign[:3])}{more} left out: not the name of a file of a run")
         if "silent" in self._known:
             lines.append(
-                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not say what they are: "
-                "taken for what they are called"
+                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not record their "
+                "identity; their names are trusted"
             )
         return lines
 
