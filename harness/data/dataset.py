@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
-# number of classes of each of them
+# number of classes of each built-in data set
 CLASSES = 10
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.config.registry import SOURCES, definition
 from harness.data.dataset import DataError, Dataset, Split
 
 SPLITS = ("train", "test")
+# images and labels of each split, as a source reads them
+Arrays: TypeAlias = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 # torchvision reads these with pickle, which could run code in the file
 PICKLED = ("CIFAR10", "CIFAR100")
 # a larger label is not a class number; a model with one logit per class would take all memory
@@ -21,7 +24,7 @@ MOST_CLASSES = 100_000
 
 
 def load_source(text: str, root: Path, download: bool) -> Dataset:
-    """Load ``npz:FILE``, ``folder:DIR`` or ``torchvision:NAME``.
+    """Load ``npz:FILE``, ``folder:DIR``, ``torchvision:NAME`` or another of `harness.config.registry.SOURCES`.
 
     Args:
         text: the source and its place.
@@ -32,12 +35,10 @@ def load_source(text: str, root: Path, download: bool) -> Dataset:
         DataError: the data is missing or damaged, or its images or labels cannot be used.
     """
     kind, _, name = text.partition(":")
-    read = {"npz": _npz, "folder": _folder}
-    splits = _torchvision(name, root, download) if kind == "torchvision" else read[kind](Path(name))
-    return _dataset(text, splits)
+    return _dataset(text, definition(SOURCES[kind])(name, root, download))
 
 
-def _dataset(text: str, splits: dict[str, tuple[NDArray[Any], NDArray[Any]]]) -> Dataset:
+def _dataset(text: str, splits: Arrays) -> Dataset:
     """Check the arrays, count the classes, and compute the checksums."""
     labels = {name: _labels(text, name, images, array) for name, (images, array) in splits.items()}
     images = {name: _images(text, name, array) for name, (array, _) in splits.items()}
@@ -99,8 +100,9 @@ def _labels(text: str, split: str, images: NDArray[Any], array: NDArray[Any]) ->
     return flat
 
 
-def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_npz(place: str, root: Path, download: bool) -> Arrays:
     """Read ``x_train, y_train, x_test, y_test``; pickled arrays are refused."""
+    path = Path(place)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
@@ -116,11 +118,11 @@ def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     return {name: (arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS}
 
 
-def _folder(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_folder(place: str, root: Path, download: bool) -> Arrays:
     """Read ``train/CLASS/picture`` and ``test/CLASS/picture``, classes in alphabetical order."""
     from torchvision.datasets import ImageFolder
 
-    splits, classes = {}, {}
+    path, splits, classes = Path(place), {}, {}
     for split in SPLITS:
         try:
             pictures = ImageFolder(str(path / split))
@@ -138,7 +140,7 @@ def _folder(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     return splits
 
 
-def _torchvision(name: str, root: Path, download: bool) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_torchvision(name: str, root: Path, download: bool) -> Arrays:
     """Read the training and test split of a torchvision classification data set by its class name."""
     from torchvision import datasets
 

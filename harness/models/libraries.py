@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -116,10 +116,3 @@ def _made(name: str, make: Callable[[], Any]) -> nn.Module:
 def one_line(error: Exception) -> str:
     """The type and message of an exception, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {
-    "torchvision": torchvision_model,
-    "timm": timm_model,
-    "robustbench": robustbench_model,
-}
