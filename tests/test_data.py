@@ -230,7 +230,7 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     marker = cifar_root / "marker"
     content = pickle.dumps({"data": _Command(f"touch {marker}"), "labels": []}, protocol=2)
     (folder / "data_batch_1").write_bytes(content)
-    with pytest.raises(DataError, match=r"intact .*data_batch_1, got MD5 \w+ where torchvision lists \w+;"):
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: MD5 \w+ where torchvision lists \w+;"):
         load("cifar10", cifar_root)
     list_cifar(folder, monkeypatch)
     with pytest.raises(DataError, match=r"data_batch_1 is damaged: not a batch of images \(it asks for \w+.system"):
@@ -292,11 +292,11 @@ def test_damaged_extracted_files_are_named(
 def test_damaged_archives_are_named(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = mnist_root / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:-4])
-    with pytest.raises(DataError, match=r"intact \S+train-labels-idx1-ubyte.gz, got MD5"):
+    with pytest.raises(DataError, match=r"\S+train-labels-idx1-ubyte.gz is damaged: MD5"):
         load("mnist", mnist_root)
     listed = [(name, md5((packed.parent / name).read_bytes())) for name, _ in datasets.MNIST.resources]
     monkeypatch.setattr(datasets.MNIST, "resources", listed)
-    with pytest.raises(DataError, match=r"intact \S+train-labels-idx1-ubyte.gz, got Compressed file ended"):
+    with pytest.raises(DataError, match=r"\S+train-labels-idx1-ubyte.gz is damaged: Compressed file ended"):
         load("mnist", mnist_root)
 
 
