@@ -201,7 +201,7 @@ BAD_USAGE = [
         "expected --model dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory",
         "got 'vgg'",
     ),
-    ("--frobnicate", "unknown option --frobnicate", "see --help"),
+    ("--frobnicate", "unknown option --frobnicate", "did you mean --probe?"),
     ("--epoch 3", "unknown option --epoch 3", "did you mean --epochs?"),
     ("digits", "unexpected argument digits", "see --help"),
     ("--probe", "expected a value for --probe", "got none"),
