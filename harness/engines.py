@@ -1,4 +1,4 @@
-"""Engines by the names that the command line gives them."""
+"""Create an engine by its name on the command line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.workers import Workers
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What the command line says of engines; each refuses what it cannot follow.
+    """The options of an engine on the command line; each engine refuses those that it does not support.
 
     Attributes:
-        workers: how many; 0 leaves it to the engine.
-        device: where the network is.
-        gpus: for each task.
-        threads: of each worker; None leaves it to the engine.
-        unit_timeout: seconds for an estimator in a norm at an epoch; None for no limit.
+        workers: number of workers; 0 leaves it to the engine.
+        device: device of the network.
+        gpus: GPUs of each task.
+        threads: threads of each worker; None leaves it to the engine.
+        unit_timeout: seconds that an estimator may take in a norm at an epoch; None for no limit.
     """
 
     workers: int
@@ -40,11 +40,11 @@ def create_engine(
     threads: int | None = None,
     unit_timeout: float | None = None,
 ) -> Engine:
-    """The engine of this name in `harness.config.registry.ENGINES`; for the options see `EngineOptions`.
+    """Create the engine of a name in `harness.config.registry.ENGINES`; for the options see `EngineOptions`.
 
     Raises:
         EngineError: a unit timeout that is not above 0.
-        ConfigError: no such engine, or options that it cannot follow.
+        ConfigError: the name is unknown, or the engine does not support an option.
     """
     if name not in ENGINES:
         raise ConfigError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}; choose one of them")
@@ -53,13 +53,14 @@ def create_engine(
 
 
 def local_engine(options: EngineOptions) -> Engine:
-    """This process with 0 workers, else that many processes of this machine; a unit timeout takes at least one.
+    """The engine ``local``: this process with 0 workers, else that many processes of this machine.
 
-    By default each worker has its share of the cores; the only one of a unit timeout has the threads of this process.
+    By default each worker gets its share of the cores. With a unit timeout and 0 workers, one worker with the threads
+    of this process is used.
 
     Raises:
         EngineError: a unit timeout that is not above 0.
-        ConfigError: GPUs are asked for.
+        ConfigError: GPUs are given.
     """
     if options.gpus:
         raise ConfigError(
@@ -73,22 +74,23 @@ def local_engine(options: EngineOptions) -> Engine:
 
 
 def ray_engine(options: EngineOptions) -> Engine:
-    """Ray's tasks, by default with one thread each.
+    """The engine ``ray``: tasks on a Ray cluster, by default with one thread each.
 
     Raises:
-        ConfigError: a unit timeout, no GPUs with a network on one, no Ray, or no such cluster.
+        ConfigError: a unit timeout is given; no GPUs are given although the network is on CUDA; Ray is not installed;
+            or there is no cluster.
     """
     if options.unit_timeout is not None:
         raise ConfigError(
             f"expected --unit-timeout with --engine local, got {options.unit_timeout:g} with ray; leave it out, or "
-            "take --workers N"
+            "use --workers N"
         )
     if options.device.type == "cuda" and not options.gpus:
         raise ConfigError(
-            "expected --gpus-per-worker for Ray's tasks beside a network on CUDA, got 0; give it, such as 0.5, or "
+            "expected --gpus-per-worker for Ray's tasks with a network on CUDA, got 0; give it, such as 0.5, or "
             "--device cpu"
         )
-    # here, as Ray is an extra
+    # imported here, as Ray is an extra
     from harness.on_ray import OnRay
 
     return OnRay(options.workers, gpus=options.gpus, threads=options.threads)

@@ -255,7 +255,7 @@ def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
         (lives / str(number)).touch()
     engine = Workers(1, threads=1)
     beside = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
-    with pytest.raises(EngineError, match=f"got {DEATHS} deaths at deadly.* images 0 to 7; if memory ran out"):
+    with pytest.raises(EngineError, match=f"{DEATHS} workers died at deadly.* images 0 to 7; if memory ran out"):
         beside.update(0, linear())
     beside.close()
     # the other unit is whole
@@ -614,7 +614,7 @@ def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "track: interrupted; the same command with --resume and its --out goes on\n"
+    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
 
 
 def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:

@@ -20,7 +20,7 @@ ROOMS = {
         *("certify", "polish", "estimators"),
     ),
     "harness": (
-        *("command", "config", "store", "loggers", "figures", "tasks", "models", "data", "runs", "training"),
+        *("config", "command", "store", "loggers", "figures", "tasks", "models", "data", "runs", "training"),
         *("measuring", "statistics", "workers", "on_ray", "engines", "report", "tracking", "callbacks"),
         *("sweep", "compare", "track"),
     ),

@@ -1,6 +1,6 @@
-"""Names that options take, and where each is defined: data sets, models, engines and loggers.
+"""Tables of the names that options accept: data sets, models, engines and loggers.
 
-No torch: a definition is named as ``module:attribute`` and imported when it is used.
+This module does not import torch: a definition is named as ``module:attribute`` and imported when it is used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ LOGGERS: dict[str, Entry] = {
 
 
 def definition(entry: Entry) -> Any:
-    """Import what the entry names."""
+    """Import the definition of an entry."""
     return pkgutil.resolve_name(entry.target)
 
 

@@ -54,7 +54,9 @@ def judge(reader: Reader, path: Path, whole: str) -> str:
     except reader.refuses as error:
         text = " ".join(str(error).split("\n"))
         lines = str(error).count("\n")
-        return "refused" if "expected " in text and ", got " in text and not lines else f"said {text[:200]!r}"
+        event = "checksum mismatch in " in text or " is damaged: " in text
+        one_line = event or ("expected " in text and ", got " in text)
+        return "refused" if one_line and not lines else f"said {text[:200]!r}"
     except SystemExit as error:  # an argument parser has printed the error in one line
         return "refused" if error.code == 2 else f"ended with {error.code}"
     except BaseException as error:

@@ -17,8 +17,8 @@ from pathlib import Path
 from tests.survive.comparing import DERIVED, compare_apart
 from tests.survive.lives import OPTIONS, End, live
 
-# an error of one line that says what to do
-ONE_LINE = re.compile(r"track: error: expected .+, got .+; .+\n")
+# one line that says what is wrong and what to do
+ONE_LINE = re.compile(r"track: error: (expected .+, got .+|checksum mismatch in .+: .+); .+\n")
 LONGER = (*OPTIONS, "--epochs", "4")
 # sizes of the full disk, from too small for the manifest to nearly enough for a run
 ROOMS = ("4k", "16k", "64k", "128k", "192k", "256k")
@@ -203,7 +203,7 @@ def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
 
 
 def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Iterator[Case]:
-    """Send SIGTERM and SIGINT at random times; no half-written file may be left."""
+    """SIGTERM and Ctrl-C at random times: the command says how to resume, and leaves no half-written file."""
     began = time.perf_counter()
     live(work / "timed", report=False)
     longest = time.perf_counter() - began
