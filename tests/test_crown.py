@@ -36,7 +36,7 @@ SHAPE = (1, 6, 6)
 
 
 class Residual(nn.Module):
-    """Normalisation as arithmetic, batch norm, a branch that is added in place, leaky and max-pooling kinks."""
+    """Normalisation as arithmetic, batch norm, a branch that is added in place, LeakyReLU and max pooling."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,8 +21,7 @@ from torch.nn.utils import parametrizations
 from attacks.certify import ball, certifiers, lower
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.exact import exact_margins
-from attacks.certify.network import intervals as spread
-from attacks.certify.network import piecewise, tracing
+from attacks.certify.network import intervals, piecewise, tracing
 from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.measure import measure
 from attacks.registry import create
@@ -226,12 +225,12 @@ def test_half_precision_is_refused() -> None:
 
 
 def _without_absolute_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread, "_size", lambda argument: argument)
+    monkeypatch.setattr(intervals, "_size", lambda argument: argument)
 
 
 def _views_instead_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every factor is read as 1."""
-    scaled = spread._RULES["mul"]
+    scaled = intervals._RULES["mul"]
     recorded = tracing.record
 
     def record(model: nn.Module, image: Tensor) -> tracing.Recording:

@@ -41,7 +41,7 @@ class Bounds:
     high: tuple[Array, ...]
 
     def unstable(self, layer: int) -> NDArray[np.bool_]:
-        """Which units of a layer may be on either side of their ReLU's kink."""
+        """Which units of a layer may be on either side of their ReLU's nonlinearity."""
         loose: NDArray[np.bool_] = (self.low[layer] < 0) & (self.high[layer] > 0)
         return loose
 

@@ -113,8 +113,8 @@ def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
             raise InputError(
                 f"expected at most {math.isqrt(LARGEST)} pixels and units per layer, got {size}; take a smaller network"
             )
-    for kink, place in zip(network.kinks, network.places, strict=False):
-        if kink != Leaky():
+    for nonlinearity, place in zip(network.nonlinearities, network.places, strict=False):
+        if nonlinearity != Leaky():
             raise _refusal(place)
     weights = tuple(np.ascontiguousarray(matrix_of(block).numpy()) for block in network.blocks)
     biases = tuple(block.constant.numpy().copy() for block in network.blocks)
