@@ -63,12 +63,10 @@ class Cells:
 
     @property
     def bends(self) -> Tensor:
-        """What every unit's slope changes by across its face: ``(U,)``."""
-        parts = zip(_sizes(self.network), self.network.nonlinearities, strict=True)
-        return torch.cat(
-            [self.signs.new_full((size,), 1 - nonlinearity.least_slope) for size, nonlinearity in parts]
-            + [self.signs.new_zeros(0)]
-        )
+        """The change of every unit's slope across its face: ``(U,)``."""
+        sizes = zip(_sizes(self.network), self.network.nonlinearities, strict=True)
+        changes = [self.signs.new_full((size,), 1 - nonlinearity.least_slope) for size, nonlinearity in sizes]
+        return torch.cat([*changes, self.signs.new_zeros(0)])
 
     def select(self, rows: Tensor) -> Cells:
         """The regions of these rows."""
