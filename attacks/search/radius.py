@@ -105,7 +105,7 @@ def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
     return gap
 
 
-def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+def most_likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """The classes of largest logit beside the label, ``(B, min(count, K - 1))``; the label need not lead."""
     ranked = logits.detach().argsort(1, descending=True)
     return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
