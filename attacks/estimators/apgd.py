@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.estimator import Settings, setting
 from attacks.geometry import per_row, project, steepest_step
 from attacks.isolation import Classifier
-from attacks.search.radius import ball_point, bisect_radius, most_likely_others, logit_gap, misses
+from attacks.search.radius import ball_point, bisect_radius, logit_gap, misses, most_likely_others
 from attacks.seeds import seeded_directions
 from attacks.trace import Record
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Bounds, Domain, Norm

@@ -76,10 +76,10 @@ class Cascade(Settings):
     One forward and a vector-Jacobian product for each of ``candidates`` classes rank the classes by linearised distance
     (DeepFool, Moosavi-Dezfooli et al. 2016, eq. 8) and by logit. The former ranks better on standard networks, the
     latter on adversarially trained ones. The first ``targets`` classes, taken from both lists in turn, get a walk each
-    (see `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the fraction of the budget
-    that the image has spent: passes that a finished walk does not spend lengthen the others. At intervals, walks are
-    kicked off their witnesses, in directions drawn from the images' own seeds, and strides start again (`PACES`). A
-    walk stops if it is optimal to first order, if its gradient vanishes, or if its witness (without one, the radius
+    (see `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the fraction of the
+    budget that the image has spent: passes that a finished walk does not spend lengthen the others. At intervals, walks
+    are kicked off their witnesses, in directions drawn from the images' own seeds, and strides start again (`PACES`).
+    A walk stops if it is optimal to first order, if its gradient vanishes, or if its witness (without one, the radius
     that it has searched) exceeds the image's best distance by more than the pace's slack, which falls to 0 over the
     budget.
 
