@@ -1,4 +1,7 @@
-"""Norms, domains, pixel bounds and errors. No torch: the command line imports this for ``--help``."""
+"""Norms, domains, pixel bounds and errors.
+
+No torch: the command line imports this for ``--help``.
+"""
 
 from __future__ import annotations
 

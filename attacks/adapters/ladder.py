@@ -30,7 +30,7 @@ def check_values(attack: str, values: Mapping[str, Any], accepted: Mapping[str, 
         if type(value) not in kinds:
             raise EstimatorError(
                 f"expected {attack}'s {key} to be of type {type(default).__name__} (default {default}), "
-                f"got {value!r}; give a {type(default).__name__}"
+                f"got {value!r}; give a value of that type"
             )
 
 

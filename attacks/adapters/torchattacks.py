@@ -19,8 +19,8 @@ LIBRARY_NORM: dict[Norm, str] = {"l2": "L2", "linf": "Linf"}
 class Anchored(nn.Module):
     """A model as torchattacks requires it: with a parameter on its device, and for images of any dtype.
 
-    torchattacks reads the device from the first parameter, and some attacks compute in float32 for all images. ``dtype``
-    is that of the model.
+    torchattacks reads the device from the first parameter, and some attacks compute in float32 for all images.
+    ``dtype`` is that of the model.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -10,10 +10,10 @@ class ScaleFree(nn.Module):
     """A classifier whose logits are divided by their standard deviation per row, which keeps the argmax.
 
     The gradient of cross-entropy is exactly zero in float32 where logits are large, so that attacks that maximise it
-    stop or drift as confidence grows. ``temperature * z / std(z)``, with the standard deviation constant in the backward
-    pass, keeps the direction and removes the scale. If one class leads many others by far, the standard deviation is
-    small compared with the gap; such rows are scaled down further until the two largest logits differ by ``MOST_GAP``,
-    at which the softmax is still well resolved in float32.
+    stop or drift as confidence grows. ``temperature * z / std(z)``, with the standard deviation constant in the
+    backward pass, keeps the direction and removes the scale. If one class leads many others by far, the standard
+    deviation is small compared with the gap; such rows are scaled down further until the two largest logits differ by
+    ``MOST_GAP``, at which the softmax is still well resolved in float32.
     """
 
     MOST_GAP = 12.0
