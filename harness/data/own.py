@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attacks.types import one_line
 from harness.data.dataset import DataError, Dataset, Split
 
 SPLITS = ("train", "test")
@@ -107,7 +108,9 @@ def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise DataError(f"expected an .npz of arrays at {path}, got {_said(error)}; save it with numpy.savez") from None
+        raise DataError(
+            f"expected an .npz of arrays at {path}, got {one_line(error, most=200)}; save it with numpy.savez"
+        ) from None
     return {name: (found[f"x_{name}"], found[f"y_{name}"]) for name in SPLITS}
 
 
@@ -121,7 +124,9 @@ def _folder(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
             pictures = ImageFolder(str(path / split))
             found[split] = _stacked(pictures, f"{path / split}")
         except OSError as error:
-            raise DataError(f"expected pictures in {path / split}/CLASS/, got {_said(error)}; put them there") from None
+            raise DataError(
+                f"expected pictures in {path / split}/CLASS/, got {one_line(error, most=200)}; put them there"
+            ) from None
         classes[split] = pictures.classes
     if classes["train"] != classes["test"]:
         raise DataError(
@@ -154,8 +159,8 @@ def _torchvision(name: str, root: Path, download: bool) -> dict[str, tuple[NDArr
             if isinstance(error, DataError):
                 raise
             raise DataError(
-                f"expected the {split} split of torchvision:{name} under {root}, got {_said(error)}; place it there, "
-                "or use --download"
+                f"expected the {split} split of torchvision:{name} under {root}, got {one_line(error, most=200)}; "
+                "place it there, or use --download"
             ) from None
     return found
 
@@ -172,7 +177,3 @@ def _stacked(pictures: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     if not all(isinstance(label, int | np.integer) for label in labels):
         raise DataError(f"expected one label a picture in {name}, got {labels[0]!r}; choose a classification data set")
     return np.stack(arrays), np.asarray(labels, dtype=np.int64)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -17,7 +17,7 @@ from attacks.arguments import shown
 from attacks.checks import FEW, ModelWarning, check_images, check_model, look_channels_last
 from attacks.isolation import frozen_view
 from attacks.seeds import forked_generators
-from attacks.types import Domain, InputError
+from attacks.types import Domain, InputError, one_line
 from harness.config.devices import device_of
 from harness.store import RunFolder
 from harness.store.identity import StoreError
@@ -170,8 +170,8 @@ def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tu
         raise
     except Exception as error:  # a data set may raise anything
         raise InputError(
-            f"expected items (image, label) of {name}, images as tensors, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; add a transform such as ToTensor()"
+            f"expected items (image, label) of {name}, images as tensors, got "
+            f"{one_line(error, most=200)}; add a transform such as ToTensor()"
         ) from error
     if len(whole) != count:
         raise InputError(

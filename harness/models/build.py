@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.isolation.outputs import as_logits
-from harness.models.libraries import LIBRARIES, Shape, one_line
+from attacks.types import one_line
+from harness.models.libraries import LIBRARIES, Shape
 from harness.models.weights import Normalized, load_weights
 
 Statistics = tuple[Sequence[float], Sequence[float]]

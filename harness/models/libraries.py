@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from attacks.types import one_line
+
 Shape = tuple[int, int, int]
 
 # what RobustBench has networks for, by the number of classes
@@ -110,11 +112,6 @@ def _made(name: str, make: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         raise ValueError(f"expected {name} to be made, got {one_line(error)}; choose another model") from error
     return model
-
-
-def one_line(error: Exception) -> str:
-    """Name an exception and its message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {
