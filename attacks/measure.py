@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import check_estimator, check_flag, plain_bounds, whole
+from attacks.arguments import check_choice, check_estimator, check_flag, plain_bounds, whole
 from attacks.checks import (
     check_ability,
     check_images,
@@ -26,11 +26,42 @@ from attacks.isolation import Classifier, WeightsError, frozen_view
 from attacks.memory import affordable, chunk_size
 from attacks.seeds import derive_seed, forked_generators, seed_generators
 from attacks.trace import Trace
-from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm
+from attacks.types import DOMAINS, Bounds, Domain, EstimatorError, InputError, Norm
 
 # A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
 # nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
 STEP_BACK = 5e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How images are measured, the same for every estimator and norm of a run.
+
+    Attributes:
+        domain, bounds, noise_retries, batch_size, expect_over, binary: see `measure`.
+
+    Raises:
+        InputError: one of the wrong type or value.
+    """
+
+    domain: Domain = "box"
+    bounds: Bounds = (0.0, 1.0)
+    noise_retries: int = 6
+    batch_size: int = 128
+    expect_over: int = 1
+    binary: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("domain", self.domain, DOMAINS)
+        check_flag("binary", self.binary)
+        plain = {
+            "bounds": plain_bounds(self.bounds),
+            "batch_size": whole("batch_size", self.batch_size, 1),
+            "noise_retries": whole("noise_retries", self.noise_retries, 0),
+            "expect_over": whole("expect_over", self.expect_over, 1),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 def measure(
@@ -91,34 +122,66 @@ def measure(
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
     """
+    options = MeasureOptions(
+        domain=domain,
+        bounds=bounds,
+        noise_retries=noise_retries,
+        batch_size=batch_size,
+        expect_over=expect_over,
+        binary=binary,
+    )
+    return measure_with(
+        model,
+        images,
+        estimator,
+        norm,
+        options,
+        seeds=seeds,
+        start=start,
+        trace=trace,
+        on_progress=on_progress,
+        checked=checked,
+    )
+
+
+def measure_with(
+    model: nn.Module,
+    images: Tensor,
+    estimator: Estimator,
+    norm: Norm,
+    options: MeasureOptions,
+    *,
+    seeds: Sequence[int] | Tensor | None = None,
+    start: Tensor | None = None,
+    trace: Trace | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    checked: bool = False,
+) -> Margins:
+    """See `measure`, with the options that a whole run shares as one object."""
     check_module(model)
     check_estimator(estimator)
-    check_ability(estimator, norm, domain)
-    check_images(images, bounds)
-    bounds = plain_bounds(bounds)
-    batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
-    expect_over = whole("expect_over", expect_over, 1)
-    check_flag("binary", binary)
+    check_ability(estimator, norm, options.domain)
+    check_images(images, options.bounds)
     if seeds is None:
         seeds = [derive_seed("image", i) for i in range(len(images))]
     seeds = plain_seeds(seeds, len(images))
     if start is not None:
         check_points("start", start, images)
     parts, spoiled = [], ""
-    with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
+    with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
         # contiguous since torchattacks uses `view`
         own = images.detach().clone(memory_format=torch.contiguous_format)
-        view.draws, view.binary = expect_over, binary
-        view.batch_size, first = affordable(view, own, batch_size), 0
+        view.draws, view.binary = options.expect_over, options.binary
+        view.batch_size, first = affordable(view, own, options.batch_size), 0
         for told in () if checked else check_model(view, own):
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(told, stacklevel=3)
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], own[chunk])
             judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
             try:
-                parts.append(judge.conclude() if spoiled else judge.run(noise_retries))
+                parts.append(judge.conclude() if spoiled else judge.run(options.noise_retries))
             except WeightsError as error:
                 spoiled = str(error)
                 parts.append(judge.conclude())

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Estimator, Margins
-from attacks.measure import measure
-from attacks.types import Bounds, Domain, Norm
+from attacks.measure import MeasureOptions, measure_with
+from attacks.types import Norm
 from harness.config.devices import device_of
 from harness.store import Unit
 
@@ -25,7 +25,7 @@ class Task:
     Attributes:
         split, first: whose images these are, and the place of the first one in the probe.
         images: ``(N, C, H, W)`` on the CPU. seeds: one an image. start: like ``images``, or None.
-        expect_over, binary: see `attacks.measure.measure`. The caller has checked the model.
+        options: how they are measured. The caller has checked the model.
     """
 
     unit: Unit
@@ -35,12 +35,7 @@ class Task:
     images: Tensor
     seeds: tuple[int, ...]
     start: Tensor | None
-    domain: Domain
-    bounds: Bounds
-    noise_retries: int
-    batch_size: int
-    expect_over: int = 1
-    binary: bool = False
+    options: MeasureOptions
 
     def __str__(self) -> str:
         return f"{self.unit}, {self.split} images {self.first} to {self.first + len(self.images) - 1}"
@@ -113,20 +108,15 @@ class InProcess:
 def run_task(model: nn.Module, task: Task, on_progress: Callable[[int], None] | None = None) -> Outcome:
     """Measure a task's images with the network, where that is."""
     began, device = time.perf_counter(), device_of(model)
-    margins = measure(
+    margins = measure_with(
         model,
         task.images.to(device),
         task.estimator,
         _norm(task.unit.norm),
-        domain=task.domain,
-        bounds=task.bounds,
-        noise_retries=task.noise_retries,
-        batch_size=task.batch_size,
+        task.options,
         seeds=task.seeds,
         start=None if task.start is None else task.start.to(device),
         on_progress=on_progress,
-        expect_over=task.expect_over,
-        binary=task.binary,
         checked=True,
     )
     return Outcome(margins, time.perf_counter() - began)

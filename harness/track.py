@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from attacks.estimator import Estimator
     from harness.data.dataset import Dataset
     from harness.data.probes import Probe
+    from harness.measuring.plan import Plan
     from harness.store import RunFolder
     from harness.tasks import Engine
 
@@ -106,7 +106,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from harness.data.probes import check_probes, checksum
     from harness.engines import create_engine
     from harness.loggers import check_logger
-    from harness.measuring.plan import plan_units, warm_starts
+    from harness.measuring.plan import make_plan, measure_options
     from harness.models.build import build
     from harness.store import RunFolder
     from harness.tracking.manifest import manifest_of, notes_of
@@ -114,8 +114,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     for text in config.log:
         check_logger(text)
     named = {text_form(e): e for e in map(create, config.estimator)}
-    estimators, _, lines = warm_starts(named) if config.warm_start else (named, (), [])
-    lines += plan_units(estimators, config.norm, config.domain)[1]  # type: ignore[arg-type]
+    plan = make_plan(named, config.norm, config.domain, warm_start=config.warm_start)  # type: ignore[arg-type]
+    lines = list(plan.lines)
     device = choose_device(config.device)
     existing = existing_checkpoints(config.checkpoints) if config.checkpoints else {}
     lines += [mapping_line(existing)] if existing else []
@@ -134,18 +134,11 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
         binary=config.binary,
     )
     folder, probes = RunFolder(Path(out) if out else _default_folder(config)), probes_of(config, dataset)
-    check_probes(
-        probes,
-        model,
-        (0.0, 1.0),
-        config.domain,  # type: ignore[arg-type]
-        expect_over=config.expect_over,
-        binary=config.binary,
-    )
+    check_probes(probes, model, measure_options(config))
     notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
     manifest = {"notes": notes, "probes": {name: checksum(probe) for name, probe in probes.items()}}
-    manifest |= manifest_of(config, dataset, estimators, torch.get_num_threads(), device)
+    manifest |= manifest_of(config, dataset, plan.estimators, torch.get_num_threads(), device)
     engine = create_engine(
         config.engine,
         config.workers,
@@ -157,9 +150,7 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     try:
         with folder.locked():
             folder.start(manifest, resume=resume)
-            return _run(
-                config, folder, dataset, probes, model, device, list(named.values()), lines, existing, silent, engine
-            )
+            return _run(config, folder, dataset, probes, model, device, plan, lines, existing, silent, engine)
     finally:
         engine.close()
 
@@ -171,7 +162,7 @@ def _run(
     probes: Mapping[str, Probe],
     model: nn.Module,
     device: torch.device,
-    estimators: Sequence[Estimator],
+    plan: Plan,
     lines: Sequence[str],
     existing: Mapping[int, Path],
     silent: bool,
@@ -191,7 +182,7 @@ def _run(
         tracker = MarginTracker(
             folder,
             probes,
-            estimators,
+            plan,
             config.norm,  # type: ignore[arg-type]
             domain=config.domain,  # type: ignore[arg-type]
             noise_retries=config.noise_retries,
@@ -199,7 +190,6 @@ def _run(
             seed=config.seed,
             expect_over=config.expect_over,
             binary=config.binary,
-            warm_start=config.warm_start,
             cold_every=config.cold_every,
             certifiers=config.certify,
             certify_every=config.certify_every,

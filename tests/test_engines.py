@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.measure import MeasureOptions
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
 from attacks.types import EstimatorError, InputError
@@ -129,7 +130,7 @@ def test_parts_of_a_chunks_length_have_the_margins_of_all(name: str) -> None:
 def task_of(images: torch.Tensor, estimator: Any, unit: Unit | None = None) -> Task:
     seeds = tuple(range(len(images)))
     unit = unit or Unit("some", "linf")
-    return Task(unit, "train", 0, estimator, images, seeds, None, "box", (0.0, 1.0), 1, 4)
+    return Task(unit, "train", 0, estimator, images, seeds, None, MeasureOptions(noise_retries=1, batch_size=4))
 
 
 class Ears(Listener):

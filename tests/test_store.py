@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.config.run_config import RunConfig, digest, resolve
-from harness.store import RunFolder, Unit, files, manifest
-from harness.store import folder as store
+from harness.store import RunFolder, Unit, files
+from harness.store import manifest as manifests
 from harness.store.identity import StoreError
 from tests.runs import ONE_LINE, contents, state
 
@@ -347,9 +347,9 @@ def test_a_manifest_that_cannot_be_used_is_one_line(tmp_path: Path, content: byt
 
 
 def test_the_environment_names_versions_machine_and_command() -> None:
-    facts = json.loads(json.dumps(manifest.environment(threads=3)))
+    facts = json.loads(json.dumps(manifests.environment(threads=3)))
     assert facts["versions"]["torch"] == metadata.version("torch")
-    assert set(manifest.LIBRARIES) | {"python"} <= set(facts["versions"])
+    assert set(manifests.LIBRARIES) | {"python"} <= set(facts["versions"])
     assert facts["machine"]["threads"] == 3
     assert facts["machine"]["cores"] == os.cpu_count()
     assert facts["command"]

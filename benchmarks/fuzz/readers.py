@@ -14,6 +14,7 @@ from torch import nn
 
 from attacks.certify.branch_and_bound.bracket import Budget
 from attacks.certify.branch_and_bound.cache import Record, read_record, write_record
+from attacks.measure import MeasureOptions
 from attacks.registry import create
 from benchmarks.fuzz.inputs import INPUTS
 from benchmarks.fuzz.reading import Reader
@@ -133,7 +134,9 @@ def _read_answer(path: Path) -> object:
 def _task() -> Task:
     images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     unit = Unit("linear", "l2")
-    return Task(unit, "test", 0, create("linear"), images, (0, 1, 2), None, "box", (0.0, 1.0), 0, 8)
+    return Task(
+        unit, "test", 0, create("linear"), images, (0, 1, 2), None, MeasureOptions(noise_retries=0, batch_size=8)
+    )
 
 
 def _shard(folder: Path) -> Path:

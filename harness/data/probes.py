@@ -16,8 +16,9 @@ from torch.utils import data
 from attacks.arguments import shown
 from attacks.checks import FEW, ModelWarning, check_images, check_model, look_channels_last
 from attacks.isolation import frozen_view
+from attacks.measure import MeasureOptions
 from attacks.seeds import forked_generators
-from attacks.types import Domain, InputError, one_line
+from attacks.types import InputError, one_line
 from harness.config.devices import device_of
 from harness.store import RunFolder
 from harness.store.identity import StoreError
@@ -213,11 +214,7 @@ def _unmoved(generator: torch.Generator | None) -> Iterator[None]:
 def check_probes(
     probes: Mapping[str, Probe],
     model: nn.Module,
-    bounds: tuple[float, float],
-    domain: Domain,
-    *,
-    expect_over: int = 1,
-    binary: bool = False,
+    options: MeasureOptions,
 ) -> list[ModelWarning]:
     """Refuse a model that is not a fixed function of the image, and labels that it has no logit for.
 
@@ -229,8 +226,8 @@ def check_probes(
     """
     device = device_of(model)
     few = next(iter(probes.values())).images[:FEW].to(device)
-    with forked_generators(), frozen_view(model, bounds, domain, device) as view:
-        view.draws, view.binary = expect_over, binary
+    with forked_generators(), frozen_view(model, options.bounds, options.domain, device) as view:
+        view.draws, view.binary = options.expect_over, options.binary
         told, classes = check_model(view, few), view.classes
     if not classes:
         return told

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attacks.certifier import Certificates, Certifier
 from attacks.estimator import revision_of
 from attacks.isolation.outputs import Logits
-from attacks.types import NORMS, Domain, EstimatorError, Norm, UnsoundError
+from attacks.measure import MeasureOptions
+from attacks.types import EstimatorError, Norm, UnsoundError
 from harness.config.devices import device_of
 from harness.data.probes import Probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder, Unit
@@ -31,7 +32,6 @@ class Certifying:
 
     Attributes:
         every: at epochs 0, every so many, and the last. probe: images of each split at most, the first ones.
-        binary: see `attacks.isolation.outputs.as_logits`.
     """
 
     def __init__(
@@ -39,16 +39,14 @@ class Certifying:
         folder: RunFolder,
         probes: Mapping[str, Probe],
         certifiers: Mapping[str, Certifier],
-        norms: Sequence[Norm] = NORMS,
+        norms: Sequence[Norm],
+        options: MeasureOptions,
         *,
-        domain: Domain,
-        bounds: tuple[float, float],
         every: int,
         probe: int,
-        binary: bool = False,
     ) -> None:
-        self.folder, self.domain, self.bounds, self.every, self.binary = folder, domain, bounds, every, binary
-        self.certifiers = certifiers
+        self.folder, self.certifiers, self.options, self.every = folder, certifiers, options, every
+        domain = options.domain
         self.probes = {
             name: Probe(given.images[:probe], given.labels[:probe], given.ids[:probe]) for name, given in probes.items()
         }
@@ -93,12 +91,12 @@ class Certifying:
         upper = torch.from_numpy(measured["distance"].to_numpy().copy())
         device = device_of(model)
         found = self.certifiers[unit.estimator].certify(
-            Logits(model, binary=True) if self.binary else model,
+            Logits(model, binary=True) if self.options.binary else model,
             probe.images.to(device),
             unit.norm,  # type: ignore[arg-type]
-            domain=self.domain,
+            domain=self.options.domain,
             upper=upper,
-            bounds=self.bounds,
+            bounds=self.options.bounds,
             start=None if before is None else self._start(before, split, unit, upper),
         )
         said = measured["prediction"].to_numpy()
@@ -117,7 +115,7 @@ class Certifying:
                 "correct": prediction == probe.labels.numpy(),
                 "certifier": unit.estimator,
                 "norm": unit.norm,
-                "domain": self.domain,
+                "domain": self.options.domain,
                 "lower": np.minimum(lower, upper.numpy()),
                 "upper": upper.numpy(),
                 "solved": found.solved.numpy(),

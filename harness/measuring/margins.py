@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from attacks.estimator import Estimator, Status, revision_of
 from attacks.isolation import WeightsError
-from attacks.measure import join_margins
+from attacks.measure import MeasureOptions, join_margins
 from attacks.memory import chunk_length
 from attacks.seeds import derive_seed
-from attacks.types import Bounds, Domain
 from harness.config.devices import device_of
 from harness.data.probes import Probe
 from harness.measuring.listener import Listener
-from harness.measuring.plan import starts_warm
+from harness.measuring.plan import Plan, starts_warm
 from harness.measuring.rows import margin_rows
 from harness.measuring.shards import drop_shards, find_shard, keep_shard
 from harness.measuring.witnesses import keep_witnesses, starts, thin_witnesses
@@ -33,7 +32,7 @@ class Estimating:
     """Estimators of a run, each in each of its norms; what the folder has already is not done again.
 
     Attributes:
-        cold: estimators that are measured at some epochs only, every ``cold_every``.
+        cold_every: how often the cold forms of estimators that start warm are measured, in epochs.
         overdue: units that the engine stopped after their time, with the epochs.
     """
 
@@ -41,27 +40,16 @@ class Estimating:
         self,
         folder: RunFolder,
         probes: Mapping[str, Probe],
-        estimators: Mapping[str, Estimator],
-        units: Sequence[Unit],
+        plan: Plan,
+        options: MeasureOptions,
         *,
-        cold: set[str],
         cold_every: int,
-        domain: Domain,
-        bounds: Bounds,
-        noise_retries: int,
-        batch_size: int,
-        expect_over: int,
-        binary: bool,
         seed: int,
         engine: Engine,
         listener: Listener,
     ) -> None:
-        self.folder, self.probes, self.estimators, self.units = folder, probes, estimators, units
-        self.cold, self.cold_every = cold, cold_every
-        self.domain, self.bounds, self.seed = domain, bounds, seed
-        self.noise_retries, self.batch_size = noise_retries, batch_size
-        self.expect_over, self.binary = expect_over, binary
-        self.engine, self.listener = engine, listener
+        self.folder, self.probes, self.plan, self.options = folder, probes, plan, options
+        self.cold_every, self.seed, self.engine, self.listener = cold_every, seed, engine, listener
         self._failed: dict[Unit, dict[int, str]] = {}
         self.overdue: dict[Unit, list[int]] = {}
         self._thinned = set[Path]()
@@ -74,7 +62,7 @@ class Estimating:
     def asked(self, epoch: int, last: bool) -> list[Unit]:
         """The units of the epoch, done or not."""
         sampled = last or epoch in (0, 1) or epoch % self.cold_every == 0
-        return [unit for unit in self.units if sampled or unit.estimator not in self.cold]
+        return [unit for unit in self.plan.units if sampled or unit.estimator not in self.plan.cold]
 
     def missing(self, epoch: int, last: bool, *, witnesses: bool = True, late: bool = True) -> list[Unit]:
         """What is to be done at the epoch: units without margins, or without the witnesses of them.
@@ -87,7 +75,7 @@ class Estimating:
         """
         found = []
         for unit in self.asked(epoch, last):
-            warm = starts_warm(self.estimators[unit.estimator])
+            warm = starts_warm(self.plan.estimators[unit.estimator])
             done = self.folder.margins(epoch, unit).exists()
             if done and (warm or not witnesses or self.folder.witnesses(epoch, unit).exists()):
                 continue
@@ -104,7 +92,7 @@ class Estimating:
         for unit in units:  # what failed or was stopped is tried again
             self._failed.get(unit, {}).pop(epoch, None)
             self.overdue[unit] = [one for one in self.overdue.get(unit, ()) if one != epoch]
-        warm = [unit for unit in units if starts_warm(self.estimators[unit.estimator])]
+        warm = [unit for unit in units if starts_warm(self.plan.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
         for together in [units] if self.engine.parallel else [[unit] for unit in units]:
             tasks = {
@@ -124,7 +112,7 @@ class Estimating:
 
     def _tasks(self, epoch: int, unit: Unit, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[Task]:
         """The unit's images by split, in parts where they are measured beside each other."""
-        estimator = self.estimators[unit.estimator]
+        estimator = self.plan.estimators[unit.estimator]
         for split, probe in self.probes.items():
             length = self._length(probe, estimator, model) if self.engine.parallel else len(probe.ids)
             names = (self.seed, epoch, split, unit.estimator, unit.norm)
@@ -138,12 +126,7 @@ class Estimating:
                     probe.images[part],
                     tuple(derive_seed(*names, image) for image in probe.ids[part].tolist()),
                     start[split][part] if start else None,
-                    self.domain,
-                    self.bounds,
-                    self.noise_retries,
-                    self.batch_size,
-                    self.expect_over,
-                    self.binary,
+                    self.options,
                 )
 
     def _length(self, probe: Probe, estimator: Estimator, model: nn.Module) -> int:
@@ -153,10 +136,10 @@ class Estimating:
             model,
             like,
             estimator,
-            domain=self.domain,
-            bounds=self.bounds,
-            batch_size=self.batch_size,
-            expect_over=self.expect_over,
+            domain=self.options.domain,
+            bounds=self.options.bounds,
+            batch_size=self.options.batch_size,
+            expect_over=self.options.expect_over,
         )
         return chunk * math.ceil(len(probe.ids) / (chunk * SHARDS * self.engine.count))
 
@@ -209,7 +192,10 @@ class Estimating:
             for split in self.probes
         }
         rows = pd.concat(
-            [margin_rows(epoch, split, self.probes[split], unit, self.domain, m) for split, m in results.items()],
+            [
+                margin_rows(epoch, split, self.probes[split], unit, self.options.domain, m)
+                for split, m in results.items()
+            ],
             ignore_index=True,
         )
         rows["seconds"] = sum(outcome.seconds for outcome in outcomes) / len(rows)
@@ -223,7 +209,7 @@ class Estimating:
             keep_witnesses(self.folder, epoch, unit, self.probes, results)
             self._thinned.discard(self.folder.witnesses(epoch, unit))
             begun = {} if before is None else {"start": str(before)}
-            begun["revision"] = str(revision_of(self.estimators[unit.estimator]))
+            begun["revision"] = str(revision_of(self.plan.estimators[unit.estimator]))
             self.folder.write_part(
                 self.folder.margins(epoch, unit), rows[list(MARGIN_COLUMNS)], weights=weights, **begun
             )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from attacks.arguments import check_choice, several, shown, whole
 from attacks.certifier import Certifier
 from attacks.estimator import Estimator
+from attacks.measure import MeasureOptions
 from attacks.registry import check_needs, create, create_certifier, text_form
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.config.options import ConfigError
+from harness.config.run_config import RunConfig
 from harness.store import Unit
 
 Made = TypeVar("Made", Estimator, Certifier)
@@ -70,6 +73,52 @@ def plain_epoch(epoch: int) -> int:
         InputError: no whole number of at least 0, which is before the first update.
     """
     return whole("an epoch", epoch, 0, LAST_EPOCH)
+
+
+def measure_options(config: RunConfig) -> MeasureOptions:
+    """How a run measures its images, whose pixels are in ``[0, 1]``; ``config`` has a batch size (see `sized`)."""
+    return MeasureOptions(
+        domain=cast(Domain, config.domain),
+        noise_retries=config.noise_retries,
+        batch_size=config.measure_batch or MeasureOptions.batch_size,
+        expect_over=config.expect_over,
+        binary=config.binary,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures at every epoch.
+
+    Attributes:
+        estimators: by canonical text; of those that start warm, both forms.
+        units: every estimator in every norm that it has.
+        cold: texts of the cold forms, which are measured at some epochs only.
+        lines: one for each norm of an estimator that is skipped, and for each estimator without a warm start.
+    """
+
+    estimators: Mapping[str, Estimator]
+    units: Sequence[Unit] = ()
+    cold: frozenset[str] = frozenset()
+    lines: Sequence[str] = ()
+
+
+def make_plan(
+    estimators: Mapping[str, Estimator], norms: Sequence[Norm], domain: Domain, *, warm_start: bool = False
+) -> Plan:
+    """Plan a run; without estimators there is nothing to measure.
+
+    Raises:
+        InputError, EstimatorError: see `plan_units`.
+        ConfigError: see `warm_starts`.
+    """
+    cold, lines = set[str](), list[str]()
+    if warm_start:
+        estimators, cold, lines = warm_starts(estimators)
+    if not estimators:
+        return Plan({})
+    units, skipped = plan_units(estimators, norms, domain)
+    return Plan(estimators, units, frozenset(cold), lines + skipped)
 
 
 def plan_units(

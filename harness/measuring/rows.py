@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.arguments import check_flag, plain_bounds, whole
+from attacks.arguments import whole
 from attacks.checks import check_module
 from attacks.estimator import Estimator, Margins
-from attacks.measure import measure
+from attacks.measure import MeasureOptions, measure_with
 from attacks.seeds import derive_seed
 from attacks.types import NORMS, Domain, Norm
 from harness.config.devices import device_of
@@ -62,29 +62,30 @@ def measure_margins(
     given: Any = images
     if alone := isinstance(images, Tensor | np.ndarray):
         given = images, torch.zeros(images.shape[:1], dtype=torch.int64)
-    bounds, seed = plain_bounds(bounds), whole("seed", seed)
-    probe = as_probe("test", given, bounds)
+    seed = whole("seed", seed)
+    options = MeasureOptions(
+        domain=domain,
+        bounds=bounds,
+        noise_retries=noise_retries,
+        batch_size=batch_size,
+        expect_over=expect_over,
+        binary=binary,
+    )
+    probe = as_probe("test", given, options.bounds)
     chosen = made_estimators(estimators)
     units, _ = plan_units(chosen, plain_norms(norms), domain)
-    expect_over = whole("expect_over", expect_over, 1)
-    check_flag("binary", binary)
-    for told in check_probes({"test": probe}, model, bounds, domain, expect_over=expect_over, binary=binary):
+    for told in check_probes({"test": probe}, model, options):
         warnings.warn(told, stacklevel=2)
     tables = []
     for unit in units:
         names = (seed, 0, "test", unit.estimator, unit.norm)
-        found = measure(
+        found = measure_with(
             model,
             probe.images.to(device_of(model)),
             chosen[unit.estimator],
             unit.norm,  # type: ignore[arg-type]
-            domain=domain,
-            bounds=bounds,
-            noise_retries=noise_retries,
-            batch_size=batch_size,
+            options,
             seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
-            expect_over=expect_over,
-            binary=binary,
             checked=True,
         )
         tables.append(margin_rows(0, "test", probe, unit, domain, found))

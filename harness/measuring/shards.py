@@ -78,7 +78,7 @@ def _short(filename: str) -> str:
 def _identity(task: Task, weights: str) -> str:
     """The images' own seeds are those of the run's seed, the epoch, the split and the unit."""
     revision = revision_of(task.estimator)
-    said = f"{weights} {task} {task.seeds} {task.batch_size} {task.noise_retries} {revision}"
+    said = f"{weights} {task} {task.seeds} {task.options.batch_size} {task.options.noise_retries} {revision}"
     digest = hashlib.sha256(said.encode())
     if task.start is not None:
         digest.update(task.start.contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -16,7 +16,7 @@ from harness.config.options import ConfigError
 from harness.config.run_config import check_provable, from_dict, parse_normalize
 from harness.data.dataset import CLASSES
 from harness.data.probes import Probe, read_probe
-from harness.measuring.plan import plan_units, starts_warm
+from harness.measuring.plan import make_plan, starts_warm
 from harness.models.build import build
 from harness.models.libraries import Shape
 from harness.runs import Run
@@ -68,7 +68,7 @@ def remeasure(
     _check_warm(chosen, wanted, _epochs(run, None))
     asked = cast("Sequence[Norm]", norms or config["norm"])
     domain = cast(Domain, config["domain"])
-    skipped = plan_units(chosen, asked, domain)[1] if chosen else []
+    plan = make_plan(chosen, asked, domain)
     probes = probes_of(run)
     model = model_of(run, next(iter(probes.values())).images).to(device)
     run.folder.load_checkpoint(wanted[0], model)  # before anything is changed
@@ -79,7 +79,7 @@ def remeasure(
         tracker = MarginTracker(
             run.folder,
             probes,
-            list(chosen.values()),
+            plan,
             asked,
             domain=domain,
             noise_retries=config["noise_retries"],
@@ -93,7 +93,7 @@ def remeasure(
             engine=engine,
             listener=terminal,
         )
-        for line in skipped:
+        for line in plan.lines:
             terminal.say(line)
         for epoch in wanted:
             run.folder.load_checkpoint(epoch, model)

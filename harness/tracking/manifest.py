@@ -13,11 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.certifier import Certifier
 from attacks.estimator import Estimator, revision_of
+from attacks.measure import MeasureOptions
 from attacks.registry import create_certifier, text_form
 from attacks.types import NORMS, EstimatorError
 from harness.config.run_config import RunConfig, as_dict, digest
 from harness.data.dataset import Dataset
-from harness.measuring.plan import LONGEST
+from harness.data.probes import Probe, checksum
+from harness.measuring.plan import LONGEST, Plan
 from harness.store import Unit, environment
 
 
@@ -43,8 +45,33 @@ def notes_of(model: nn.Module, config: RunConfig, device: torch.device) -> list[
     return notes
 
 
+def tracker_manifest(
+    probes: Mapping[str, Probe], plan: Plan, options: MeasureOptions, seed: int, certifiers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The manifest of a folder that `MarginTracker` starts itself: what was measured, and where."""
+    fingerprint = {
+        "probes": {name: checksum(probe) for name, probe in probes.items()},
+        "domain": options.domain,
+        "bounds": list(options.bounds),
+        "noise_retries": options.noise_retries,
+        "measure_batch": options.batch_size,
+        "seed": seed,
+        **({"warm_start": True} if plan.cold else {}),
+        **({"expect_over": options.expect_over} if options.expect_over != 1 else {}),
+        **({"binary": True} if options.binary else {}),
+    }
+    facts = {
+        "fingerprint": fingerprint,
+        "digest": digest(fingerprint),
+        "probes": fingerprint["probes"],
+        "estimators": describe(plan.estimators),
+        "certifiers": certifiers,
+    }
+    return {**facts, **environment(torch.get_num_threads())}
+
+
 def manifest_of(
-    config: RunConfig, dataset: Dataset, estimators: dict[str, Estimator], threads: int, device: torch.device
+    config: RunConfig, dataset: Dataset, estimators: Mapping[str, Estimator], threads: int, device: torch.device
 ) -> dict[str, Any]:
     """What the run folder says of the run: options, fingerprint, data, estimators, versions and machine."""
     fingerprint = config.fingerprint | {"data": dataset.checksums}

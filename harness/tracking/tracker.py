@@ -12,29 +12,30 @@ import pandas as pd
 import torch
 from torch import nn
 
-from attacks.arguments import check_choice, check_flag, check_object, plain_bounds, plain_path, whole
+from attacks.arguments import check_flag, check_object, plain_path, whole
 from attacks.certifier import Certifier
 from attacks.checks import ModelWarning, check_module
 from attacks.estimator import Estimator
 from attacks.isolation import WeightsError
-from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
-from harness.config.run_config import check_provable, digest
-from harness.data.probes import Given, as_probes, check_probes, checksum
+from attacks.measure import MeasureOptions
+from attacks.types import NORMS, Domain, EstimatorError, InputError, Norm
+from harness.config.run_config import check_provable
+from harness.data.probes import Given, as_probes, check_probes
 from harness.loggers import Logger, averages, made_loggers
 from harness.measuring.bounds import Certifying
 from harness.measuring.listener import Listener
 from harness.measuring.margins import Estimating
-from harness.measuring.plan import made_certifiers, made_estimators, plain_epoch, plain_norms, plan_units, warm_starts
+from harness.measuring.plan import Plan, made_certifiers, made_estimators, make_plan, plain_epoch, plain_norms
 from harness.measuring.shards import drop_stale_shards
 from harness.runs import check_files
 from harness.statistics import SUMMARY_COLUMNS, summarise
-from harness.store import RunFolder, Unit, environment
+from harness.store import RunFolder, Unit
 from harness.store.files import weights_checksum, write_text
 from harness.store.growing import GrowingTable
 from harness.store.identity import StoreError
 from harness.store.parts import read_margins
 from harness.tasks import Engine, InProcess
-from harness.tracking.manifest import describe
+from harness.tracking.manifest import describe, tracker_manifest
 from harness.workers import Workers
 
 
@@ -50,7 +51,7 @@ class MarginTracker:
         probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays: images
             ``(N, C, H, W)`` float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers);
             or a Dataset or DataLoader of them (see `harness.data.probes.as_probe`).
-        estimators: text forms (``"fmn:steps=200"``) or estimator objects; one alone or several.
+        estimators: text forms (``"fmn:steps=200"``) or estimator objects; one alone or several; or a plan of them.
         norms: one or both of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.
         bounds: pixel range of the images, two finite numbers.
@@ -86,7 +87,7 @@ class MarginTracker:
         self,
         out: str | Path | RunFolder,
         probes: Mapping[str, Given],
-        estimators: str | Estimator | Sequence[str | Estimator] = ("deepfool",),
+        estimators: str | Estimator | Sequence[str | Estimator] | Plan = ("deepfool",),
         norms: Norm | Sequence[Norm] = NORMS,
         *,
         domain: Domain = "box",
@@ -106,32 +107,25 @@ class MarginTracker:
         unit_timeout: float | None = None,
         listener: Listener | None = None,
     ) -> None:
-        bounds = plain_bounds(bounds)
-        self.probes = as_probes(probes, bounds)
-        self.estimators, proving = made_estimators(estimators), made_certifiers(certifiers)
-        norms = plain_norms(norms)
-        check_choice("domain", domain, DOMAINS)
-        batch_size, noise_retries = whole("batch_size", batch_size, 1), whole("noise_retries", noise_retries, 0)
-        seed, cold_every = whole("seed", seed), whole("cold_every", cold_every, 1)
-        expect_over = whole("expect_over", expect_over, 1)
-        check_provable(expect_over, proving)
+        self.options = MeasureOptions(
+            domain=domain,
+            bounds=bounds,
+            noise_retries=noise_retries,
+            batch_size=batch_size,
+            expect_over=expect_over,
+            binary=binary,
+        )
+        self.probes = as_probes(probes, self.options.bounds)
+        proving = made_certifiers(certifiers)
+        check_provable(self.options.expect_over, proving)
+        norms, seed, cold_every = plain_norms(norms), whole("seed", seed), whole("cold_every", cold_every, 1)
         certify_every = whole("certify_every", certify_every, 1)
         certify_probe = whole("certify_probe", certify_probe, 1)
-        check_flag("binary", binary)
         check_flag("warm_start", warm_start)
         check_object("engine", engine, "run")
         check_object("listener", listener, "images_done")
-        cold, said = set[str](), list[str]()
-        if warm_start:
-            self.estimators, cold, said = warm_starts(self.estimators)
-        self.units, self.skipped = (
-            plan_units(self.estimators, norms, domain) if self.estimators or not proving else ([], [])
-        )
-        self.skipped = said + self.skipped
-        self.domain, self.bounds = domain, bounds
-        self.expect_over, self.binary = expect_over, binary
-        self.listener = listener or Listener()
-        self.loggers = made_loggers(loggers)
+        self.plan = _plan(estimators, norms, domain, warm_start, proving)
+        self.listener, self.loggers = listener or Listener(), made_loggers(loggers)
         # by the latest update, under the names that loggers get
         self.measured_averages: dict[str, float] = {}
         # the one that updates; a lock could not be copied with the tracker
@@ -145,55 +139,38 @@ class MarginTracker:
                 self._begin()
         else:
             self.folder = RunFolder(plain_path("out", out))
-            fingerprint = {
-                "probes": {name: checksum(probe) for name, probe in self.probes.items()},
-                "domain": domain,
-                "bounds": list(bounds),
-                "noise_retries": noise_retries,
-                "measure_batch": batch_size,
-                "seed": seed,
-                **({"warm_start": True} if cold else {}),
-                **({"expect_over": expect_over} if expect_over != 1 else {}),
-                **({"binary": True} if binary else {}),
-            }
-            facts = {
-                "fingerprint": fingerprint,
-                "digest": digest(fingerprint),
-                "probes": fingerprint["probes"],
-                "estimators": describe(self.estimators),
-                "certifiers": describe(proving, every=certify_every, probe=certify_probe),
-            }
-            self._manifest = {**facts, **environment(torch.get_num_threads())}
+            proofs = describe(proving, every=certify_every, probe=certify_probe)
+            self._manifest = tracker_manifest(self.probes, self.plan, self.options, seed, proofs)
             self.folder.check(self._manifest)
         check_files(self.folder)
         self.estimating = Estimating(
             self.folder,
             self.probes,
-            self.estimators,
-            self.units,
-            cold=cold,
+            self.plan,
+            self.options,
             cold_every=cold_every,
-            domain=domain,
-            bounds=bounds,
-            noise_retries=noise_retries,
-            batch_size=batch_size,
-            expect_over=expect_over,
-            binary=binary,
             seed=seed,
             engine=_engine(engine, unit_timeout),
             listener=self.listener,
         )
         self.certifying = Certifying(
-            self.folder,
-            self.probes,
-            proving,
-            norms,
-            domain=domain,
-            bounds=bounds,
-            every=certify_every,
-            probe=certify_probe,
-            binary=binary,
+            self.folder, self.probes, proving, norms, self.options, every=certify_every, probe=certify_probe
         )
+
+    @property
+    def estimators(self) -> Mapping[str, Estimator]:
+        """The estimators by their canonical texts."""
+        return self.plan.estimators
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """Every estimator in every norm that it has."""
+        return self.plan.units
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """A line for each norm of an estimator that is skipped, and for each estimator without a warm start."""
+        return self.plan.lines
 
     def update(self, epoch: int, model: nn.Module, *, last: bool = False, refuse_late: bool = True) -> pd.DataFrame:
         """Measure what is missing at this epoch; the same epoch and weights again cost nothing.
@@ -279,9 +256,7 @@ class MarginTracker:
 
     def _checked(self, model: nn.Module) -> list[ModelWarning]:
         """Refuse what cannot be measured; what else spoils the model's margins."""
-        return check_probes(
-            self.probes, model, self.bounds, self.domain, expect_over=self.expect_over, binary=self.binary
-        )
+        return check_probes(self.probes, model, self.options)
 
     def _note(self, epoch: int, told: Sequence[ModelWarning]) -> None:
         """Tell what spoils margins, and note it in the manifest once."""
@@ -369,6 +344,20 @@ class MarginTracker:
             path = self.folder.probes(split)
             if not path.exists():
                 self.folder.save_tensors(path, {"images": probe.images, "labels": probe.labels, "ids": probe.ids})
+
+
+def _plan(
+    given: str | Estimator | Sequence[str | Estimator] | Plan,
+    norms: Sequence[Norm],
+    domain: Domain,
+    warm_start: bool,
+    certifiers: Mapping[str, Certifier],
+) -> Plan:
+    """The plan itself, or one of the estimators; a tracker needs estimators or certifiers."""
+    plan = given if isinstance(given, Plan) else make_plan(made_estimators(given), norms, domain, warm_start=warm_start)
+    if not plan.estimators and not certifiers:
+        raise EstimatorError("expected at least one estimator, got none; name one, such as 'deepfool'")
+    return plan
 
 
 def _engine(given: Engine | None, unit_timeout: float | None) -> Engine:
