@@ -67,12 +67,14 @@ def affordable(view: Classifier, images: Tensor, most: int) -> int:
 
 def kept_bytes(view: Classifier, image: Tensor) -> int:
     """Bytes that autograd saves in a forward pass of ``image`` ``(1, C, H, W)``, without the network's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*view.network.parameters(), *view.network.buffers())}
+    network_storage = {
+        tensor.untyped_storage().data_ptr() for tensor in (*view.network.parameters(), *view.network.buffers())
+    }
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in network_storage:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -77,7 +77,7 @@ ESTIMATORS: dict[str, Entry] = {
 CERTIFIERS: dict[str, Entry] = {
     "crown": Entry("attacks.certify.certifiers:Crown", NORMS, DOMAINS, "", "linear relaxation"),
     "ibp": Entry("attacks.certify.certifiers:IBP", NORMS, DOMAINS, "", "intervals and one pass of lines: fast, loose"),
-    "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds an image"),
+    "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds per image"),
 }
 # refinements of any estimator's witnesses: only the bisection of `measure`, or `Polished` before it
 REFINEMENTS = ("segment", "polish")

@@ -348,7 +348,7 @@ def test_unusual_operations_are_bounded_soundly(before: Callable[[Tensor], Tenso
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), same, "in place on a constant"),
         (lambda x: F.avg_pool2d(x, 1, divisor_override=-2), same, "the operation avg_pool2d in the forward pass"),
         (same, lambda z: torch.clamp(z, min=torch.zeros_like(z)), "the operation clamp in the forward pass"),
-        (same, lambda z: F.max_pool2d(z[:, None, None].squeeze(1), 1), "of what is no (1, C, H, W)"),
+        (same, lambda z: F.max_pool2d(z[:, None, None].squeeze(1), 1), "of an input that is not (1, C, H, W)"),
         (same, lambda z: z.sum(1, dtype=torch.int64), "the operation sum in the forward pass"),
     ],
     ids=["circular", "negative divisor", "tensor clamp", "pool of three axes", "integer sum"],

@@ -86,7 +86,9 @@ class Relaxation:
         least = torch.full(rows.shape[:1], torch.inf, dtype=rows.dtype, device=rows.device)
         for step in range(steps + 1):
             with torch.enable_grad():
-                lines, values = self.above(block, rows, [free.get(index, one) for index, one in enumerate(slopes)])
+                lines, values = self.above(
+                    block, rows, [free.get(index, default) for index, default in enumerate(slopes)]
+                )
                 worst = (values + self.around.gain(lines)).amax(1)
             better = worst.detach() < least
             least = torch.where(better, worst.detach(), least)

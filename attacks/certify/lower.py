@@ -159,7 +159,7 @@ def reached(
     reach = around.crossing(rows, -values)
     image, other = torch.nonzero(reach < around.radii[:, None], as_tuple=True)
     rows, values = rows[image, other], values[image, other]
-    bounds = [Intervals(one.low[image], one.high[image]) for one in relaxation.bounds]
+    bounds = [Intervals(known.low[image], known.high[image]) for known in relaxation.bounds]
     for _ in range(cuts):
         if not len(image):
             break
@@ -174,7 +174,7 @@ def reached(
         reach[image, other] = torch.maximum(before, farther)
         again = (farther < around.radii[image]) & (farther > before * WORTH)
         image, other, rows, values = image[again], other[again], cut_rows[again, 0], cut_values[again, 0]
-        bounds = [Intervals(one.low[again], one.high[again]) for one in relaxation.bounds]
+        bounds = [Intervals(known.low[again], known.high[again]) for known in relaxation.bounds]
     return Step(reach.amin(1), most)
 
 

@@ -69,7 +69,7 @@ def check_whole(model: nn.Module) -> None:
         InputError: lazy layers without weights yet, weights on the meta device, or sharded weights.
     """
     for name, module in model.named_modules():
-        if any(f"{one.__module__}.".startswith(SHARDED) for one in type(module).__mro__):
+        if any(f"{base.__module__}.".startswith(SHARDED) for base in type(module).__mro__):
             raise InputError(
                 f"expected a model with all of its weights here, got sharded ones in {_layer(name, module)}; "
                 "gather them into a plain model on one rank"
@@ -95,62 +95,62 @@ def run_by_copies(model: nn.Module) -> str:
     Copying keeps functions as they are. A function that refers to a module or tensor of the model, such as a hook or
     ``model.forward = f``, runs the original model when the copy calls it.
     """
-    own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
+    ids = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key in REGISTERED or isinstance(value, PLAIN) or (isinstance(value, dict) and not value):
                 continue
-            if (key == "forward" and isinstance(value, FunctionType)) or _leads_to(own, value):
+            if (key == "forward" and isinstance(value, FunctionType)) or _leads_to(ids, value):
                 return f"{name}.{key}" if name else key
     return ""
 
 
-def _leads_to(own: set[int], value: object) -> bool:
-    """Whether a function in ``value`` refers to an object whose id is in ``own``."""
+def _leads_to(ids: set[int], value: object) -> bool:
+    """Whether a function in ``value`` refers to an object whose id is in ``ids``."""
     waiting, seen = [(value, False)], set[tuple[int, bool]]()
     while waiting:
-        thing, inside = waiting.pop()
-        if (id(thing), inside) in seen:
+        item, inside = waiting.pop()
+        if (id(item), inside) in seen:
             continue
-        seen.add((id(thing), inside))
-        if isinstance(thing, weakref.ref):
-            thing, inside = thing(), True
-        if inside and (id(thing) in own or (isinstance(thing, nn.Module) and _shares(own, thing))):
+        seen.add((id(item), inside))
+        if isinstance(item, weakref.ref):
+            item, inside = item(), True
+        if inside and (id(item) in ids or (isinstance(item, nn.Module) and _shares(ids, item))):
             return True
         if len(seen) > OBJECTS:
             return inside  # too many objects to decide; a wrong yes costs only the copy
-        further = inside or isinstance(thing, FunctionType)
+        further = inside or isinstance(item, FunctionType)
         waiting += [
-            (part, further) for part in _parts(thing, inside) if further or not isinstance(part, (*PLAIN, nn.Module))
+            (part, further) for part in _parts(item, inside) if further or not isinstance(part, (*PLAIN, nn.Module))
         ]
     return False
 
 
-def _shares(own: set[int], module: nn.Module) -> bool:
-    return any(id(child) in own for child in module.modules())
+def _shares(ids: set[int], module: nn.Module) -> bool:
+    return any(id(child) in ids for child in module.modules())
 
 
-def _parts(thing: object, inside: bool) -> Iterator[object]:
+def _parts(item: object, inside: bool) -> Iterator[object]:
     """The objects that a container, a function or, inside a function, an object refers to."""
-    if isinstance(thing, dict | list | tuple | set | frozenset):
-        if len(thing) <= ITEMS:
-            yield from thing.values() if isinstance(thing, dict) else thing
-    elif isinstance(thing, MethodType):
-        yield from (thing.__func__, thing.__self__)
-    elif isinstance(thing, functools.partial):
-        yield from (thing.func, thing.args, thing.keywords)
-    elif isinstance(thing, FunctionType):
-        for cell in thing.__closure__ or ():
+    if isinstance(item, dict | list | tuple | set | frozenset):
+        if len(item) <= ITEMS:
+            yield from item.values() if isinstance(item, dict) else item
+    elif isinstance(item, MethodType):
+        yield from (item.__func__, item.__self__)
+    elif isinstance(item, functools.partial):
+        yield from (item.func, item.args, item.keywords)
+    elif isinstance(item, FunctionType):
+        for cell in item.__closure__ or ():
             try:
                 yield cell.cell_contents
             except ValueError:  # an empty cell
                 continue
-        yield from (thing.__defaults__ or (), thing.__kwdefaults__ or {}, vars(thing))
-        if not str(thing.__globals__.get("__name__")).startswith("torch."):
-            names = (thing.__globals__.get(name) for name in _names(thing.__code__))
+        yield from (item.__defaults__ or (), item.__kwdefaults__ or {}, vars(item))
+        if not str(item.__globals__.get("__name__")).startswith("torch."):
+            names = (item.__globals__.get(name) for name in _names(item.__code__))
             yield from (value for value in names if isinstance(value, nn.Module | FunctionType | MethodType))
-    elif inside and not isinstance(thing, type | ModuleType | nn.Module | Tensor):
-        yield from getattr(thing, "__dict__", {}).values()
+    elif inside and not isinstance(item, type | ModuleType | nn.Module | Tensor):
+        yield from getattr(item, "__dict__", {}).values()
 
 
 def _names(code: CodeType) -> Iterator[str]:

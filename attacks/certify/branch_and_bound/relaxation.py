@@ -109,9 +109,9 @@ def upper_lines(
         a = above * chord + (a - above) * below
         if len(signs):
             signed = np.flatnonzero(signs[layer])
-            own = np.zeros((len(signed), a.shape[1]))
-            own[np.arange(len(signed)), signed] = signs[layer][signed]
-            a, c = np.concatenate([a, own]), np.concatenate([c, around.doubts[layer][signed]])
+            unit_rows = np.zeros((len(signed), a.shape[1]))
+            unit_rows[np.arange(len(signed)), signed] = signs[layer][signed]
+            a, c = np.concatenate([a, unit_rows]), np.concatenate([c, around.doubts[layer][signed]])
         c = c + a @ network.biases[layer]
         a = a @ network.weights[layer]
     return Lines(rows=a, offsets=c + a @ around.image, slack=tuple(reversed(slack)))

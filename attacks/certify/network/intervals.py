@@ -22,8 +22,8 @@ def affine_intervals(operation: Operation, absolute: Operation, inputs: Mapping[
     Returns:
         An `Intervals` ``(B, 1, ...)``, or a tuple of them where the operation has several results.
     """
-    centre = operation.of_batch({value: (one.low + one.high) / 2 for value, one in inputs.items()})
-    radius = absolute.of_batch({value: (one.high - one.low) / 2 for value, one in inputs.items()})
+    centre = operation.of_batch({value: (bounds.low + bounds.high) / 2 for value, bounds in inputs.items()})
+    radius = absolute.of_batch({value: (bounds.high - bounds.low) / 2 for value, bounds in inputs.items()})
     if isinstance(centre, Tensor):
         return Intervals(centre - radius, centre + radius)
     return tuple(Intervals(c - r, c + r) for c, r in zip(centre, radius, strict=True))
@@ -37,7 +37,7 @@ def absolute(operation: Operation) -> Operation | None:
 
 def _moved(operation: Operation) -> Operation | None:
     """For operations that move, copy or add entries of their arguments with non-negative weights."""
-    if any(isinstance(one, torch.dtype) and not one.is_floating_point for one in operation.options.values()):
+    if any(isinstance(option, torch.dtype) and not option.is_floating_point for option in operation.options.values()):
         return None
     return replace(operation, args=_zeros(operation.args))
 
@@ -78,7 +78,8 @@ def _negated(operation: Operation) -> Operation:
 
 def _scaled(operation: Operation) -> Operation | None:
     """A product with constants; None for a product of two results of the image and for a rounded quotient."""
-    if len([one for one in operation.args if isinstance(one, Value)]) > 1 or operation.options.get("rounding_mode"):
+    of_image = [argument for argument in operation.args if isinstance(argument, Value)]
+    if len(of_image) > 1 or operation.options.get("rounding_mode"):
         return None
     if operation.name == "div" and not isinstance(operation.args[0], Value):
         return None
@@ -88,7 +89,7 @@ def _scaled(operation: Operation) -> Operation | None:
 def _added_product(operation: Operation) -> Operation | None:
     """``addmm`` and similar: a constant or a result of the image, plus a product with a constant."""
     bias, *factors = operation.args
-    if all(isinstance(one, Value) for one in factors):
+    if all(isinstance(factor, Value) for factor in factors):
         return None
     options = {key: abs(value) for key, value in operation.options.items()}
     return replace(operation, args=(_zero(bias), *map(_size, factors)), options=options)

@@ -104,7 +104,7 @@ class Chords:
 
     def of(self, places: Tensor) -> Chords:
         """The lines of selected inputs ``(G, p)``, in groups: ``(B * G, p)``."""
-        return Chords(*(one[:, places].flatten(0, 1) for one in (self.chord, self.rest, self.below)))
+        return Chords(*(values[:, places].flatten(0, 1) for values in (self.chord, self.rest, self.below)))
 
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lines`."""

@@ -87,8 +87,8 @@ class PiecewiseNetwork:
             Lower bounds ``(B, K)`` of the logits.
         """
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
-            inputs = {value: found(value) for value in operation.values}
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
+            inputs = {value: look_up(value) for value in operation.values}
             nonlinearity = self._nonlinearity_at.get(number)
             if nonlinearity is None:
                 return affine_intervals(operation, self._absolutes[number], inputs)
@@ -118,16 +118,16 @@ class PiecewiseNetwork:
             The inputs ``(B, n_k)`` of each nonlinearity, and the logits ``(B, K)``.
         """
 
-        def of_one(image: Tensor, *given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        def of_one(image: Tensor, *factors: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
             inputs: list[Tensor] = []
 
-            def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+            def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
                 nonlinearity = self._nonlinearity_at.get(number)
                 if nonlinearity is None:
-                    return operation(found)
+                    return operation(look_up)
                 (value,) = operation.values
-                inputs.append(found(value).flatten())
-                return found(value) * given[nonlinearity].view_as(found(value)) if given else operation(found)
+                inputs.append(look_up(value).flatten())
+                return look_up(value) * factors[nonlinearity].view_as(look_up(value)) if factors else operation(look_up)
 
             logits = self._recording.replay(image[None], compute)
             return tuple(inputs), logits[0]
@@ -148,12 +148,12 @@ class PiecewiseNetwork:
 
         inputs = self.run(images)[0]
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
-            given = {value: found(value) for value in operation.values}
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
+            intervals = {value: look_up(value) for value in operation.values}
             nonlinearity = self._nonlinearity_at.get(number)
             if nonlinearity is None:
-                return affine_intervals(operation, self._absolutes[number], given)
-            keep(*given.values())
+                return affine_intervals(operation, self._absolutes[number], intervals)
+            keep(*intervals.values())
             shaped = Intervals(inputs[nonlinearity], inputs[nonlinearity]).shaped(self.blocks[nonlinearity].shape)
             return around_zero(self.nonlinearities[nonlinearity].intervals(shaped).low[:, None])
 
@@ -162,11 +162,11 @@ class PiecewiseNetwork:
 
     def widest(self, block: int) -> int:
         """The largest number of entries of the image and of the results up to this block's."""
-        return max(math.prod(self.shape), *(math.prod(one.shape) for one in self.blocks[: block + 1]))
+        return max(math.prod(self.shape), *(math.prod(earlier.shape) for earlier in self.blocks[: block + 1]))
 
     def tightened(self, block: int) -> bool:
         """Whether a functional of each of the block's units can be propagated backwards at acceptable cost."""
-        passed = math.prod(self.shape) + sum(math.prod(one.shape) for one in self.blocks[:block])
+        passed = math.prod(self.shape) + sum(math.prod(earlier.shape) for earlier in self.blocks[:block])
         return 2 * math.prod(self.blocks[block].shape) * passed <= AFFORDED
 
     def local(self, block: int) -> Local | None:
@@ -209,15 +209,15 @@ class PiecewiseNetwork:
             self.blocks.append(Block(ascending, result, tuple(leaves[source] for source in ascending)))
             self.places.append(place)
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
             used = frozenset[int]().union(*(sources[value.operation] for value in operation.values))
-            if any(found(value) is None for value in operation.values):
+            if any(look_up(value) is None for value in operation.values):
                 raise refusal(f"the places of a pool's largest pixels, used by {operation.place}")
             nonlinearity = nonlinearity_of(operation)
-            if isinstance(nonlinearity, MaxPool) and found(operation.values[0]).ndim != 4:
-                raise refusal(f"{operation.place} of what is no (1, C, H, W)")
+            if isinstance(nonlinearity, MaxPool) and look_up(operation.values[0]).ndim != 4:
+                raise refusal(f"{operation.place} of an input that is not (1, C, H, W)")
             if nonlinearity is not None:
-                close(found(operation.values[0]), used, operation.place)
+                close(look_up(operation.values[0]), used, operation.place)
                 self._nonlinearity_at[number] = len(self.nonlinearities)
                 self.nonlinearities.append(nonlinearity)
                 sources[number] = frozenset({len(self.nonlinearities)})
@@ -230,7 +230,7 @@ class PiecewiseNetwork:
                 raise refusal(operation.place + " of two results of the image" * several)
             self._absolutes[number], sources[number] = changed, used
             with torch.enable_grad():
-                return operation(found)
+                return operation(look_up)
 
         logits = self._recording.replay(stage(self.shape), compute)
         if logits.ndim != 2 or logits.shape[1] < 2:

@@ -246,13 +246,13 @@ class _Recorder(TorchDispatchMode):
         return type(argument)(map(self._marked, argument)) if isinstance(argument, tuple | list) else argument
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        same = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
-        return same and bool(((one == other) | ((one != one) & (other != other))).all())
-    if isinstance(one, tuple | list):
-        return isinstance(other, tuple | list) and len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor):
+        same = isinstance(other, Tensor) and value.shape == other.shape and value.dtype == other.dtype
+        return same and bool(((value == other) | ((value != value) & (other != other))).all())
+    if isinstance(value, tuple | list):
+        return isinstance(other, tuple | list) and len(value) == len(other) and all(map(_equal, value, other))
+    return bool(value == other)
 
 
 def filled(argument: Any, results: Callable[[Value], Any]) -> Any:
@@ -260,7 +260,7 @@ def filled(argument: Any, results: Callable[[Value], Any]) -> Any:
     if isinstance(argument, Value):
         return results(argument)
     if isinstance(argument, tuple | list):
-        return type(argument)(filled(one, results) for one in argument)
+        return type(argument)(filled(item, results) for item in argument)
     return argument
 
 

@@ -78,11 +78,11 @@ class Tight:
     @classmethod
     def of(cls, cells: Cells, numbers: Tensor, weights: Tensor, at_images: Tensor) -> Tight:
         """Constraints by their numbers ``(B, m)``, with the values of all functionals at the images."""
-        there = numbers >= 0
+        present = numbers >= 0
         rows = at_images.new_zeros(*numbers.shape, cells.network.blocks[0].leaves[0].numel())
-        rows[there] = cells.rows(torch.nonzero(there)[:, 0], numbers[there])
-        gaps = torch.where(there, -at_images.gather(1, numbers.clamp_min(0)), -1.0)
-        return cls(numbers, torch.where(there, weights, 0.0), rows, gaps)
+        rows[present] = cells.rows(torch.nonzero(present)[:, 0], numbers[present])
+        gaps = torch.where(present, -at_images.gather(1, numbers.clamp_min(0)), -1.0)
+        return cls(numbers, torch.where(present, weights, 0.0), rows, gaps)
 
     def select(self, rows: Tensor) -> Tight:
         """The constraints of these rows."""
@@ -179,18 +179,18 @@ class WalkState:
             The walks at these points, no farther than before up to rounding, and whether a point was found, ``(B,)``
             bool.
         """
-        at_images, here = self.cells.values(self.task.images), self.cells.values(self.task.ends(self.moves))
-        tight, units = self._known(at_images, here), self.cells.units
+        at_images, current = self.cells.values(self.task.images), self.cells.values(self.task.ends(self.moves))
+        tight, units = self._known(at_images, current), self.cells.units
         least = BEYOND * at_images[:, :units].abs().mean(1, keepdim=True)
-        live = torch.arange(len(here), device=here.device)
+        live = torch.arange(len(current), device=current.device)
         moves, found = self.moves.clone(), torch.zeros_like(live, dtype=torch.bool)
         ends: list[tuple[Tensor, Tight]] = []
         for _ in range(ROUNDS):
             task, cells = self.task.select(live), self.cells.select(live)
             solution = task.solve(tight, self.length[live])
             tight = replace(tight, weights=solution.weights)
-            there = cells.values(task.ends(solution.moves))
-            beyond = _beyond(there[:, :units], here[live, :units], least[live], tight.numbers)
+            ahead = cells.values(task.ends(solution.moves))
+            beyond = _beyond(ahead[:, :units], current[live, :units], least[live], tight.numbers)
             crossed = (beyond > 0).any(1)
             settled, going = solution.solved & ~crossed, solution.solved & crossed
             moves[live[settled]], found[live[settled]] = solution.moves[settled], True
@@ -201,7 +201,7 @@ class WalkState:
             depth, more = beyond[going].topk(min(ADDED, units), dim=1)
             more = torch.where(depth > 0, more, -1)
             tight = tight.join(Tight.of(cells.select(going), more, torch.zeros_like(depth), at_images[live]))
-        numbers, weights = _gathered(ends, len(here))
+        numbers, weights = _gathered(ends, len(current))
         length = row_norm(moves, self.task.norm)
         return replace(self, moves=moves, length=length, numbers=numbers, weights=weights), found
 
@@ -212,17 +212,17 @@ class WalkState:
         at_images, units = self.cells.values(self.task.images), self.cells.units
         tight = Tight.of(self.cells, self.numbers, self.weights, at_images)
         solution = self.task.solve(tight, self.length, SHARP)
-        there = self.cells.values(self.task.ends(solution.moves))
+        ahead = self.cells.values(self.task.ends(solution.moves))
         least = BEYOND * at_images[:, :units].abs().mean(1, keepdim=True)
-        crossed = (_beyond(there[:, :units], there[:, :units], least, tight.numbers) > 0).any(1)
+        crossed = (_beyond(ahead[:, :units], ahead[:, :units], least, tight.numbers) > 0).any(1)
         length = row_norm(solution.moves, "linf")
         sharp = solution.solved & ~crossed & (length < self.length)
         return replace(self, moves=solution.moves, length=length).where(sharp, self)
 
-    def _known(self, at_images: Tensor, here: Tensor) -> Tight:
+    def _known(self, at_images: Tensor, current: Tensor) -> Tight:
         """The constraint of the leading other class, and the faces that were active before."""
         units = self.cells.units
-        leads = here[:, units:].scatter(1, self.task.labels[:, None], -torch.inf)
+        leads = current[:, units:].scatter(1, self.task.labels[:, None], -torch.inf)
         led = torch.where(self.numbers >= units, self.weights, 0.0).sum(1, keepdim=True)
         numbers = torch.cat(
             [units + leads.argmax(1, keepdim=True), self.numbers.masked_fill(self.numbers >= units, -1)], 1
@@ -230,11 +230,11 @@ class WalkState:
         return Tight.of(self.cells, numbers, torch.cat([led, self.weights], 1), at_images)
 
 
-def _beyond(there: Tensor, here: Tensor, least: Tensor, known: Tensor) -> Tensor:
-    """The fraction of the segment from ``here`` to ``there`` beyond each face ``(B, U)``; 0 for known faces."""
-    part = -there / (here.clamp_min(0.0) - there).clamp_min(torch.finfo(there.dtype).tiny)
-    part = functional.pad(torch.where(there < -least, part, 0.0), (0, 1))
-    units = there.shape[1]
+def _beyond(ahead: Tensor, current: Tensor, least: Tensor, known: Tensor) -> Tensor:
+    """The fraction of the segment from ``current`` to ``ahead`` beyond each face ``(B, U)``; 0 for known faces."""
+    part = -ahead / (current.clamp_min(0.0) - ahead).clamp_min(torch.finfo(ahead.dtype).tiny)
+    part = functional.pad(torch.where(ahead < -least, part, 0.0), (0, 1))
+    units = ahead.shape[1]
     return part.scatter(1, torch.where((known >= 0) & (known < units), known, units), 0.0)[:, :-1]
 
 

@@ -116,22 +116,22 @@ class _Problem:
         weights, solved = weights.clone(), torch.zeros_like(self.known, dtype=torch.bool)
         given_up = solved.clone()
         live = torch.arange(len(weights), device=weights.device)
-        own, here = self, weights.clone()
-        answer, ridge = own.respond(here, softness), torch.full_like(self.known, RIDGE[0])
+        problem, current = self, weights.clone()
+        answer, ridge = problem.respond(current, softness), torch.full_like(self.known, RIDGE[0])
         for _ in range(ITERATIONS):
-            missing = own.gaps - (own.rows @ answer.moves[..., None])[..., 0]
-            error = torch.where(here > 0, missing.abs(), missing.clamp_min(0.0)).amax(1)
-            done = error <= accuracy * own.known
-            hopeless = answer.value >= own._enough(softness)
-            weights[live], solved[live], given_up[live] = here, done & ~hopeless, hopeless
+            missing = problem.gaps - (problem.rows @ answer.moves[..., None])[..., 0]
+            error = torch.where(current > 0, missing.abs(), missing.clamp_min(0.0)).amax(1)
+            done = error <= accuracy * problem.known
+            hopeless = answer.value >= problem._enough(softness)
+            weights[live], solved[live], given_up[live] = current, done & ~hopeless, hopeless
             going = torch.nonzero(~done & ~hopeless).flatten()
             if not len(going):
                 break
             if len(going) < len(live):
-                live, own, here, missing = live[going], own.select(going), here[going], missing[going]
-                answer, ridge = own.respond(here, softness), ridge[going]
-            step = own._step(here, missing, answer, softness, ridge)
-            here, answer, share = own._advance(here, step, missing, answer, softness)
+                live, problem, current, missing = live[going], problem.select(going), current[going], missing[going]
+                answer, ridge = problem.respond(current, softness), ridge[going]
+            step = problem._step(current, missing, answer, softness, ridge)
+            current, answer, share = problem._advance(current, step, missing, answer, softness)
             # Levenberg's damping, for systems that few free pixels or parallel constraints make singular
             ridge = torch.where(share == 1, ridge / 10, ridge / share).clamp(*RIDGE[1:])
         return weights, solved, given_up
