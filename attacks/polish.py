@@ -130,7 +130,7 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
     """
     if model.draws > 1:
         raise InputError(
-            f"expected a deterministic network for refine=polish, got an average over {model.draws} draws; leave "
+            f"expected a single network for refine=polish, got an average over {model.draws} draws; leave "
             "refine=polish or expect_over out"
         )
     model_of_two = Logits(model.network, binary=True) if model.binary else model.network

@@ -354,7 +354,7 @@ class Mixing(nn.Module):
 
 
 def test_what_mixes_a_batch_is_refused() -> None:
-    with pytest.raises(InputError, match="computes every image by itself"):
+    with pytest.raises(InputError, match="treats every image on its own"):
         Crown().certify(Mixing(), images(), "l2", domain="box", upper=torch.ones(4).double())
 
 

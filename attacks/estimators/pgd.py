@@ -42,9 +42,9 @@ class PGD(Settings):
     """torchattacks' PGD and PGDL2 (Madry et al. 2018) with a radius per image, bisected in one batch.
 
     The distance is that of the best witness, not the radius. Departs from the paper: no random start (each of
-    ``restarts`` after the first takes its first gradient at a seeded point of the ball), step size ``2.5 * radius /
-    steps``, and cross-entropy of ``temperature * z / std(z)``, whose gradient does not vanish for confident images;
-    ``temperature=0`` uses the raw logits.
+    ``restarts`` after the first takes its first gradient at a seeded point of the ball); step size
+    ``2.5 * radius / steps``; cross-entropy of ``temperature * z / std(z)``, whose gradient does not vanish for
+    confident images (``temperature=0`` uses the raw logits).
     """
 
     name: ClassVar[str] = "pgd"
