@@ -12,7 +12,7 @@ from attacks.registry import check_certifier, check_name
 from attacks.types import NORMS, EstimatorError, UnsoundError
 from harness.command import run_command, terminated_is_interrupted
 from harness.config.options import ConfigError, OneLineParser
-from harness.config.run_config import ENGINES
+from harness.config.registry import ENGINES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="where to measure: auto, cpu or cuda[:i] (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
-    parser.add_argument("--engine", choices=ENGINES, default="local", help="where attacks run (default: local)")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="local", help="where attacks run (default: local)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="see harness.track (default: 0)")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="on Ray (default: 0)")
     parser.add_argument("--unit-timeout", type=float, metavar="S", help="see harness.track (default: no limit)")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import pandas as pd
 
 from attacks.arguments import several, shown
 from attacks.types import EstimatorError
+from harness.config.registry import LOGGERS, definition
 from harness.store import Unit
 
 
@@ -88,9 +89,6 @@ class MLflow:
             self._mlflow.end_run()
 
 
-LOGGERS: Mapping[str, Callable[[str], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
-
-
 def check_logger(text: str) -> None:
     """Refuse a text that names no logger; needs none of them.
 
@@ -110,7 +108,8 @@ def create_logger(text: str) -> Logger:
     """
     check_logger(text)
     name, _, place = text.partition(":")
-    return LOGGERS[name](place)
+    logger: Logger = definition(LOGGERS[name])(place)
+    return logger
 
 
 def averages(summary: pd.DataFrame, units: Collection[Unit]) -> dict[str, float]:

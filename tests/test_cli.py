@@ -28,6 +28,7 @@ from harness.store.files import read_part
 from harness.track import main
 from harness.tracking.finished_run import remeasure
 from harness.tracking.terminal import Terminal
+from tests.pages import STATIC_FIGURES
 from tests.runs import ONE_LINE, state
 
 CPU = torch.device("cpu")
@@ -51,10 +52,6 @@ def happy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return folder, done
 
 
-FIGURES = [
-    *("margins", "correctness", "distributions-l2", "distributions-linf", "flow-train", "flow-test", "ratios"),
-    *("classes", "confidence", "calibration", "boundary", "paths"),
-]
 UNITS = ["ddn%3Asteps=20.l2", "deepfool.l2", "deepfool.linf"]
 
 
@@ -69,7 +66,7 @@ def test_a_run_leaves_the_files_of_the_design(happy: tuple[Path, Any]) -> None:
         "summary.csv",
         "report.html",
         "report-observations.csv",
-        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
+        *(f"figures/{name}.{kind}" for name in STATIC_FIGURES for kind in ("png", "svg")),
         *(f"probes/{split}.safetensors" for split in ("train", "test")),
         *(f"checkpoints/{epoch}.{kind}" for epoch in epochs for kind in ("safetensors", "trainer.pt")),
         *(f"predictions/{epoch}.parquet" for epoch in epochs),
@@ -508,6 +505,7 @@ def test_what_spoils_margins_is_printed_once_and_noted(tmp_path: Path, capsys: p
     assert RunFolder(tmp_path / "run").read_manifest()["notes"] == [f"epoch 0: {NO_GRADIENT}"]
 
 
+@pytest.mark.slow
 def test_a_binary_classifier_is_tracked_and_measured_again(
     tmp_path: Path,
 ) -> None:

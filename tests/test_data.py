@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from harness.config.registry import DATASETS
 from harness.data.builtin import load
-from harness.data.dataset import NAMES, DataError, Split, draw_probe
+from harness.data.dataset import DataError, Split, draw_probe
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -240,7 +241,7 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     assert marker.exists()
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", list(DATASETS)[1:])
 def test_missing_files_say_what_to_do(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(name, tmp_path)

@@ -1,6 +1,6 @@
 """Bad networks and odd data: each gives right margins, a status that says so, or one clear line.
 
-The table in docs/survival.md names these tests.
+docs/survival.md sums them up.
 """
 
 import copy

@@ -445,6 +445,7 @@ def test_a_revision_is_that_of_all_that_an_estimator_is_made_of(monkeypatch: pyt
 # names that no file can have
 
 
+@pytest.mark.slow
 def test_an_estimator_whose_text_names_no_file_is_refused_before_measuring(tmp_path: Path) -> None:
     text = "best:of=" + "+".join(f"fmn:steps={steps}/gamma=0.1" for steps in range(100, 112))
     with pytest.raises(EstimatorError) as error:

@@ -170,7 +170,7 @@ def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path) -> Non
 
 def test_links_and_figures_are_there_to_be_checked(site: Path) -> None:
     page = Read(site / "reproduction.html")
-    assert "#jump" in page.links
+    assert "#observation-1" in page.links
     assert "reproduction/claims.csv" in page.links or "reproduction/trainings.csv" in page.links
     assert "reproduction/fashion-mnist-cnn/distributions-l2.png" in page.loads
 

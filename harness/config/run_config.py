@@ -16,21 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import check_certifier, check_name
+from attacks.registry import CERTIFIERS, check_certifier, check_name
 from attacks.types import DOMAINS, NORMS, EstimatorError
 from harness.config.options import ConfigError, check_option, option, read_options
+from harness.config.registry import (
+    DATASETS,
+    ENGINES,
+    LIBRARIES,
+    LOGGERS,
+    MODELS,
+    SOURCES,
+    described,
+    either,
+    forms,
+)
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
-# data of the user's own: a prefix and a place
-SOURCES = ("npz", "folder", "torchvision")
 TRAININGS = ("standard", "pgd", "trades", "gaussian")
 # of them those that attack the images
 ADVERSARIAL = ("pgd", "trades")
 LOSSES = ("cross-entropy", "label-smoothing", "hinge", "squared-error")
 AUGMENTATIONS = ("none", "shift", "flip")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-ENGINES = ("local", "ray")
-BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
 
 # L-infinity radii that the literature trains with. mnist, cifar10: Madry et al. 2018,
 # https://arxiv.org/abs/1706.06083, section 5; fashion-mnist: Wong & Kolter 2018,
@@ -42,17 +48,14 @@ PGD_EPSILON = {"mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255, "digits":
 class RunConfig:
     """Everything that defines a run; ``None`` where the data set decides (see `resolve`)."""
 
-    dataset: str = option(
-        "digits", "digits, mnist, fashion-mnist, cifar10, npz:FILE, folder:DIR (train/ and test/) or torchvision:NAME"
-    )
+    dataset: str = option("digits", either(described(DATASETS, SOURCES)))
     data_root: str = option("data", "folder of the data, in torchvision's layout", fixed=False)
     download: bool = option(False, "fetch the data set where it is missing", fixed=False)
     train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
     test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
     model: str = option(
         "cnn",
-        "dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME (trained) or pkg.module:factory (which "
-        "runs that code)",
+        f"{', '.join(described(MODELS, LIBRARIES))} or pkg.module:factory (which runs that code)",
     )
     normalize: str = option(
         "", "MEAN:STD of pixels in [0, 1], each one number or one a channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
@@ -109,7 +112,10 @@ class RunConfig:
         1, "keep the checkpoints of every N epochs, or 0 of none (0, 1 and the last two always)", least=0, fixed=False
     )
     certify: tuple[str, ...] = option(
-        (), "certifier of lower bounds: crown, ibp or exact, NAME[:key=value,...], repeatable", fixed=False, many=True
+        (),
+        f"certifier of lower bounds: {either(CERTIFIERS)}, NAME[:key=value,...], repeatable",
+        fixed=False,
+        many=True,
     )
     certify_every: int = option(5, "certify every N epochs (0 and the last always)", least=1, fixed=False)
     certify_probe: int = option(100, "images of each split that are certified", least=1, later=True)
@@ -120,9 +126,9 @@ class RunConfig:
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
     log: tuple[str, ...] = option(
-        (), "send averages to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable", fixed=False, many=True
+        (), f"send averages to {either(described(LOGGERS))}, repeatable", fixed=False, many=True
     )
-    engine: str = option("local", "where attacks run: on this machine, or on Ray", choices=ENGINES, fixed=False)
+    engine: str = option("local", "where attacks run: on this machine, or on Ray", choices=tuple(ENGINES), fixed=False)
     workers: int = option(
         0,
         "processes that attack beside each other; 0 for this one, on Ray for all there is room for",
@@ -154,13 +160,13 @@ class RunConfig:
             near = difflib.get_close_matches(self.dataset, DATASETS, 1)
             hint = f"did you mean {near[0]}?" if near else "choose one"
             raise ConfigError(
-                f"expected --dataset to be one of {', '.join(DATASETS)} or npz:FILE, folder:DIR, torchvision:NAME, got "
+                f"expected --dataset to be one of {', '.join(DATASETS)} or {', '.join(forms(SOURCES))}, got "
                 f"{self.dataset!r}; {hint}"
             )
-        if self.model not in BUILT_IN_MODELS and ":" not in self.model:
+        if self.model not in MODELS and ":" not in self.model:
             raise ConfigError(
-                f"expected --model {', '.join(BUILT_IN_MODELS)}, torchvision:NAME, timm:NAME, robustbench:NAME or "
-                f"pkg.module:factory, got {self.model!r}; choose one"
+                f"expected --model {', '.join(forms(MODELS, LIBRARIES))} or pkg.module:factory, got {self.model!r}; "
+                "choose one"
             )
         parse_normalize(self.normalize)
         check_provable(self.expect_over, self.certify)

@@ -20,6 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -27,7 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.dataset import CLASSES, NAMES, DataError, Dataset, Split
+from harness.config.registry import DATASETS, definition
+from harness.data.dataset import CLASSES, DataError, Dataset, Split
 
 _MNIST_SOURCES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
@@ -37,21 +39,17 @@ def load(name: str, root: Path | None = None, download: bool = False) -> Dataset
     """Load a data set.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: one of `harness.config.registry.DATASETS`.
         root: holds ``MNIST/raw``, ``FashionMNIST/raw`` or ``cifar-10-batches-py``; by default ``data``.
         download: fetch what is not there from the addresses that torchvision lists.
 
     Raises:
         DataError: unknown name; files missing, damaged, or not to be had from the network.
     """
-    root = Path("data") if root is None else root
-    if name == "digits":
-        return _digits()
-    if name in _MNIST_SOURCES:
-        return _mnist(name, root, download)
-    if name == "cifar10":
-        return _cifar10(root, download)
-    raise DataError(f"expected a data set of {', '.join(NAMES)}, got {name!r}; choose one of them")
+    if name not in DATASETS:
+        raise DataError(f"expected a data set of {', '.join(DATASETS)}, got {name!r}; choose one of them")
+    dataset: Dataset = definition(DATASETS[name])(Path("data") if root is None else root, download)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _damaged(path: Path, reason: str) -> DataError:
     return DataError(f"expected an intact {path}, got {reason}; delete it and copy or --download it again")
 
 
-def _digits() -> Dataset:
+def digits(root: Path, download: bool) -> Dataset:
     """Split scikit-learn's digits 1397/400: every 4.5th image of each class is a test image."""
     from sklearn.datasets import load_digits
 
@@ -125,6 +123,9 @@ def _mnist(name: str, root: Path, download: bool) -> Dataset:
     return Dataset(name, CLASSES, train, test, folder.checksums)
 
 
+mnist, fashion_mnist = partial(_mnist, "mnist"), partial(_mnist, "fashion-mnist")
+
+
 def _mnist_split(folder: _Folder, stem: str) -> Split:
     images = _read_idx(folder, f"{stem}-images-idx3-ubyte", dimensions=3)
     name = f"{stem}-labels-idx1-ubyte"
@@ -145,7 +146,8 @@ def _read_idx(folder: _Folder, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _cifar10(root: Path, download: bool) -> Dataset:
+def cifar10(root: Path, download: bool) -> Dataset:
+    """CIFAR-10, from the batches in ``cifar-10-batches-py``."""
     from torchvision.datasets import CIFAR10 as source
 
     folder = _Folder(root / source.base_folder, dict([*source.train_list, *source.test_list]))

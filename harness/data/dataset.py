@@ -8,9 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
-
-
 CLASSES = 10  # of every one of them
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness.config.run_config import DATASETS, RunConfig
+from harness.config.registry import DATASETS
+from harness.config.run_config import RunConfig
 from harness.data.builtin import load
 from harness.data.dataset import Dataset, Split, draw_probe
 from harness.data.own import load_source

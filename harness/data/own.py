@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from attacks.types import one_line
+from harness.config.registry import SOURCES, definition
 from harness.data.dataset import DataError, Dataset, Split
 
 SPLITS = ("train", "test")
+# images and labels of each split, as a source reads them
+Arrays: TypeAlias = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 # read through pickle, which could run code that is in the file
 PICKLED = ("CIFAR10", "CIFAR100")
 # a label beyond is no number of a class; a model with a logit for each would take all memory
@@ -22,7 +25,7 @@ MOST_CLASSES = 100_000
 
 
 def load_source(text: str, root: Path, download: bool) -> Dataset:
-    """Load ``npz:FILE``, ``folder:DIR`` or ``torchvision:NAME``.
+    """Load ``npz:FILE``, ``folder:DIR``, ``torchvision:NAME`` or another of `harness.config.registry.SOURCES`.
 
     Args:
         root: where torchvision looks. download: let torchvision fetch what is not there.
@@ -31,12 +34,10 @@ def load_source(text: str, root: Path, download: bool) -> Dataset:
         DataError: missing, damaged, or not such images and labels.
     """
     kind, _, name = text.partition(":")
-    read = {"npz": _npz, "folder": _folder}
-    splits = _torchvision(name, root, download) if kind == "torchvision" else read[kind](Path(name))
-    return _dataset(text, splits)
+    return _dataset(text, definition(SOURCES[kind])(name, root, download))
 
 
-def _dataset(text: str, splits: dict[str, tuple[NDArray[Any], NDArray[Any]]]) -> Dataset:
+def _dataset(text: str, splits: Arrays) -> Dataset:
     """Check the arrays, number the classes, and take their checksums."""
     labels = {name: _labels(text, name, images, given) for name, (images, given) in splits.items()}
     images = {name: _images(text, name, given) for name, (given, _) in splits.items()}
@@ -97,8 +98,9 @@ def _labels(text: str, split: str, images: NDArray[Any], given: NDArray[Any]) ->
     return flat
 
 
-def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_npz(place: str, root: Path, download: bool) -> Arrays:
     """``x_train, y_train, x_test, y_test``; pickled arrays are refused."""
+    path = Path(place)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
@@ -114,11 +116,11 @@ def _npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     return {name: (found[f"x_{name}"], found[f"y_{name}"]) for name in SPLITS}
 
 
-def _folder(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_folder(place: str, root: Path, download: bool) -> Arrays:
     """``train/CLASS/picture`` and ``test/CLASS/picture``, classes in alphabetical order."""
     from torchvision.datasets import ImageFolder
 
-    found, classes = {}, {}
+    path, found, classes = Path(place), {}, {}
     for split in SPLITS:
         try:
             pictures = ImageFolder(str(path / split))
@@ -136,7 +138,7 @@ def _folder(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     return found
 
 
-def _torchvision(name: str, root: Path, download: bool) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def read_torchvision(name: str, root: Path, download: bool) -> Arrays:
     """A classification data set by its class's name, with its training and test split."""
     from torchvision import datasets
 

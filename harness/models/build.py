@@ -9,7 +9,7 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from attacks.isolation.outputs import as_logits
 from attacks.types import one_line
-from harness.models.libraries import LIBRARIES, Shape
+from harness.config.registry import LIBRARIES, MODELS, definition, forms
+from harness.models.libraries import Shape
 from harness.models.weights import Normalized, load_weights
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -57,12 +58,9 @@ def build(
         ValueError: unknown name, a factory that cannot be imported or called, weights of another model, or a model that
             does not map images of ``shape`` to ``classes`` finite logits.
     """
-    if name not in _ARCHITECTURES and ":" not in name:
-        known = ", ".join(_ARCHITECTURES)
-        raise ValueError(
-            f"expected a model of {known}, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory, got "
-            f"{name!r}; choose one"
-        )
+    if name not in MODELS and ":" not in name:
+        known = ", ".join(forms(MODELS, LIBRARIES))
+        raise ValueError(f"expected a model of {known} or pkg.module:factory, got {name!r}; choose one")
     if binary and classes != 2:
         raise ValueError(f"expected data of 2 classes with --binary, got {classes}; leave --binary out")
     with seeded(seed):
@@ -79,8 +77,8 @@ def build(
 def _maker(name: str) -> Callable[[Shape, int], nn.Module]:
     library, _, own = name.partition(":")
     if library in LIBRARIES:
-        return partial(LIBRARIES[library], own)
-    return _ARCHITECTURES.get(name) or partial(_from_factory, name)
+        return partial(definition(LIBRARIES[library]), own)
+    return definition(MODELS[name]) if name in MODELS else partial(_from_factory, name)
 
 
 @contextmanager
@@ -108,7 +106,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _dense(shape: Shape, classes: int) -> nn.Module:
+def dense(shape: Shape, classes: int) -> nn.Module:
     """Fully connected: 784-256-256-10 for 28x28 pixels, 64-64-64-10 for digits."""
     channels, height, width = shape
     pixels = channels * height * width
@@ -125,7 +123,7 @@ def _dense(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def _cnn(shape: Shape, classes: int) -> nn.Module:
+def cnn(shape: Shape, classes: int) -> nn.Module:
     """The small strided CNN of Wong & Kolter, 2018, https://arxiv.org/abs/1711.00851 (3x3 up to 8 pixels)."""
     channels, height, width = shape
     kernel = 3 if min(height, width) <= 8 else 4
@@ -154,7 +152,7 @@ def _initialised(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-def _resnet18(shape: Shape, classes: int) -> nn.Module:
+def resnet18(shape: Shape, classes: int) -> nn.Module:
     """ResNet-18 in its CIFAR form, He et al., 2016: a 3x3 stem that keeps the resolution, no max-pooling."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -163,13 +161,6 @@ def _resnet18(shape: Shape, classes: int) -> nn.Module:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     model.conv1, model.maxpool = stem, nn.Identity()
     return model
-
-
-_ARCHITECTURES: Mapping[str, Callable[[Shape, int], nn.Module]] = {
-    "dense": _dense,
-    "cnn": _cnn,
-    "resnet18": _resnet18,
-}
 
 
 def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -112,10 +112,3 @@ def _made(name: str, make: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         raise ValueError(f"expected {name} to be made, got {one_line(error)}; choose another model") from error
     return model
-
-
-LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {
-    "torchvision": torchvision_model,
-    "timm": timm_model,
-    "robustbench": robustbench_model,
-}
