@@ -36,7 +36,7 @@ SHAPE = (1, 6, 6)
 
 
 class Residual(nn.Module):
-    """Normalisation as arithmetic, batch norm, a branch that is added in place, leaky and max-pooling kinks."""
+    """Normalisation as arithmetic, batch norm, a branch that is added in place, LeakyReLU and max pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ class Mixing(nn.Module):
 
 
 def test_what_mixes_a_batch_is_refused() -> None:
-    with pytest.raises(InputError, match="computes every image by itself"):
+    with pytest.raises(InputError, match="treats every image on its own"):
         Crown().certify(Mixing(), images(), "l2", domain="box", upper=torch.ones(4).double())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attacks.types import one_line
 from harness.config.registry import SOURCES, definition
 from harness.data.dataset import DataError, Dataset, Split
 
@@ -111,9 +112,9 @@ def read_npz(place: str, root: Path, download: bool) -> Arrays:
             arrays = {name: content[name] for name in names}
     except DataError:
         raise
-    except Exception as error:  # numpy and zipfile raise many types for a damaged file
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
         raise DataError(
-            f"expected an .npz of arrays at {path}, got {_reason(error)}; save it with numpy.savez"
+            f"expected an .npz of arrays at {path}, got {one_line(error, most=200)}; save it with numpy.savez"
         ) from None
     return {name: (arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS}
 
@@ -129,7 +130,7 @@ def read_folder(place: str, root: Path, download: bool) -> Arrays:
             splits[split] = _stacked(pictures, f"{path / split}")
         except OSError as error:
             raise DataError(
-                f"expected pictures in {path / split}/CLASS/, got {_reason(error)}; put them there"
+                f"expected pictures in {path / split}/CLASS/, got {one_line(error, most=200)}; put them there"
             ) from None
         classes[split] = pictures.classes
     if classes["train"] != classes["test"]:
@@ -163,8 +164,8 @@ def read_torchvision(name: str, root: Path, download: bool) -> Arrays:
             if isinstance(error, DataError):
                 raise
             raise DataError(
-                f"expected the {split} split of torchvision:{name} under {root}, got {_reason(error)}; place it there, "
-                "or use --download"
+                f"expected the {split} split of torchvision:{name} under {root}, got {one_line(error, most=200)}; "
+                "place it there, or use --download"
             ) from None
     return splits
 
@@ -183,8 +184,3 @@ def _stacked(pictures: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
             f"expected one label per picture in {name}, got {labels[0]!r}; choose a classification data set"
         )
     return np.stack(arrays), np.asarray(labels, dtype=np.int64)
-
-
-def _reason(error: Exception) -> str:
-    """The type and message of an exception, in one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

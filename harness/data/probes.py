@@ -18,7 +18,7 @@ from attacks.checks import FEW, ModelWarning, check_images, check_model, look_ch
 from attacks.isolation import frozen_view
 from attacks.measure import MeasureOptions
 from attacks.seeds import forked_generators
-from attacks.types import InputError
+from attacks.types import InputError, one_line
 from harness.config.devices import device_of
 from harness.store import RunFolder
 from harness.store.identity import StoreError
@@ -179,8 +179,8 @@ def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tu
         raise
     except Exception as error:  # a data set may raise anything
         raise InputError(
-            f"expected items (image, label) of {name}, images as tensors, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; add a transform such as ToTensor()"
+            f"expected items (image, label) of {name}, images as tensors, got "
+            f"{one_line(error, most=200)}; add a transform such as ToTensor()"
         ) from error
     if len(whole) != count:
         raise InputError(

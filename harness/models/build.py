@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.isolation.outputs import as_logits
+from attacks.types import one_line
 from harness.config.registry import LIBRARIES, MODELS, definition, forms
-from harness.models.libraries import Shape, one_line
+from harness.models.libraries import Shape
 from harness.models.weights import Normalized, load_weights
 
 Statistics = tuple[Sequence[float], Sequence[float]]

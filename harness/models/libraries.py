@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from attacks.types import one_line
+
 Shape = tuple[int, int, int]
 
 # RobustBench's data sets by number of classes
@@ -111,8 +113,3 @@ def _made(name: str, make: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         raise ValueError(f"expected {name} to be made, got {one_line(error)}; choose another model") from error
     return model
-
-
-def one_line(error: Exception) -> str:
-    """The type and message of an exception, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
