@@ -1,6 +1,6 @@
-"""Margin estimators: (model, images) -> verified upper bounds on the distance to the decision boundary.
+"""Margin estimators and certifiers: (model, images) -> verified upper and lower bounds of the margin.
 
-Names load on first use, so that ``import attacks`` needs no torch.
+Names are loaded on first use, so that ``import attacks`` needs no torch.
 """
 
 from __future__ import annotations

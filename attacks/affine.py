@@ -1,4 +1,4 @@
-"""Exact margins of affine classifiers, free or inside the box: the judge of every estimator."""
+"""Exact margins of affine classifiers in closed form, free or inside the box: the reference for all estimators."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def affine_margins(
 ) -> Tensor:
     """Exact distance to the decision boundary of ``z = images.flatten(1) @ weight.T + bias``.
 
-    Free: ``|z_k - z_l| / ||w_k - w_l||`` with the dual norm (L2 for L2, L1 for L-infinity), the least
-    over l (Moosavi-Dezfooli et al. 2016, eq. 5). In the box, pixel i moves at most ``c_i`` in the
-    helpful direction: the nearest point moves every pixel by ``min(t, c_i)`` (L-infinity) or
-    ``min(t |w_i|, c_i)`` (L2), and t is where the piecewise linear gain meets the logit margin.
+    Free: ``|z_k - z_l| / ||w_k - w_l||`` with the dual norm (L2 for L2, L1 for L-infinity), minimised over l
+    (Moosavi-Dezfooli et al. 2016, eq. 5). In the box, pixel i can move by at most ``c_i`` in the direction of the gain:
+    the nearest point moves every pixel by ``min(t, c_i)`` (L-infinity) or ``min(t |w_i|, c_i)`` (L2), and t is where
+    the piecewise linear gain reaches the logit margin.
 
     Args:
         weight: ``(K, D)``. bias: ``(K,)``. images: ``(B, ...)`` of D pixels inside ``bounds``.

@@ -1,6 +1,6 @@
-"""Checks of arguments: each returns a plain value or refuses in one line what has the wrong type or value.
+"""Checks of arguments: each returns a plain value, or raises a one-line error for a wrong type or value.
 
-No torch: commands that need none check what they are given too.
+No torch: commands that do not need it check their arguments too.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ LARGEST = 2**63 - 1
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: one short line."""
+    """A value for messages: its ``repr`` on one line, or its type's name if that is too long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else type(value).__name__
 
 
-def several(given: Any) -> list[Any]:
-    """The items of a list; anything else, such as a text, is one item."""
-    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+def several(value: Any) -> list[Any]:
+    """The items of an iterable; anything else, and a text, is a single item."""
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
 
 
 def whole(what: str, value: object, least: int | None = None, most: int = LARGEST) -> int:
-    """``value``, an integer of Python, NumPy or torch, as one of Python.
+    """An integer of Python, NumPy or torch as a Python integer.
 
     Args:
-        least: where it is given, the value is from there to ``most``.
+        what: what the value is, for messages.
+        least: if given, the value must be from ``least`` to ``most``.
 
     Raises:
-        InputError: another type, a boolean too, or another value.
+        InputError: another type, including bool, or a value out of range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -50,30 +51,30 @@ def whole(what: str, value: object, least: int | None = None, most: int = LARGES
 
 
 def check_flag(what: str, value: object) -> None:
-    """Refuse what is neither True nor False, such as a text, which would count as True.
+    """Refuse values that are not a bool, such as a text, which would count as True.
 
     Raises:
-        InputError: it is neither.
+        InputError: ``value`` is not a bool.
     """
     if not isinstance(value, bool):
         raise InputError(f"expected {what} as True or False, got {shown(value)}; give one of them")
 
 
 def check_object(what: str, value: object, method: str) -> None:
-    """Refuse what is neither None nor an object with the method; a class is refused too.
+    """Refuse values that are neither None nor an object with the method, including classes.
 
     Raises:
-        InputError: it is neither.
+        InputError: ``value`` is neither.
     """
     if value is not None and (isinstance(value, type) or not callable(getattr(value, method, None))):
         raise InputError(f"expected {what} as an object with {method}, got {shown(value)}; make one, or leave it out")
 
 
 def plain_path(what: str, value: object) -> Path:
-    """A path, of a text too.
+    """A text or path as a ``Path``.
 
     Raises:
-        InputError: neither.
+        InputError: another type.
     """
     if not isinstance(value, str | os.PathLike):
         raise InputError(f"expected {what} as a path, got {shown(value)}; give a text or a pathlib.Path")
@@ -81,23 +82,23 @@ def plain_path(what: str, value: object) -> Path:
 
 
 def check_choice(what: str, value: object, known: Sequence[str]) -> None:
-    """Refuse an unknown word.
+    """Refuse a value that is not one of ``known``.
 
     Raises:
-        InputError: names them.
+        InputError: lists the known values.
     """
     if value not in known:
         raise InputError(f"expected a {what} of {', '.join(known)}, got {shown(value)}; choose one of them")
 
 
 def plain_bounds(bounds: Any) -> tuple[float, float]:
-    """The ends of a pixel range, in order, as numbers of Python.
+    """The two ends of a pixel range as Python numbers.
 
     Raises:
         InputError: not two finite numbers, or the first is not below the second.
     """
     try:
-        low, high = (one if type(one) is int else float(one) for one in bounds)
+        low, high = (end if type(end) is int else float(end) for end in bounds)
         right = not isinstance(bounds, str) and low < high and math.isfinite(high - low)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         right = False
@@ -110,10 +111,10 @@ def plain_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def check_estimator(estimator: object) -> None:
-    """Refuse anything but an estimator, such as a text or a class.
+    """Refuse values that are not an estimator object, such as a text or a class.
 
     Raises:
-        EstimatorError: it is something else.
+        EstimatorError: ``estimator`` is not one.
     """
     if isinstance(estimator, type) or not callable(getattr(estimator, "perturb", None)):
         raise EstimatorError(

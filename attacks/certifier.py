@@ -1,4 +1,4 @@
-"""The contract between certifiers and those who call them, and the lower bounds that they return."""
+"""The contract of certifiers: the `Certifier` protocol and the lower bounds that it returns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from attacks.types import Domain, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Certificates:
-    """Lower bounds, one entry an image, on the CPU.
+    """Lower bounds of margins, one entry per image, on the CPU.
 
     Attributes:
-        lower: ``(N,)`` float64 in pixel units: no point of the domain that is nearer has another class than ``label``,
-            in exact arithmetic and in the model's own dtype.
-        solved: ``(N,)`` bool: the margin is known to 1e-5 of itself, up to rounding.
-        label: ``(N,)`` int64, the class in float64.
-        doubt: ``(N,)`` float64, by how much rounding in the model's dtype may change a lead; empty where not estimated.
+        lower: ``(N,)`` float64 in pixel units: every nearer point of the domain has the class ``label``, in exact
+            arithmetic and in the model's own dtype.
+        solved: ``(N,)`` bool: the margin is known to a relative precision of 1e-5, up to rounding.
+        label: ``(N,)`` int64, the predicted class in float64.
+        doubt: ``(N,)`` float64, how much rounding in the model's dtype may change a lead; empty if not estimated.
     """
 
     lower: Tensor
@@ -37,11 +37,11 @@ class Certifier(Protocol):
 
     @property
     def name(self) -> str:
-        """The registry's name."""
+        """The name in the registry."""
 
     @property
     def norms(self) -> frozenset[Norm]:
-        """Norms that it can bound the distance in."""
+        """The norms in which it can bound the distance."""
 
     @property
     def domains(self) -> frozenset[Domain]:
@@ -66,8 +66,8 @@ class Certifier(Protocol):
             images: ``(N, C, H, W)`` float in ``bounds``.
             upper: ``(N,)`` distances of witnesses in the same domain, inf without one: no larger radius is tried.
             start: ``(N,)`` radii to try first, such as those of the epoch before; NaN for none.
-            on_progress: told of images that are done.
+            on_progress: called with the number of newly finished images.
 
         Raises:
-            InputError: a layer that cannot be bounded, by name, or images outside ``bounds``.
+            InputError: a layer that cannot be bounded, which is named, or images outside ``bounds``.
         """

@@ -1,4 +1,4 @@
-"""Refuse what cannot be measured, in one line that says what to do, before an attack makes less sense of it."""
+"""Checks of images, models and estimators before measuring, with one-line errors and warnings."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ NO_GRADIENT = (
     "the model's logits have no gradient with respect to the images that were looked at: estimators that follow it go "
     "too far or find nothing; leave out what has none, such as rounding"
 )
-# of the images, how many a model is looked at with before it is measured
+# number of images with which a model is checked before measuring
 FEW = 4
-# by how many epsilons of their size logits may differ in two passes, and by what part of it at most
+# largest relative difference of logits in two passes, in units of the dtype's epsilon and in all
 EPSILONS, MOST = 100, 0.1
-# of TF32, in which a GPU's convolutions may compute: batches of another size go through other kernels
+# epsilon of TF32, in which a GPU's convolutions may compute: batches of other sizes use other kernels
 TF32 = 2**-10
 
 
 class ModelWarning(UserWarning):
-    """What a model is like that spoils its margins."""
+    """A property of the model that makes its margins unreliable."""
 
 
 class ProbabilityWarning(ModelWarning):
@@ -52,15 +52,15 @@ class GradientWarning(ModelWarning):
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether all rows ``(B, K)`` are at least 0 and sum to 1: logits of a model that ends in a softmax."""
+    """Whether all rows ``(B, K)`` are non-negative and sum to 1, as those of a model that ends in a softmax."""
     return bool((outputs >= 0).all() and ((outputs.double().sum(1) - 1).abs() < 1e-2).all())
 
 
 def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
-    """Refuse images that no estimator could measure.
+    """Refuse images that cannot be measured.
 
     Raises:
-        InputError: no tensor ``(B, C, H, W)`` of floating values, not finite, or outside ``pixel_bounds``.
+        InputError: not a floating-point tensor ``(B, C, H, W)``, not finite, or outside ``pixel_bounds``.
     """
     low, high = plain_bounds(pixel_bounds)
     if not isinstance(images, Tensor) or images.layout != torch.strided or images.is_meta:
@@ -84,10 +84,10 @@ def check_images(images: Tensor, pixel_bounds: Bounds) -> None:
 
 
 def check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
-    """Refuse a norm or domain that the estimator lacks.
+    """Refuse a norm or domain that the estimator does not support.
 
     Raises:
-        EstimatorError: says what it has.
+        EstimatorError: lists the supported ones.
     """
     for asked, able, kind in ((norm, estimator.norms, "norm"), (domain, estimator.domains, "domain")):
         if asked not in tuple(able):
@@ -98,7 +98,7 @@ def check_ability(estimator: Estimator, norm: Norm, domain: Domain) -> None:
 
 
 def look_channels_last(images: Tensor) -> bool:
-    """Whether images ``(B, C, H, W)`` look like ``(B, H, W, C)``: three channels, or one of a square image."""
+    """Whether images look like ``(B, H, W, C)``: the last axis has three channels, or one after a square image."""
     rows, columns, channels = images.shape[1:]
     return rows > 3 and (channels == 3 or (channels == 1 and rows == columns))
 
@@ -107,7 +107,7 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
     """The model's logits ``(B, K)`` float64 of the clean images; sets ``view.classes``.
 
     Raises:
-        InputError: the model refuses the images, or its output is no finite row of logits an image.
+        InputError: the model raises an error for the images, or does not return one finite row of logits per image.
     """
     try:
         logits = view.classify(images)
@@ -133,10 +133,10 @@ def clean_logits(view: Classifier, images: Tensor) -> Tensor:
 
 
 def check_module(model: object) -> None:
-    """Refuse anything but a network whose weights have values.
+    """Refuse values that are not a network with all of its weights.
 
     Raises:
-        InputError: names the type, or a weight.
+        InputError: names the type, or the weight.
     """
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -148,7 +148,7 @@ def check_points(what: str, points: object, images: Tensor) -> None:
     """Refuse points that are not one per image.
 
     Raises:
-        InputError: no tensor of the images' shape.
+        InputError: not a tensor of the images' shape.
     """
     got = tuple(points.shape) if isinstance(points, Tensor) else shown(points)
     if got != tuple(images.shape):
@@ -158,33 +158,34 @@ def check_points(what: str, points: object, images: Tensor) -> None:
 
 
 def plain_seeds(seeds: Any, count: int) -> Tensor:
-    """Seeds ``(count,)`` int64.
+    """Seeds as a tensor ``(count,)`` int64.
 
     Raises:
-        InputError: another number of them, or no 64-bit integers.
+        InputError: another number of seeds, or values that are not 64-bit integers.
     """
     try:
         numbers = [operator.index(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
-        found = torch.tensor(numbers, dtype=torch.int64)
+        plain = torch.tensor(numbers, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"expected seeds as 64-bit integers, got {shown(seeds)}; give one whole number per image"
         ) from None
-    if len(found) != count:
-        raise InputError(f"expected {count} seeds, got shape ({len(found)},); give one per image")
-    return found
+    if len(plain) != count:
+        raise InputError(f"expected {count} seeds, got shape ({len(plain)},); give one per image")
+    return plain
 
 
 def check_model(view: Classifier, images: Tensor) -> list[ModelWarning]:
-    """Refuse a model that is not a fixed function of the image, by a few passes; return what else spoils its margins.
+    """Refuse a model that is not a fixed function of the image; return warnings about other properties.
 
-    Sets ``view.classes``, but for a model that `clean_logits` refuses: that is left to whoever passes all images.
+    Makes a few passes. Sets ``view.classes``, except for a model that `clean_logits` refuses: the error is left to the
+    pass of all images.
 
     Args:
-        images: in the model's own bounds; the first `FEW` are looked at.
+        images: in the model's own bounds; the first `FEW` are used.
 
     Raises:
-        InputError: the model's logits of the same images differ, or it takes no single image.
+        InputError: the model's logits of the same images differ, or it does not accept a single image.
     """
     few = images[:FEW]
     view.start_chunk(len(few))
@@ -197,24 +198,24 @@ def check_model(view: Classifier, images: Tensor) -> list[ModelWarning]:
     differ = (again - logits).abs().amax()
     if differ > _slack(epsilon) * size:
         advice = (
-            "measure what is expected of it with expect_over=N (--expect-over N), or leave out what draws at random"
+            "measure its average over N draws with expect_over=N (--expect-over N), or leave out what draws at random"
             if view.draws == 1
-            else "let all that it draws come from the global generators, which are seeded before every pass"
+            else "draw only from the global generators, which are seeded before every pass"
         )
         raise InputError(
             f"expected the same logits of the same images, got others in a second pass (by up to {differ:.3g}, of "
             f"{size:.3g}); {advice}"
         )
-    told: list[ModelWarning] = []
+    warnings: list[ModelWarning] = []
     if are_probabilities(logits if view.draws == 1 else view.drawn(few)):
-        told.append(ProbabilityWarning(PROBABILITIES))
+        warnings.append(ProbabilityWarning(PROBABILITIES))
     in_batches = epsilon if few.device.type == "cpu" else max(epsilon, TF32)
     if _depends_on_batch(view, few, logits, _slack(in_batches) * size):
-        told.append(BatchWarning(BATCHES))
+        warnings.append(BatchWarning(BATCHES))
     if not any(_has_gradient(view, image) for image in torch.split(few, 1)):
-        told.append(GradientWarning(NO_GRADIENT))
+        warnings.append(GradientWarning(NO_GRADIENT))
     view.settle()
-    return told
+    return warnings
 
 
 def _slack(epsilon: float) -> float:
@@ -228,22 +229,22 @@ def _depends_on_batch(view: Classifier, images: Tensor, logits: Tensor, slack: T
         first = (str(error).splitlines() or [""])[0]
         raise InputError(
             f"expected a model that takes a single image, got {type(error).__name__}: {first}; put its batch norm into "
-            "evaluation mode, or measure what is expected of it with expect_over=N (--expect-over N)"
+            "evaluation mode, or measure its average over N draws with expect_over=N (--expect-over N)"
         ) from error
     return bool((alone.double() - logits).abs().amax() > slack)
 
 
 def _has_gradient(view: Classifier, image: Tensor) -> bool:
-    """Whether the logits' gradient at the image ``(1, ...)`` is not 0; also where none can be taken."""
+    """Whether the logits' gradient at the image ``(1, ...)`` is not 0; true if computing it raises an error."""
     leaf = image.detach().clone().requires_grad_()
     try:
         with torch.enable_grad():
             logits = view.logits(leaf.clone())
             if not logits.requires_grad:
                 return False
-            # all logits with different weights, as each row may add up to the same
+            # different weights, as the logits of every row may have the same sum
             weights = torch.arange(1, 1 + logits.shape[1], device=logits.device)
             (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
-    except (RuntimeError, ValueError):  # estimators will say of every image what it is
+    except (RuntimeError, ValueError):  # estimators report the error per image
         return True
     return gradient is not None and bool(gradient.any())

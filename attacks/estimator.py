@@ -1,4 +1,4 @@
-"""The contract between margin estimators, the judge that runs them and the records they give.
+"""The contract of margin estimators: the `Estimator` protocol, its settings, and the `Margins` that `measure` returns.
 
 No torch at run time: the command line imports this for ``--help``.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """What became of an image. Only ``found``, ``found_after_noise`` and ``tied`` carry a distance."""
+    """The outcome per image. Only ``found``, ``found_after_noise`` and ``tied`` have a finite distance."""
 
     FOUND = "found"
     FOUND_AFTER_NOISE = "found_after_noise"
@@ -37,23 +37,23 @@ class Status(StrEnum):
 
 
 class Estimator(Protocol):
-    """Anything that proposes witnesses: points that may be classified differently from the image.
+    """Proposes witnesses: points that may be classified differently from the image.
 
-    Estimators never judge themselves: `attacks.measure` alone clips, re-classifies, retries,
-    refines and computes distances. One that has a setting ``warm``, 0 by default, and says in a class attribute
-    ``WARM`` what it should be, is started from the witnesses of the epoch before where it is not 0.
+    Estimators do not verify their results: only `attacks.measure` clips, re-classifies, retries, refines and computes
+    distances. An estimator with a setting ``warm``, 0 by default, and a class attribute ``WARM``, its recommended
+    value, is started from the witnesses of the epoch before if ``warm`` is not 0.
 
-    One whose numbers have changed since it was first released says so in a class attribute ``revision``, an integer
-    that is 1 by default: a run does not mix margins of two revisions.
+    An estimator whose numbers have changed since its first release states this in a class attribute ``revision``, an
+    integer that is 1 by default: a run does not mix margins of two revisions.
     """
 
     @property
     def name(self) -> str:
-        """The registry's name."""
+        """The name in the registry."""
 
     @property
     def norms(self) -> frozenset[Norm]:
-        """Norms whose distance the estimator makes small."""
+        """The norms that the estimator can minimise."""
 
     @property
     def domains(self) -> frozenset[Domain]:
@@ -61,7 +61,7 @@ class Estimator(Protocol):
 
     @property
     def tightness(self) -> Mapping[Norm, float]:
-        """Declared median of distance / exact margin on affine models (held to it by the tests)."""
+        """Declared median of distance / exact margin on affine models, which the tests check."""
 
     @property
     def batch_invariant(self) -> bool:
@@ -77,24 +77,24 @@ class Estimator(Protocol):
         seeds: Tensor,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Propose one witness an image.
+        """Propose one witness per image.
 
         Args:
-            model: frozen view; logits ``(B, K)`` of ``(B, C, H, W)``; carries ``bounds``, ``domain``, ``classes``.
+            model: frozen view, ``(B, C, H, W)`` -> logits ``(B, K)``, with ``bounds``, ``domain`` and ``classes``.
             images: ``(B, C, H, W)`` float in ``[0, 1]``.
             labels: ``(B,)`` int64, the class to leave.
-            norm: the norm to keep small.
-            seeds: ``(B,)`` int64, the images' own seeds for random draws.
+            norm: the norm to minimise.
+            seeds: ``(B,)`` int64, one seed per image for random draws.
             start: ``(B, C, H, W)`` finite points, such as earlier witnesses, for estimators that can start from
-                one; they need not be witnesses, and the image itself stands where there is none.
+                one. They need not be witnesses; the image itself means that there is no start.
 
         Returns:
-            ``(B, C, H, W)``, same dtype; a row may fail by holding anything.
+            ``(B, C, H, W)``, same dtype; a failed row may hold any values.
         """
 
 
 class Settings:
-    """Base of our estimators: keyword-only dataclass fields are the hyperparameters and are checked.
+    """Base of the built-in estimators: keyword-only dataclass fields are the hyperparameters and are checked.
 
     A field's ``metadata["least"]`` is its smallest allowed value. ``revision`` is raised with every change of the
     numbers that the same parameters give.
@@ -118,12 +118,12 @@ class Settings:
 
 
 def revision_of(method: object) -> int:
-    """How often the numbers of an estimator or certifier have changed, from 1; also of one that does not say."""
+    """The revision of an estimator or certifier; 1 if it does not state one."""
     return int(getattr(method, "revision", 1))
 
 
 def setting(default: Any, least: float | None = None) -> Any:
-    """A hyperparameter's dataclass field: its default and its smallest allowed value."""
+    """A dataclass field for a hyperparameter, with its default and its smallest allowed value."""
     return dataclasses.field(default=default, metadata={"least": least})
 
 
@@ -133,21 +133,21 @@ def _noun(kind: type) -> str:
 
 @dataclass(frozen=True)
 class Margins:
-    """What `measure` found, one entry an image.
+    """The result of `measure`, one entry per image.
 
     Attributes:
-        distance: ``(B,)`` float64, pixel units: the refined, re-classified witness's norm; 0 for
+        distance: ``(B,)`` float64, pixel units: norm of the perturbation to the refined, re-classified witness; 0 for
             ``tied``; inf for ``not_found`` and ``failed``.
-        attack_distance: ``(B,)`` float64: the norm of the witness as the attack left it (clipped into the domain).
-        witness: ``(B, C, H, W)`` refined witnesses; the image itself where there is none.
-        status: one `Status` an image.
-        target: ``(B,)`` int64, the witness's class; -1 without one.
-        message: what a library raised for a ``failed`` row; what the estimator noted of a found one, as ``best``
-            does its winner; else empty.
-        prediction: ``(B,)`` int64, the class that the margin is taken from.
+        attack_distance: ``(B,)`` float64: the distance of the witness as the attack left it (clipped into the domain).
+        witness: ``(B, C, H, W)`` refined witnesses; the image itself without a witness.
+        status: one `Status` per image.
+        target: ``(B,)`` int64, the witness's class; -1 without a witness.
+        message: the error that a library raised for a ``failed`` row; the estimator's note on a found row, such as the
+            winning member of ``best``; else empty.
+        prediction: ``(B,)`` int64, the predicted class, to whose boundary the margin is the distance.
         confidence: ``(B,)`` float64, softmax of the prediction.
         logit_margin: ``(B,)`` float64, predicted minus runner-up logit.
-        noise_retries: ``(B,)`` int64, noisy restarts that were needed.
+        noise_retries: ``(B,)`` int64, number of restarts from noisy images.
         forwards, backwards: ``(B,)`` float64, passes spent on the image.
     """
 

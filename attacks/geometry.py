@@ -1,4 +1,4 @@
-"""Norms, projections and the search for a boundary on a segment, row by row."""
+"""Row-wise norms, projections, distances to planes and bisection on segments."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def steepest_step(gradient: Tensor, norm: Norm) -> Tensor:
 def plane_crossing(
     points: Tensor, normal: Tensor, gap: Tensor, norm: Norm, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The shortest way from each point to its plane ``normal . move = gap`` inside the bounds.
+    """The shortest move from each point to its plane ``normal . move = gap`` inside the bounds.
 
-    It ends at ``(points + length * direction).clamp(*bounds)``: pixel i moves at rate ``|direction_i|``
-    until it stops at its bound, and ``length`` is where the piecewise linear gain meets the gap. The
-    gain is concave, so that Newton's method ends exactly there, with fewer moving pixels in every round.
+    The move ends at ``(points + length * direction).clamp(*bounds)``: pixel i moves at rate ``|direction_i|`` until it
+    stops at its bound, and ``length`` is where the piecewise linear gain ``normal . move`` reaches the gap. The gain is
+    concave, so that Newton's method ends exactly there, with fewer moving pixels in every round.
 
     Args:
-        points: ``(B, ...)`` inside the bounds. normal: ``(B, ...)``. gap: ``(B,)``, what is to be gained.
+        points: ``(B, ...)`` inside the bounds. normal: ``(B, ...)``. gap: ``(B,)``, the gain to reach.
 
     Returns:
-        direction: ``(B, ...)`` in ``normal``'s dtype, `steepest_step`; 0 where the normal is.
-        length: ``(B,)`` float64; where the bounds leave the plane out of reach, that of the farthest point.
-        shortfall: ``(B,)`` float64, the part of the gap that is then left, else 0.
+        direction: ``(B, ...)`` in ``normal``'s dtype, `steepest_step`; 0 where the normal is 0.
+        length: ``(B,)`` float64; that of the farthest point where the plane cannot be reached inside the bounds.
+        shortfall: ``(B,)`` float64, the fraction of the gap that is left there, else 0.
     """
     gap = gap.double()
     direction = steepest_step(normal.double(), norm)
@@ -81,7 +81,7 @@ def plane_crossing(
 
 
 def least_step(images: Tensor, norm: Norm) -> float:
-    """A distance that rounding in the images' dtype does not swallow."""
+    """A distance that is large enough not to vanish by rounding in the images' dtype."""
     pixels = images[0].numel()
     return float(4 * torch.finfo(images.dtype).eps * (pixels**0.5 if norm == "l2" else 1.0))
 
@@ -105,12 +105,12 @@ def boundary_fraction(
     tolerance: float = 1e-4,
     passes: int = 24,
 ) -> Tensor:
-    """Bisect every segment from an image to its witness down to a crossing of the boundary.
+    """Bisect the segment from each image to its witness for a crossing of the boundary.
 
-    A row stops when its bracket is narrower than ``tolerance`` of its distance, or after ``passes``.
+    A row stops when its bracket is narrower than ``tolerance`` times its distance, or after ``passes``.
 
     Args:
-        is_outside: (points of the active rows, their indices) -> bool ``(A,)``, true where the class has changed.
+        is_outside: (points of the active rows, indices of these rows) -> bool ``(A,)``, true where the class differs.
         images: ``(B, ...)``, not outside.
         ends: ``(B, ...)``, outside.
 

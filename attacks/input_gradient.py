@@ -1,4 +1,4 @@
-"""Input gradients of convolutions over few channels, which a CPU's library computes slowly."""
+"""Faster input gradients of convolutions with few input channels on the CPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Channels of the input up to which folding the columns back is faster than oneDNN's backward convolution, on one
-# thread: with 1 channel 2 to 10 times, with 3 up to 3.5 times, with 16 hardly.
+# Up to this many input channels, folding the columns back is faster than oneDNN's backward convolution on one thread:
+# with 1 channel 2 to 10 times, with 3 up to 3.5 times, with 16 hardly.
 FEW_CHANNELS = 3
 
 
 def quicken(model: nn.Module) -> None:
-    """Replace the backward pass of such convolutions, in place; forward passes stay the very same.
+    """Replace the backward pass of convolutions with few input channels, in place; forward passes are unchanged.
 
-    For views of frozen models: there is no gradient of the weights, and none of second order.
+    For views of frozen models: gradients of weights and second-order gradients are not supported.
     """
     for module in model.modules():
         # a subclass may compute something else
@@ -26,7 +26,7 @@ def quicken(model: nn.Module) -> None:
 
 
 def unquicken(model: nn.Module) -> None:
-    """The inverse of `quicken`, for who reads the layers or asks for second derivatives."""
+    """The inverse of `quicken`, for code that reads the layers or computes second derivatives."""
     for module in model.modules():
         if type(module) is FoldedConv2d:
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
@@ -67,6 +67,6 @@ class _Folded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        # under autocast the layer's result, and so its gradient, is of a lower precision
+        # under autocast the layer's result, and so its gradient, has a lower precision
         columns = weight.flatten(1).T @ gradient.flatten(2).to(weight.dtype)
         return functional.fold(columns, ctx.size, weight.shape[2:], **ctx.how), None, None, None, None, None

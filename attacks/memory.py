@@ -1,4 +1,4 @@
-"""How many images a pass may have, by what autograd keeps of one of them."""
+"""Batch sizes that fit into memory, from what autograd saves for one image."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from attacks.isolation import Classifier, frozen_view
 from attacks.seeds import forked_generators
 from attacks.types import Bounds, Domain
 
-# What a pass with gradients may keep, in bytes. About half as much again passes through while it is built and taken
-# back, and the images' own copies come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.
+# Most bytes that autograd may save in a pass. About half as much again is needed temporarily in both passes, and the
+# copies of the images come on top: a process with a ResNet-50 on 224x224 pixels stays below 4 GB.
 KEPT = 2**30
-# Numbers in an image up to which nothing is asked: networks for 64x64 pixels in colour keep less in ordinary batches.
+# Images of at most this many numbers are not checked: networks for 64x64 colour images need less in ordinary batches.
 SMALL = 3 * 64 * 64
 
-# Batches that an estimator which fills its batches up by itself gets at a time: more leave fewer half-empty ones.
+# Number of batches given at a time to an estimator that refills its batches itself; more leave fewer half-empty ones.
 REFILLED = 8
 
 
 def chunk_size(view: Classifier, estimator: Estimator) -> int:
-    """How many images the estimator gets at a time; an averaged network's draws are seeded for one."""
+    """The number of images that the estimator gets at a time; 1 for averaged networks, seeded per image."""
     if view.draws > 1:
         return 1
     return view.batch_size * (REFILLED if getattr(estimator, "refills", False) else 1)
@@ -37,11 +37,10 @@ def chunk_length(
     batch_size: int,
     expect_over: int = 1,
 ) -> int:
-    """How many of these images `attacks.measure.measure` gives the estimator at a time.
+    """The number of these images that `attacks.measure.measure` gives the estimator at a time.
 
-    Measured apart, parts of so many images have the margins that all of them have together, to the bit: the same
-    images stand in a batch, and attacks that draw from global generators draw the same. (On CUDA, only while memory
-    lasts.)
+    Measuring parts of this many images separately gives bit-equal margins: batches hold the same images, and attacks
+    that draw from global generators draw the same numbers. (On CUDA, only as long as memory suffices.)
     """
     with forked_generators(), frozen_view(model, bounds, domain, images.device) as view:
         view.draws = expect_over
@@ -50,9 +49,9 @@ def chunk_length(
 
 
 def affordable(view: Classifier, images: Tensor, most: int) -> int:
-    """The largest batch of up to ``most`` images whose forward pass keeps no more than `KEPT`; at least 1.
+    """The largest batch of up to ``most`` images for which autograd saves at most `KEPT` bytes; at least 1.
 
-    On the CPU, where nothing says in time that memory runs out. On CUDA `measure` halves batches when it does.
+    Applies on the CPU, where running out of memory cannot be caught. On CUDA, `measure` halves batches when it happens.
 
     Args:
         images: ``(N, C, H, W)``, in the model's bounds.
@@ -61,19 +60,21 @@ def affordable(view: Classifier, images: Tensor, most: int) -> int:
         return most
     try:
         kept = kept_bytes(view, images[:1]) * view.draws
-    except Exception:  # of a model that cannot be measured, `measure` says what is wrong with it
+    except Exception:  # a model that cannot be measured, which `measure` refuses
         return most
     return max(min(most, KEPT // max(kept, 1)), 1)
 
 
 def kept_bytes(view: Classifier, image: Tensor) -> int:
-    """Bytes that autograd keeps of a forward pass of ``image`` ``(1, C, H, W)``, the network's own tensors apart."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*view.network.parameters(), *view.network.buffers())}
+    """Bytes that autograd saves in a forward pass of ``image`` ``(1, C, H, W)``, without the network's own tensors."""
+    network_storage = {
+        tensor.untyped_storage().data_ptr() for tensor in (*view.network.parameters(), *view.network.buffers())
+    }
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in network_storage:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

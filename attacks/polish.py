@@ -1,4 +1,4 @@
-"""Another estimator's witnesses, moved along the boundary of a ReLU network to local minima of the distance."""
+"""Polishing: move an estimator's witnesses along a ReLU network's boundary to local minima of the distance."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from attacks.isolation import Classifier
 from attacks.isolation.outputs import Logits
 from attacks.types import Domain, EstimatorError, InputError, Norm
 
-# Parts of the distance beyond the boundary at which the classifier, in its own precision, is asked, with what rounding
-# might swallow added. Nearer, another batch puts some points back (as for the judge's own step), and the row is lost.
+# Relative overshoots beyond the boundary at which the classifier checks a point in its own precision, in addition to
+# the least step that rounding preserves. With less, some points change back in another batch (as for the step of
+# `measure` itself), and the row is lost.
 STEPS_OVER = (5e-5, 1e-4, 1e-3)
-# entries of the constraints of a group of images that are polished at a time, at most, and so many constraints each
+# most entries of the constraints of the images that are polished together, at this many constraints per image
 ENTRIES = 2**23
 CONSTRAINTS = 64
-# of polishing (see `attacks.estimator.Settings`)
+# revision of polishing (see `attacks.estimator.Settings`)
 REVISION = 1
 
 
@@ -33,11 +34,12 @@ REVISION = 1
 class Polished:
     """Runs ``inner``, then polishes its witnesses: ``deepfool:refine=polish``.
 
-    Where units keep their signs, a ReLU network is affine, and the nearest point at which another class leads solves a
-    convex problem; across the faces that hold that point, it is looked for again (see `attacks.certify.regions.walk`),
-    and so it is from walks to the classes nearby.
-    Rows without a witness, and those whose polished point the model does not confirm, stay as the inner estimator left
-    them. Only networks of affine layers, ReLU and LeakyReLU can be read; their passes in float64 count as passes.
+    Where its units keep their signs, a ReLU network is affine, and the nearest point at which another class leads is
+    the solution of a convex problem. The search continues across the faces that are active at that point (see
+    `attacks.certify.regions.walk`). It starts from the witness and from points of the nearest classes.
+
+    Rows without a witness, and rows whose polished point the model does not confirm, stay as the inner estimator left
+    them. Only networks of affine layers, ReLU and LeakyReLU can be read. Passes in float64 count as passes.
     """
 
     inner: Estimator
@@ -53,37 +55,37 @@ class Polished:
 
     @property
     def name(self) -> str:
-        """The inner estimator's."""
+        """That of the inner estimator."""
         return self.inner.name
 
     @property
     def norms(self) -> frozenset[Norm]:
-        """The inner estimator's."""
+        """Those of the inner estimator."""
         return self.inner.norms
 
     @property
     def domains(self) -> frozenset[Domain]:
-        """The inner estimator's."""
+        """Those of the inner estimator."""
         return self.inner.domains
 
     @property
     def tightness(self) -> Mapping[Norm, float]:
-        """The inner estimator's: polishing makes no distance larger."""
+        """That of the inner estimator: polishing makes no distance larger."""
         return self.inner.tightness
 
     @property
     def batch_invariant(self) -> bool:
-        """The inner estimator's."""
+        """That of the inner estimator."""
         return self.inner.batch_invariant
 
     @property
     def revision(self) -> int:
-        """Rises with the inner estimator's and with that of polishing."""
+        """Rises with the revision of the inner estimator and with that of polishing."""
         return revision_of(self.inner) + REVISION - 1
 
     @property
     def refills(self) -> bool:
-        """Whether the inner estimator fills its batches up by itself."""
+        """Whether the inner estimator refills its batches itself."""
         return bool(getattr(self.inner, "refills", False))
 
     def perturb(
@@ -99,36 +101,36 @@ class Polished:
         """See `Estimator.perturb`.
 
         Raises:
-            InputError: the model is no such network; names the layer.
+            InputError: the model cannot be read; names the layer.
         """
         network = read(model, images)
-        found = self.inner.perturb(model, images, labels, norm, seeds=seeds, start=start).detach().to(images)
-        # the library's attack may have left its modes and buffers in the view
+        candidates = self.inner.perturb(model, images, labels, norm, seeds=seeds, start=start).detach().to(images)
+        # a library's attack may have changed modes and buffers of the view
         model.settle()
-        result = found.clone()
+        result = candidates.clone()
         size = max(1, ENTRIES // (CONSTRAINTS * images[0].numel()))
-        witnesses = torch.nonzero(_changed(model, found, labels)).flatten()
+        witnesses = torch.nonzero(_changed(model, candidates, labels)).flatten()
         for rows in torch.split(witnesses, size) if len(witnesses) else ():
             with model.rows(rows), torch.no_grad():
-                witness = found[rows].clamp(*model.bounds)
+                witness = candidates[rows].clamp(*model.bounds)
                 result[rows] = _polish(network, model, images[rows], labels[rows], witness, norm)
         return result
 
 
 def warmth(estimator: object) -> int:
-    """The setting ``warm``, 0 where there is none."""
+    """The setting ``warm``, 0 for an estimator without it."""
     return int(getattr(estimator, "warm", 0))
 
 
 def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
-    """The network behind a view.
+    """Read the network of a view.
 
     Raises:
-        InputError: it is none of affine layers, ReLU and LeakyReLU; names the layer.
+        InputError: the network has other layers than affine ones, ReLU and LeakyReLU; names the layer.
     """
     if model.draws > 1:
         raise InputError(
-            f"expected one network to read for refine=polish, got an average over {model.draws} draws; leave "
+            f"expected a single network for refine=polish, got an average over {model.draws} draws; leave "
             "refine=polish or expect_over out"
         )
     model_of_two = Logits(model.network, binary=True) if model.binary else model.network
@@ -140,7 +142,7 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
 def _polish(
     network: PiecewiseNetwork, model: Classifier, images: Tensor, labels: Tensor, witness: Tensor, norm: Norm
 ) -> Tensor:
-    """Witnesses that are no farther than these, which are inside the bounds."""
+    """Witnesses that are no farther than ``witness``, which lies inside the bounds."""
 
     def outside(points: Tensor, rows: Tensor) -> Tensor:
         with model.rows(rows):
@@ -160,16 +162,16 @@ def _polish(
 def _confirmed(
     model: Classifier, images: Tensor, labels: Tensor, witness: Tensor, points: Tensor, norm: Norm
 ) -> Tensor:
-    """The points, a little farther from the image, where they are of another class and nearer than the witness."""
+    """The points with a small overshoot, where these are of another class and nearer than the witness."""
     result, pending = witness.clone(), torch.arange(len(images), device=images.device)
     longest = row_norm(witness - images, norm)
     length = row_norm(points - images, norm).clamp_min(torch.finfo(torch.float64).tiny)
     for farther in STEPS_OVER:
-        here = images[pending]
+        origin = images[pending]
         reach = per_row(1 + farther + least_step(images, norm) / length[pending], points)
-        trial = (here + reach * (points[pending] - here)).to(images).clamp(*model.bounds)
+        trial = (origin + reach * (points[pending] - origin)).to(images).clamp(*model.bounds)
         with model.rows(pending):
-            better = _changed(model, trial, labels[pending]) & (row_norm(trial - here, norm) < longest[pending])
+            better = _changed(model, trial, labels[pending]) & (row_norm(trial - origin, norm) < longest[pending])
         result[pending[better]] = trial[better]
         pending = pending[~better]
         if not len(pending):
@@ -178,7 +180,7 @@ def _confirmed(
 
 
 def _changed(model: Classifier, points: Tensor, labels: Tensor) -> Tensor:
-    """Whether the model puts points into other classes: ``(B,)`` bool; those that are not finite are in none."""
+    """Whether points have another class than their label: ``(B,)`` bool; false for points that are not finite."""
     finite = points.flatten(1).isfinite().all(1)
     with torch.no_grad():
         logits: Tensor = model(torch.where(per_row(finite, points).bool(), points, 0.0).clamp(*model.bounds))

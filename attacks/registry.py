@@ -1,7 +1,7 @@
-"""Names of estimators, and their text form ``name:field=value,field=value``, with ``refine=polish`` last.
+"""Registry of estimators and certifiers, and their text form ``name:field=value,field=value``.
 
-Holds ``module:Class`` strings and one line of facts each, so that ``--list-estimators`` needs no torch.
-Outsiders add theirs through the entry-point group ``margin_harness.estimators``.
+Entries hold ``module:Class`` strings and one line of facts each, so that ``--list-estimators`` needs no torch. Other
+packages add estimators through the entry-point group ``margin_harness.estimators``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENTRY_POINTS = "margin_harness.estimators"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the list: where the class is, what it can do, what it costs and the package it needs besides."""
+    """A registered class: ``module:Class``, what it supports, its cost, one line about it, and a package it needs."""
 
     target: str
     norms: tuple[Norm, ...]
@@ -38,7 +38,7 @@ class Entry:
 
 _BOX: tuple[Domain, ...] = ("box",)
 
-# cost: forwards and backwards an image on the digits network of benchmarks/estimators.py
+# cost: forwards and backwards per image on the digits network of benchmarks/estimators.py
 ESTIMATORS: dict[str, Entry] = {
     "deepfool": Entry("attacks.estimators.deepfool:DeepFool", NORMS, DOMAINS, "40", "linearise and step (the paper's)"),
     "fmn": Entry("attacks.estimators.fmn:FMN", NORMS, DOMAINS, "140", "fast minimum norm: adaptive radius"),
@@ -77,18 +77,18 @@ ESTIMATORS: dict[str, Entry] = {
 CERTIFIERS: dict[str, Entry] = {
     "crown": Entry("attacks.certify.certifiers:Crown", NORMS, DOMAINS, "", "linear relaxation"),
     "ibp": Entry("attacks.certify.certifiers:IBP", NORMS, DOMAINS, "", "intervals and one pass of lines: fast, loose"),
-    "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds an image"),
+    "exact": Entry("attacks.certify.certifiers:Exact", NORMS, DOMAINS, "", "branch and bound, seconds per image"),
 }
-# what any estimator's witnesses may be refined by: the judge's bisection alone, or `Polished` before it
+# refinements of any estimator's witnesses: only the bisection of `measure`, or `Polished` before it
 REFINEMENTS = ("segment", "polish")
 POLISHED = "attacks.polish:Polished"
 
-# names that take the library's class as their first argument
+# estimators that take a library's class name as their first argument
 WRAPPERS = ("foolbox", "torchattacks")
 
 
 def known() -> dict[str, Entry]:
-    """All estimators: ours, then those of installed packages, whose facts are in their class."""
+    """All estimators by name: the built-in ones, then those of installed packages, whose facts are in their class."""
     outside = {
         point.name: Entry(point.value, (), (), "see its package", f"from {point.value.partition(':')[0]}")
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -101,7 +101,7 @@ def check_name(text: str) -> str:
     """The name in an estimator's text form, which must exist; needs no torch.
 
     Raises:
-        EstimatorError: unknown; says which are known and which is nearest.
+        EstimatorError: unknown name; lists the known names and the closest one.
     """
     name, names = text.partition(":")[0], known()
     if name not in names:
@@ -112,7 +112,7 @@ def check_name(text: str) -> str:
 
 
 def check_needs(name: str) -> None:
-    """Refuse an estimator whose package is not installed, before any work is done for it.
+    """Refuse an estimator that needs a package which is not installed, before any work is done.
 
     Raises:
         EstimatorError: names the package.
@@ -127,10 +127,10 @@ def check_needs(name: str) -> None:
 def create(text: str) -> Estimator:
     """Build an estimator from its text form, as in ``fmn:steps=200`` or ``foolbox:L2BasicIterativeAttack``.
 
-    The parameter ``refine``, which all have, is ``segment`` or ``polish``; see `attacks.polish.Polished`.
+    Every estimator has the parameter ``refine``, ``segment`` or ``polish``; see `attacks.polish.Polished`.
 
     Raises:
-        EstimatorError: unknown name or parameter, or a value of the wrong type; says what there is.
+        EstimatorError: unknown name or parameter, or a value of the wrong type; lists the choices.
     """
     name = check_name(text)
     rest = text.partition(":")[2]
@@ -159,7 +159,7 @@ def check_certifier(text: str) -> str:
     """The name in a certifier's text form, which must exist; needs no torch.
 
     Raises:
-        EstimatorError: unknown.
+        EstimatorError: unknown name; lists the known names.
     """
     name = text.partition(":")[0]
     if name not in CERTIFIERS:
@@ -180,7 +180,7 @@ def create_certifier(text: str) -> Certifier:
 
 
 def _build(kind: str, name: str, cls: Any, pairs: dict[str, str]) -> Any:
-    """The class with the parameters of a text."""
+    """Create an instance of the class from the parameters of a text form."""
     hints = get_type_hints(cls)
     settings = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
     values = {key: _convert(name, key, value, settings) for key, value in pairs.items()}
@@ -191,9 +191,9 @@ def _build(kind: str, name: str, cls: Any, pairs: dict[str, str]) -> Any:
 
 
 def text_form(estimator: Estimator | Certifier) -> str:
-    """The canonical text: the name and the fields that differ from their defaults, in declared order.
+    """The canonical text form: the name and the fields that differ from their defaults, in declared order.
 
-    A wrapper's are all the library's parameters that are given, sorted.
+    Estimators that wrap a library's attack list all given parameters of the library, sorted.
     """
     inner = getattr(estimator, "inner", None)
     if inner is not None and isinstance(estimator, _load(POLISHED)):
@@ -204,7 +204,7 @@ def text_form(estimator: Estimator | Certifier) -> str:
 
 
 def _parts(estimator: Estimator | Certifier) -> tuple[str, dict[str, Any]]:
-    """The name, with the library's class, and the parameters that are written."""
+    """The name, with the library's class if any, and the parameters of the text form."""
     if estimator.name in WRAPPERS:
         attack, parameters = getattr(estimator, "attack"), getattr(estimator, "parameters")  # noqa: B009
         return f"{estimator.name}:{attack}", dict(sorted(parameters))
@@ -229,12 +229,12 @@ def _joined(parameters: dict[str, Any]) -> str:
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), attribute)
+        loaded: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise EstimatorError(f"expected an estimator class at {target}, got {error}; check that package") from error
-    if not dataclasses.is_dataclass(found):
-        raise EstimatorError(f"expected a dataclass of hyperparameters at {target}, got {found!r}; check that package")
-    return found
+    if not dataclasses.is_dataclass(loaded):
+        raise EstimatorError(f"expected a dataclass of hyperparameters at {target}, got {loaded!r}; check that package")
+    return loaded
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -249,18 +249,19 @@ def _pairs(text: str) -> dict[str, str]:
 
 def _convert(name: str, key: str, text: str, settings: dict[str, tuple[type, Any]]) -> Any:
     if key not in settings:
-        has = ", ".join(f"{k}: {_kind(kind)} = {v}" for k, (kind, v) in settings.items()) or "no parameters"
-        raise EstimatorError(f"expected a parameter of {name} ({has}), got {key!r}; choose one of them")
+        known_keys = ", ".join(f"{k}: {_kind(kind)} = {v}" for k, (kind, v) in settings.items()) or "no parameters"
+        raise EstimatorError(f"expected a parameter of {name} ({known_keys}), got {key!r}; choose one of them")
     kind, default = settings[key]
     value = text if kind is str else _literal(text)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        # what no float can hold stays an integer, which is refused below
+        # an integer too large for a float stays an integer, which is refused below
         with contextlib.suppress(OverflowError):
             value = float(value)
-    # a type such as `int | None` is for the class to check
+    # the class itself checks types such as `int | None`
     if isinstance(kind, type) and type(value) is not kind:
         raise EstimatorError(
-            f"expected {name}'s {key} to be of type {_kind(kind)} (default {default}), got {text!r}; write it so"
+            f"expected {name}'s {key} to be of type {_kind(kind)} (default {default}), got {text!r}; "
+            "give a value of that type"
         )
     return value
 

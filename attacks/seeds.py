@@ -1,4 +1,4 @@
-"""Every random draw: seeds per image, seeded directions, and the generators that upstream libraries draw from."""
+"""Random draws: seeds per image, seeded directions, and the global generators that other libraries draw from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attacks.types import Norm
 
 @contextmanager
 def forked_generators() -> Iterator[None]:
-    """Give the torch (CPU and CUDA), NumPy and ``random`` generators back as they were."""
+    """Restore the torch (CPU and CUDA), NumPy and ``random`` generators on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if initialised else []
-    # before CUDA starts, torch.manual_seed leaves its seed for later: the caller's must be the one that waits
+    # before CUDA is initialised, torch.manual_seed stores its seed for later: the caller's stored seed is restored too
     waiting = torch.cuda._lazy_seed_tracker
     waiting_state = dict(vars(waiting))
     with torch.random.fork_rng(devices):
@@ -33,8 +33,8 @@ def forked_generators() -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the generators that upstream attacks draw from; only inside `forked_generators`."""
-    # without an accelerator torch.manual_seed takes 0.3 ms to leave the seed for one
+    """Seed the global generators that other libraries' attacks draw from; call it inside `forked_generators` only."""
+    # without an accelerator, torch.manual_seed takes 0.3 ms to store the seed for one
     seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     seed_torch(seed)
     np.random.seed(seed % 2**32)
@@ -42,13 +42,19 @@ def seed_generators(seed: int) -> None:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from anything with a stable text form; the same on every machine."""
+    """A 63-bit seed from values with a stable text form; the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seeded_directions(images: Tensor, seeds: Tensor, norm: Norm, stream: int) -> Tensor:
-    """A random point on each row's unit sphere of ``norm``, from the row's own seed: ``(B, ...)``."""
+    """A random point on the unit sphere of ``norm`` per row, from the row's own seed: ``(B, ...)``.
+
+    Args:
+        images: ``(B, ...)``, for the shape, dtype and device.
+        seeds: ``(B,)`` int64.
+        stream: number of the draw; each gives an independent point.
+    """
     rows = []
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15 * (stream + 1)) % 2**63)

@@ -1,4 +1,4 @@
-"""Each image's nearest verified point against the passes spent so far, from one run of an estimator."""
+"""Records of an estimator's run: the nearest verified point per row, and its distance against passes spent."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from attacks.types import Bounds, Norm
 
 
 class Trace:
-    """What `measure` saw on the way; the view feeds it every batch that passes through the model.
+    """Distance of the nearest verified point against passes spent, per image; the view reports every batch to it.
 
-    A point counts once it has passed through the model, lies in the domain and has another class: a later check can
-    only confirm it. Where a library passes other rows than it was given, nothing tells which, so that such passes are
-    counted in ``hidden`` and their points left out: that image's curve is then too high until the judge, whose
-    passes never hide, checks what came of them.
+    A point counts if it passes through the model, lies in the domain and has another class; a later check would only
+    confirm it. Where a library passes a batch of another size than the rows it was given, the rows are unknown. Such
+    passes are counted in ``hidden`` and their points left out: the image's curve is then too high until `measure`,
+    whose rows are always known, checks the result.
 
     Attributes:
-        rows: ``(E,)`` int64, an entry for every time that an image's nearest point came nearer: the image.
-        passes: ``(E,)`` float64, forwards and backwards spent on the image until then, this forward included.
-        distance: ``(E,)`` float64, in the images' own units, without the refinement that comes at the end.
-        hidden: ``(N,)`` float64, forwards of each image whose rows a library hid.
+        rows: ``(E,)`` int64, one entry per improvement of an image's nearest point: the image.
+        passes: ``(E,)`` float64, forwards and backwards spent on the image until then, including this forward.
+        distance: ``(E,)`` float64, in the images' own units, without the final refinement.
+        hidden: ``(N,)`` float64, forwards per image of batches whose rows are unknown.
     """
 
     def __init__(self) -> None:
@@ -48,18 +48,21 @@ class Trace:
         return torch.cat(self._hidden or [torch.zeros(0, dtype=torch.float64)])
 
     def start_chunk(self, images: Tensor, labels: Tensor, norm: Norm, bounds: Bounds) -> None:
-        """Follow the next images ``(B, C, H, W)`` out of ``labels`` ``(B,)``; ``bounds``: where witnesses may lie."""
+        """Begin the next chunk of images ``(B, C, H, W)`` with ``labels`` ``(B,)``; ``bounds`` limit the witnesses."""
         self._first += len(self._hidden[-1]) if self._hidden else 0
         self._hidden.append(torch.zeros(len(images), dtype=torch.float64))
         self._images, self._labels, self._norm, self._bounds = images, labels, norm, bounds
-        # of mapping [0, 1] to bounds that the images' dtype rounds
+        # rounding of the map from [0, 1] to the bounds in the images' dtype
         self._slack = 4 * torch.finfo(images.dtype).eps * max((abs(b) for b in bounds if math.isfinite(b)), default=0)
         self._least = torch.full((len(images),), math.inf, dtype=torch.float64, device=images.device)
 
     def see(self, points: Tensor, logits: Tensor, active: Tensor, passes: Tensor) -> None:
-        """Take in a batch ``(A, C, H, W)`` in the images' units and its logits; ``passes`` ``(B,)`` of the whole chunk.
+        """Record a batch ``(A, C, H, W)`` in the images' units.
 
-        ``active`` are the chunk's rows that the passes belong to; a batch of another size hides which is which.
+        Args:
+            logits: ``(A, K)`` of the batch.
+            active: rows of the chunk that the batch belongs to; with a batch of another size, the rows are unknown.
+            passes: ``(B,)`` passes so far of all rows of the chunk.
         """
         if len(points) != len(active):
             self._hidden[-1][active.cpu()] += len(points) / max(len(active), 1)
@@ -69,7 +72,7 @@ class Trace:
         moved = (logits.argmax(1) != self._labels[active]) & logits.isfinite().all(1)
         distance = row_norm(points - self._images[active].to(points.dtype), self._norm)
         distance = torch.where(inside & moved, distance, math.inf)
-        # the same row may stand in a batch several times
+        # a row may occur several times in a batch
         least = self._least.scatter_reduce(0, active, distance, "amin")
         nearer = torch.nonzero(least < self._least).flatten()
         self._least = least
@@ -78,10 +81,10 @@ class Trace:
 
 
 class Record:
-    """The nearest point of another class that each row has sent through the model so far.
+    """The nearest point of another class per row, of all points passed through the model so far.
 
-    Of points at one distance (iterates on a sphere, say) it is the one deepest in the other class,
-    which has the shortest way back to the boundary; rounding would otherwise choose.
+    Of points at the same distance, such as iterates on a sphere, the one with the largest lead of the other class is
+    kept, as it promises the largest gain by bisection; otherwise rounding would decide.
     """
 
     SAME = 1e-5
@@ -108,5 +111,5 @@ class Record:
         self.least[kept] = torch.minimum(least, distance)[better]
 
     def improve(self, candidates: Tensor) -> Tensor:
-        """The recorded points where there are any, else ``candidates``."""
+        """The recorded points ``(B, ...)``; ``candidates`` for rows without one."""
         return torch.where(per_row(self.distance.isfinite(), self.points).bool(), self.points, candidates)

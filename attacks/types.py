@@ -1,4 +1,7 @@
-"""Norms, domains, pixel bounds and errors. No torch: the command line imports this for ``--help``."""
+"""Norms, domains, pixel bounds and errors.
+
+No torch: the command line imports this for ``--help``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Literal, get_args
 
 Norm = Literal["l2", "linf"]
 Domain = Literal["box", "free"]
-# of pixels: the least and the largest value
+# the smallest and the largest pixel value
 Bounds = tuple[float, float]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
@@ -16,13 +19,23 @@ BOTH_DOMAINS: frozenset[Domain] = frozenset(DOMAINS)
 BOX_ONLY: frozenset[Domain] = frozenset({"box"})
 
 
+def one_line(error: BaseException, *, kind: bool = True, most: int | None = None) -> str:
+    """An exception's message on one line, after the name of its class if ``kind``.
+
+    Args:
+        most: cut the message to this many characters.
+    """
+    message = " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {message}" if kind else message
+
+
 class InputError(ValueError):
-    """Images, labels or a model that cannot be measured; the message says what to do."""
+    """Images, labels, arguments or a model that cannot be measured; the message says what to do."""
 
 
 class EstimatorError(ValueError):
-    """An estimator that does not exist, cannot do what is asked, or breaks the contract."""
+    """An estimator that does not exist, cannot do what is asked, or violates the contract."""
 
 
 class UnsoundError(RuntimeError):
-    """A point of another class nearer than a proved lower bound: what proved it is wrong, and no result is given."""
+    """A point of another class lies nearer than a proved lower bound: the proof is wrong, and no result is returned."""

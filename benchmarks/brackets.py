@@ -8,6 +8,7 @@ towards another class.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -23,15 +24,14 @@ from attacks.certify.network.tracing import evaluation_copy
 from attacks.geometry import project
 from attacks.measure import measure
 from attacks.registry import create, create_certifier, text_form
-from attacks.types import NORMS, Domain, EstimatorError, Norm
+from attacks.types import NORMS, Domain, Norm
 from benchmarks.problems import BUILT_IN, Problem, run_problems
-from harness.command import run_command
-from harness.config.options import OneLineParser
+from harness.command import DONE, FAILED, exit_code, run_command
+from harness.config.options import ConfigError, OneLineParser
 from harness.runs import read_runs
 from harness.statistics.brackets import TIGHT
 from harness.store import environment, now
 from harness.store.files import write_atomically
-from harness.store.identity import StoreError
 
 # of the points, those that are driven towards another class, and their steps
 DRIVEN, CLIMBING = 0.1, 20
@@ -204,7 +204,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 1 where a bound is contradicted."""
+    """Run the command and return its exit code: 1 where a bound is contradicted."""
+    given = _parser().parse_args(argv)
+    return exit_code("brackets", lambda: _bound(given), resume="nothing was written")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.brackets", description=__doc__)
     parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--problem", action="append", choices=list(BUILT_IN), help="networks made here, repeatable")
@@ -219,22 +224,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=1000, help="of each image's ball (default: 1000)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write JSON, and the table as FILE.md")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def _bound(given: argparse.Namespace) -> int:
     if min(given.images, given.threads) < 1 or given.points < 0:
-        parser.error("expected --images and --threads of at least 1, got less; give larger numbers")
+        raise ConfigError("expected --images and --threads of at least 1, got less; give larger numbers")
     torch.set_num_threads(given.threads)
     certifiers = given.certifier or ["crown", "ibp"]
-    try:
-        for text in certifiers:
-            create_certifier(text)
-        create(given.estimator)
-        problems = [BUILT_IN[name](given.images) for name in given.problem or ()]
-        for run in read_runs(given.run):
-            problems += run_problems(run, given.epoch or (), [given.split], given.images)
-    except (EstimatorError, StoreError) as error:
-        parser.error(str(error))
+    for text in certifiers:
+        create_certifier(text)
+    create(given.estimator)
+    problems = [BUILT_IN[name](given.images) for name in given.problem or ()]
+    for run in read_runs(given.run):
+        problems += run_problems(run, given.epoch or (), [given.split], given.images)
     if not problems:
-        parser.error("expected a RUN or --problem, got none; name what to bound")
+        raise ConfigError("expected a RUN or --problem, got none; name what to bound")
     rows = []
     for problem in problems:
         for norm in given.norm or NORMS:
@@ -249,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(
             given.out.with_suffix(".md"), lambda path: path.write_text(table(rows) + "\n", encoding="utf-8")
         )
-    return 1 if any(row.violations or row.above_exact or row.above_upper for row in rows) else 0
+    return FAILED if any(row.violations or row.above_exact or row.above_upper for row in rows) else DONE
 
 
 if __name__ == "__main__":

@@ -30,10 +30,7 @@ polish() { # NAME ARGUMENT...
   for one in deepfool cascade; do estimators+=(--estimator "$one" --estimator "$one:refine=polish"); done
   shift
   [ -e "runs/brackets/$name/comparison.json" ] || $python -m benchmarks.compare "$@" "${estimators[@]}" --out "runs/brackets/$name"
-  for table in estimators ratios unsolved; do
-    cp "runs/brackets/$name/$table.csv" "$out/$name-$table.csv"
-  done
-  $python -m benchmarks.digest "runs/brackets/$name" --manifest "$out/$name.json" > "$out/$name.md"
+  $python -m benchmarks.compare.digest "runs/brackets/$name" --manifest "$out/$name.json" > "$out/$name.md"
 }
 
 if [ $part != networks ]; then

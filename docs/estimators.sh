@@ -19,8 +19,6 @@ compare() { # NAME ARGUMENT...
   local name=$1
   shift
   [ -e "runs/estimators/$name/comparison.json" ] || $python -m benchmarks.compare "$@" --out "runs/estimators/$name"
-  mkdir -p docs/estimators
-  for table in estimators ratios; do cp "runs/estimators/$name/$table.csv" "docs/estimators/$name-$table.csv"; done
 }
 
 cheap=(deepfool fmn sdf fab linear cascade cascade:budget=100)
@@ -45,9 +43,10 @@ for dataset in mnist cifar10; do
   done
 done
 
+mkdir -p docs/estimators
 cp runs/estimators/fashion-mnist-*/cost-*-epoch-40-test.png docs/estimators
-$python -m benchmarks.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} \
+$python -m benchmarks.compare.digest runs/estimators/{exact,fashion-mnist-standard,fashion-mnist-pgd} \
   --manifest docs/estimators/manifest.json > docs/estimators/tables.md
-$python -m benchmarks.digest runs/estimators/{mnist,cifar10}-{standard,pgd} \
+$python -m benchmarks.compare.digest runs/estimators/{mnist,cifar10}-{standard,pgd} \
   --manifest docs/estimators/other-data.json > docs/estimators/other-data.md
 $python -m benchmarks.estimators --out docs/estimators/defaults.json > docs/estimators/defaults.md

@@ -12,8 +12,7 @@ export OMP_NUM_THREADS=1
 mkdir -p docs/speed
 
 [ -e runs/figure1/figure1.json ] || $python -m benchmarks.figure1 --out runs/figure1
-cp runs/figure1/figure1.{json,md,png} docs/speed
-cp runs/figure1/run/manifest.json docs/speed/figure1-manifest.json
+cp runs/figure1/figure1.md docs/speed
 
 speed() { # NAME ARGUMENT...
   local name=$1
@@ -21,7 +20,6 @@ speed() { # NAME ARGUMENT...
   # speed.json grows table by table
   [ -e "runs/speed/$name/done" ] || { $python -m benchmarks.speed "$@" --out "runs/speed/$name" && touch "runs/speed/$name/done"; }
   cp "runs/speed/$name/speed.md" "docs/speed/$name.md"
-  cp "runs/speed/$name/speed.json" "docs/speed/$name.json"
 }
 
 run=(runs/figure1/run --epoch 40)
@@ -41,5 +39,3 @@ speed large-deepfool "${large[@]}" --estimator deepfool:steps=2 --images 24 --ba
   --every 5 --probe 500 --estimator linear --threads 1 --resume --out runs/fashion-mnist-pgd
 speed descents-pgd runs/fashion-mnist-pgd --epoch 10 --images 300 --estimator deepfool fmn ddn pgd pgd:steps=10 \
   --peer foolbox torchattacks --no-memory
-
-$python -m benchmarks.gradients --out docs/speed/gradients.json > docs/speed/gradients.md

@@ -1,4 +1,4 @@
-"""``python -m harness.compare``: measure a run's checkpoints again with other estimators, and say whom to trust."""
+"""``python -m harness.compare``: measure the checkpoints of finished runs with more estimators and compare them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attacks.registry import check_certifier, check_name
-from attacks.types import NORMS, EstimatorError, UnsoundError
-from harness.command import run_command, terminated_is_interrupted
+from attacks.types import NORMS
+from harness.command import DONE, FAILED, exit_code, print_error, run_command
 from harness.config.options import ConfigError, OneLineParser
-from harness.config.run_config import ENGINES
+from harness.config.registry import ENGINES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,46 +21,20 @@ if TYPE_CHECKING:
 
     from harness.report.content import ReportContent
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    try:
-        for text in given.estimator:
-            check_name(text)
-        for text in given.certify:
-            check_certifier(text)
-        if given.workers < 0 or not 0 <= given.gpus_per_worker < float("inf"):
-            raise ConfigError(
-                f"expected --workers and --gpus-per-worker of at least 0, got {given.workers} and "
-                f"{given.gpus_per_worker:g}; raise them"
-            )
-        if given.threads is not None and given.threads < 1:
-            raise ConfigError(f"expected --threads of at least 1, got {given.threads}; raise it")
-        if given.unit_timeout is not None and not 0 < given.unit_timeout < float("inf"):
-            raise ConfigError(f"expected --unit-timeout above 0, got {given.unit_timeout:g}; give another number")
-        if given.certify_probe < 1:
-            raise ConfigError(f"expected --certify-probe of at least 1, got {given.certify_probe}; raise it")
-        with terminated_is_interrupted():
-            return _compare(given)
-    except (ConfigError, EstimatorError) as error:
-        return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError, UnsoundError) as error:
-        return _say_error(error, FAILED, given.debug)
-    except KeyboardInterrupt:
-        print("compare: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(argv)
+    resume = "to resume, run the same command again"
+    return exit_code("compare", lambda: _compare(options), resume=resume, debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m harness.compare",
-        description="Measure the checkpoints of finished runs with more estimators, add them to the runs, and say by "
-        "how much each over-estimates and whether an observation's verdict depends on the estimator.",
-        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (the same command goes on).",
+        description="Measure the checkpoints of finished runs with more estimators, add the margins to the runs, and "
+        "report by how much each estimator over-estimates and whether an observation's verdict depends on it.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (the same command resumes).",
         allow_abbrev=False,
     )
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folder that harness.track wrote")
@@ -70,14 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--certify", action="append", default=[], metavar="NAME", help="NAME[:key=value,...] of a certifier, repeatable"
     )
-    parser.add_argument("--certify-probe", type=int, default=100, metavar="N", help="of each split (default: 100)")
+    parser.add_argument(
+        "--certify-probe", type=int, default=100, metavar="N", help="images of each split (default: 100)"
+    )
     parser.add_argument("--norm", action="append", choices=NORMS, help="l2 or linf, repeatable (default: the run's)")
     parser.add_argument(
         "--epoch", action="append", type=int, help="only this epoch, repeatable (default: all measured)"
     )
     parser.add_argument("--device", default="cpu", help="where to measure: auto, cpu or cuda[:i] (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
-    parser.add_argument("--engine", choices=ENGINES, default="local", help="where attacks run (default: local)")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="local", help="where attacks run (default: local)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="see harness.track (default: 0)")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="X", help="on Ray (default: 0)")
     parser.add_argument("--unit-timeout", type=float, metavar="S", help="see harness.track (default: no limit)")
@@ -88,14 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say_error(error: Exception, code: int, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"compare: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be used, before any work."""
+    for text in options.estimator:
+        check_name(text)
+    for text in options.certify:
+        check_certifier(text)
+    if options.workers < 0 or not 0 <= options.gpus_per_worker < float("inf"):
+        raise ConfigError(
+            f"expected --workers and --gpus-per-worker of at least 0, got {options.workers} and "
+            f"{options.gpus_per_worker:g}; raise them"
+        )
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"expected --threads of at least 1, got {options.threads}; raise it")
+    if options.unit_timeout is not None and not 0 < options.unit_timeout < float("inf"):
+        raise ConfigError(f"expected --unit-timeout above 0, got {options.unit_timeout:g}; give another number")
+    if options.certify_probe < 1:
+        raise ConfigError(f"expected --certify-probe of at least 1, got {options.certify_probe}; raise it")
 
 
-def _compare(given: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> int:
+    _check(options)
     # here, so that --help needs neither torch nor pandas
     import torch
 
@@ -105,58 +94,60 @@ def _compare(given: argparse.Namespace) -> int:
     from harness.store import RunFolder
     from harness.tracking.terminal import open_console
 
-    device = choose_device(given.device)
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    device = choose_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     console = open_console()
-    out = given.out or (RunFolder(given.run[0]).report if len(given.run) == 1 else Path("report.html"))
-    check_out(out, given.run)
-    failures = _measure(given, device, console)
-    runs = read_runs(given.run)
+    out = options.out or (RunFolder(options.run[0]).report if len(options.run) == 1 else Path("report.html"))
+    check_out(out, options.run)
+    failures = _measure(options, device, console)
+    runs = read_runs(options.run)
     content = evaluate(runs)
     _print_comparison(console, content)
     for line in write_report(runs, content, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
     for line in failures:
-        print(f"compare: error: {line}", file=sys.stderr)
+        print_error("compare", line)
     return FAILED if failures else DONE
 
 
-def _measure(given: argparse.Namespace, device: torch.device, console: Console) -> list[str]:
-    """Add to the runs what they do not have of what is asked for; returns a line for what failed."""
+def _measure(options: argparse.Namespace, device: torch.device, console: Console) -> list[str]:
+    """Add the missing margins and bounds to the runs; returns one line per failure."""
     from harness.engines import create_engine
     from harness.runs import read_runs
     from harness.tracking.finished_run import remeasure
     from harness.tracking.terminal import Terminal
 
-    runs = read_runs(given.run)
-    if not given.estimator and not given.certify:
+    runs = read_runs(options.run)
+    if not options.estimator and not options.certify:
         for remark in (line for run in runs for line in run.remarks):
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
         return []
     engine = create_engine(
-        given.engine,
-        given.workers,
+        options.engine,
+        options.workers,
         device,
-        gpus=given.gpus_per_worker,
-        threads=given.threads,
-        unit_timeout=given.unit_timeout,
+        gpus=options.gpus_per_worker,
+        threads=options.threads,
+        unit_timeout=options.unit_timeout,
     )
     failures = []
     try:
         for run in runs:
             with Terminal(console, int(run.margins["epoch"].max()) if len(run.margins) else 0) as terminal:
-                terminal.say(f"{run.name}: measuring its checkpoints with {', '.join(given.estimator + given.certify)}")
+                terminal.say(
+                    f"{run.name}: measuring its checkpoints with {', '.join(options.estimator + options.certify)}"
+                )
                 failed = remeasure(
                     run,
-                    given.estimator,
-                    given.norm,
-                    given.epoch,
+                    options.estimator,
+                    options.norm,
+                    options.epoch,
                     device,
                     terminal,
-                    given.certify,
-                    given.certify_probe,
+                    options.certify,
+                    options.certify_probe,
                     engine,
                 )
             failures += [f"{run.name}: {line}" for line in failed]
@@ -166,7 +157,7 @@ def _measure(given: argparse.Namespace, device: torch.device, console: Console) 
 
 
 def _print_comparison(console: Console, content: ReportContent) -> None:
-    """Each estimator over the envelope at every epoch, with 95% intervals; then whom the verdicts depend on."""
+    """Print each estimator's average over the envelope's, per epoch, and which verdicts depend on the estimator."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -177,7 +168,7 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
         for (norm, split), rows in run.ratios.groupby(["norm", "split"], sort=False):
             if split not in (("test",) if (run.ratios["split"] == "test").any() else (split,)):
                 continue
-            # no title of the table, which would wrap at its width
+            # printed, as a title of the table would wrap at its width
             title = f"{run.name}, {norm}, {split}: average distance / average of the envelope (95% interval)"
             console.print(title, markup=False, highlight=False, soft_wrap=True)
             table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -185,8 +176,8 @@ def _print_comparison(console: Console, content: ReportContent) -> None:
             estimators = [str(name) for name in rows["estimator"].unique()]
             for name in estimators:
                 table.add_column(escape(name), justify="right", overflow="fold", min_width=len("1.000 (1.000-1.000)"))
-            for epoch, here in rows.groupby("epoch"):
-                cells = {str(row["estimator"]): _ratio(row) for _, row in here.iterrows()}
+            for epoch, rows_of_epoch in rows.groupby("epoch"):
+                cells = {str(row["estimator"]): _ratio(row) for _, row in rows_of_epoch.iterrows()}
                 table.add_row(str(epoch), *(cells.get(name, "") for name in estimators))
             print_table(console, table)
     for sentence in (*content.trust, *content.warm):

@@ -1,26 +1,27 @@
-"""Margins in the loggers that people look at: TensorBoard, Weights & Biases, MLflow. Each is an extra."""
+"""Loggers of average margins: TensorBoard, Weights & Biases and MLflow; each is an optional extra."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import pandas as pd
 
 from attacks.arguments import several, shown
 from attacks.types import EstimatorError
+from harness.config.registry import LOGGERS, definition
 from harness.store import Unit
 
 
 class Logger(Protocol):
-    """Gets the averages of every epoch that was measured."""
+    """Receives the average margins of every measured epoch."""
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Names such as ``margin/test/deepfool/l2`` and averages in pixel units."""
+        """Log the epoch's averages, in pixel units, by names such as ``margin/test/deepfool/l2``."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Finish; no more calls of `log` follow."""
 
 
 class TensorBoard:
@@ -41,16 +42,16 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases: ``wandb:PROJECT``; ``WANDB_MODE=offline`` keeps it here.
+    """A run of Weights & Biases: ``wandb:PROJECT``; with ``WANDB_MODE=offline`` it stays on this machine.
 
-    A run that is active already is logged to and left open.
+    If a run is already active, margins are logged to it, and it stays open.
     """
 
     def __init__(self, place: str) -> None:
         wandb = _package("wandb", "wandb")
-        self._own = wandb.run is None
-        self._run = wandb.init(project=place or "margins") if self._own else wandb.run
-        # margins have an axis of their own: a training loop logs by its steps
+        self._created = wandb.run is None
+        self._run = wandb.init(project=place or "margins") if self._created else wandb.run
+        # margins get their own axis, as a training loop logs by steps
         self._run.define_metric("margin/*", step_metric="margin_epoch")
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
@@ -59,18 +60,18 @@ class WandB:
 
     def close(self) -> None:
         """See `Logger`."""
-        if self._own:
+        if self._created:
             self._run.finish()
 
 
 class MLflow:
-    """A run of MLflow: ``mlflow:URI``, of its own unless one is active."""
+    """A run of MLflow: ``mlflow:URI``; if a run is already active, margins are logged to it."""
 
     def __init__(self, place: str) -> None:
         self._mlflow = _package("mlflow", "mlflow")
         active = self._mlflow.active_run()
-        self._own = active is None
-        if self._own:
+        self._created = active is None
+        if self._created:
             if place:
                 self._mlflow.set_tracking_uri(place)
             active = self._mlflow.start_run()
@@ -78,24 +79,21 @@ class MLflow:
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        # MLflow's names may not have all characters that an estimator's text has
+        # MLflow does not allow all characters of an estimator's text
         named = {"".join(c if c.isalnum() or c in "_-./ :" else "." for c in name): v for name, v in values.items()}
         self._mlflow.log_metrics(named, step=epoch, run_id=self._run)
 
     def close(self) -> None:
         """See `Logger`."""
-        if self._own:
+        if self._created:
             self._mlflow.end_run()
 
 
-LOGGERS: Mapping[str, Callable[[str], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
-
-
 def check_logger(text: str) -> None:
-    """Refuse a text that names no logger; needs none of them.
+    """Check that a text names a logger, without importing the logger's package.
 
     Raises:
-        EstimatorError: it does not.
+        EstimatorError: unknown name.
     """
     name = text.partition(":")[0]
     if name not in LOGGERS:
@@ -106,19 +104,20 @@ def create_logger(text: str) -> Logger:
     """Start a logger from its text: ``tensorboard:DIR``, ``wandb:PROJECT`` or ``mlflow:URI``.
 
     Raises:
-        EstimatorError: there is none of that name, or its package is missing.
+        EstimatorError: the name is unknown, or the package is not installed.
     """
     check_logger(text)
     name, _, place = text.partition(":")
-    return LOGGERS[name](place)
+    logger: Logger = definition(LOGGERS[name])(place)
+    return logger
 
 
 def averages(summary: pd.DataFrame, units: Collection[Unit]) -> dict[str, float]:
-    """Average margins of all images of one epoch by split, estimator and norm.
+    """Average margins over all images of one epoch, by name (``margin/SPLIT/ESTIMATOR/NORM``).
 
     Args:
-        summary: rows of `harness.statistics.summarise`.
-        units: those whose averages are asked for.
+        summary: rows of `harness.statistics.summarise` for one epoch.
+        units: estimators and norms to include.
     """
     rows = summary[(summary["subset"] == "all") & summary["avg"].notna()]
     return {
@@ -129,20 +128,23 @@ def averages(summary: pd.DataFrame, units: Collection[Unit]) -> dict[str, float]
 
 
 def made_loggers(given: Any) -> list[Logger]:
-    """Loggers of texts and objects; a text or an object alone is one.
+    """Create loggers from texts; `Logger` objects are kept.
+
+    Args:
+        given: a text, a `Logger`, or several of them.
 
     Raises:
-        EstimatorError: an unknown text, or something that does not log.
+        EstimatorError: an unknown text, or an object without ``log`` and ``close``.
     """
-    asked = several(given)
-    for one in asked:
-        if isinstance(one, str):
-            check_logger(one)
-        elif isinstance(one, type) or not (hasattr(one, "log") and hasattr(one, "close")):
+    loggers = several(given)
+    for logger in loggers:
+        if isinstance(logger, str):
+            check_logger(logger)
+        elif isinstance(logger, type) or not (hasattr(logger, "log") and hasattr(logger, "close")):
             raise EstimatorError(
-                f"expected loggers with log and close, got {shown(one)}; give a text such as wandb:NAME"
+                f"expected loggers with log and close, got {shown(logger)}; give a text such as wandb:NAME"
             )
-    return [create_logger(one) if isinstance(one, str) else one for one in asked]
+    return [create_logger(logger) if isinstance(logger, str) else logger for logger in loggers]
 
 
 def _package(extra: str, module: str) -> Any:

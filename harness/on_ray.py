@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster, or on one that Ray starts on this machine."""
+"""The engine on Ray: runs tasks on a cluster, or on one that Ray starts on this machine."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from harness.config.options import ConfigError
 from harness.measuring.packing import Packed, packed_model, packed_task
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task
 
-# how often Ray starts a task again whose worker or machine was lost
+# how often Ray retries a task after its worker or machine was lost
 RETRIES = 3
-# seconds between looks at whether Ray's own process on this machine lives: without it Ray soon ends this one
+# seconds between checks that Ray's own process (raylet) lives; some seconds after its death Ray ends this process
 LOOK = 0.5
 
 
 class OnRay:
-    """Runs tasks on Ray, each with so many CPUs and so much of a GPU; lost ones are run again."""
+    """Runs tasks on Ray, each with a fixed number of CPUs and share of a GPU; lost tasks are run again."""
 
     parallel = True
 
     def __init__(
         self, count: int = 0, *, address: str | None = None, gpus: float = 0.0, threads: int | None = None
     ) -> None:
-        """Connect to a cluster, or start one here.
+        """Connect to a cluster, or start one on this machine.
 
         Args:
-            count: of tasks at a time; 0 for as many as there is room for.
-            address: of the cluster; by default what ``RAY_ADDRESS`` says, else one is started on this machine.
-            gpus: for each task, such as 0.25; 0 measures on CPUs.
-            threads: of each task, and its CPUs; by default 1.
+            count: number of tasks at a time; 0 for as many as fit.
+            address: of the cluster; by default ``RAY_ADDRESS``; without either, a cluster is started on this machine.
+            gpus: GPUs of each task, such as 0.25; with 0 it measures on CPUs.
+            threads: threads and CPUs of each task; by default 1.
 
         Raises:
-            ConfigError: Ray is not installed, no cluster is at the address, or it has not what a task needs.
+            ConfigError: Ray is not installed, there is no cluster at the address, or no machine of it fits a task.
         """
         self._ray = _package()
         self.gpus, self.threads = gpus, threads or 1
         self._asked, self._address = count, address or os.environ.get("RAY_ADDRESS")
-        self._own = False
+        self._connected = False
         self._connect()
 
     def _connect(self) -> None:
-        """Be connected, which another engine's end may have undone."""
+        """Connect, unless connected already; closing another engine may have disconnected this process."""
         ray = self._ray
         if not ray.is_initialized():
             cores = {} if self._address else {"num_cpus": self._asked * self.threads or None}
             try:
-                _knock(self._address or "")
-                with _own_signals():
+                _check_address(self._address or "")
+                with _sigterm_restored():
                     ray.init(
                         address=self._address,
                         include_dashboard=False,
@@ -65,30 +65,35 @@ class OnRay:
                         logging_level="ERROR",
                         **cores,
                     )
-            except Exception as error:  # Ray raises many kinds, bare ones too
+            except Exception as error:  # Ray raises many types, also plain exceptions
                 raise ConfigError(
                     f"expected a Ray cluster at {self._address or 'this machine'}, got {_first_line(error)}; start it, "
-                    "or take --engine local"
+                    "or use --engine local"
                 ) from None
-            self._own = True
+            self._connected = True
         try:
             room = self._room()
         except ConfigError:
             self.close()
             raise
         self.count = min(self._asked, room) if self._asked else room
-        # where all that there is room for is used, as many more wait with their images
+        # if the whole cluster is used, as many tasks again are sent ahead with their images
         self._most = 2 * room if self.count == room else self.count
-        # a worker that had a GPU goes on to the next task
+        # max_calls 0: a worker with a GPU is kept for the next task
         needs = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": RETRIES, "max_calls": 0}
         self._work = ray.remote(**needs)(_work)
 
     def _room(self) -> int:
-        """How many tasks there is room for at a time, each on one machine of the cluster."""
+        """The number of tasks that fit at a time, each on one machine of the cluster.
+
+        Raises:
+            ConfigError: none fits.
+        """
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         needs = {"CPU": float(self.threads), "GPU": self.gpus}
         room = sum(
-            min(int(one.get(name, 0.0) / needed) for name, needed in needs.items() if needed) for one in machines
+            min(int(machine.get(name, 0.0) / needed) for name, needed in needs.items() if needed)
+            for machine in machines
         )
         if room:
             return room
@@ -96,7 +101,7 @@ class OnRay:
         most = max(machine.get(name, 0.0) for machine in machines)
         raise ConfigError(
             f"expected a machine of the Ray cluster with {needs[name]:g} {name} for a task, got {most:g}; give "
-            f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or take a larger cluster"
+            f"{'--threads' if name == 'CPU' else '--gpus-per-worker'} less, or use a larger cluster"
         )
 
     def run(
@@ -123,40 +128,45 @@ class OnRay:
                 ray.cancel(reference, force=True)
 
     def _outcome(self, reference: Any, task: Task) -> Outcome:
-        errors = self._ray.exceptions
-        try:
-            found = pickle.loads(self._ray.get(reference))
-        except errors.RayError as error:
-            raise EngineError(
-                f"expected {task} from Ray, got {type(error).__name__} after {RETRIES} more tries: "
-                f"{_first_line(error)}; mend the cluster, then go on with --resume"
-            ) from None
-        if isinstance(found, Exception):
-            raise found
-        return cast(Outcome, found)
-
-    def _is_dead(self) -> bool:
-        """Whether Ray's process on this machine, if this one started it, has ended."""
-        # Ray says so in no public way
-        node = getattr(self._ray._private.worker, "_global_node", None)
-        started = getattr(node, "all_processes", {}).get("raylet", [])
-        return any(one.process.poll() is not None for one in started)
-
-    def _check_alive(self) -> Sequence[Any]:
-        """No task that is done.
+        """The outcome of a finished task.
 
         Raises:
-            EngineError: Ray's process on this machine has ended.
+            EngineError: Ray lost the task too often.
+        """
+        errors = self._ray.exceptions
+        try:
+            outcome = pickle.loads(self._ray.get(reference))
+        except errors.RayError as error:
+            raise EngineError(
+                f"Ray failed at {task} with {type(error).__name__} after {RETRIES} retries: {_first_line(error)}; fix "
+                "the cluster, then continue with --resume"
+            ) from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return cast(Outcome, outcome)
+
+    def _is_dead(self) -> bool:
+        """Whether the raylet on this machine, if this process started it, has ended."""
+        # Ray has no public function for this
+        node = getattr(self._ray._private.worker, "_global_node", None)
+        started = getattr(node, "all_processes", {}).get("raylet", [])
+        return any(info.process.poll() is not None for info in started)
+
+    def _check_alive(self) -> Sequence[Any]:
+        """Check that the raylet on this machine lives; returns no finished tasks.
+
+        Raises:
+            EngineError: it has ended.
         """
         if self._is_dead():
-            raise EngineError("Ray's process on this machine (raylet) was killed or died; go on with --resume")
+            raise EngineError("Ray's process on this machine (raylet) was killed or died; continue with --resume")
         return ()
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
-        if self._own and self._ray.is_initialized():
+        """Disconnect; a cluster that was started here ends."""
+        if self._connected and self._ray.is_initialized():
             self._ray.shutdown()
-        self._own = False
+        self._connected = False
 
 
 def _package() -> Any:
@@ -164,16 +174,16 @@ def _package() -> Any:
         import ray
     except ImportError:
         raise ConfigError(
-            "expected the package ray for --engine ray, got none; install margin-harness[ray], or take --engine local"
+            "expected the package ray for --engine ray, got none; install margin-harness[ray], or use --engine local"
         ) from None
     return ray
 
 
-def _knock(address: str) -> None:
-    """Find out in seconds that nobody is at ``host:port``: Ray itself tries for minutes.
+def _check_address(address: str) -> None:
+    """Check within seconds that a server answers at ``host:port``; Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody is.
+        OSError: none answers.
     """
     host, _, port = address.rpartition(":")
     if host and "://" not in address and port.isdigit():
@@ -181,8 +191,8 @@ def _knock(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back what SIGTERM does here, which Ray takes for itself."""
+def _sigterm_restored() -> Iterator[None]:
+    """Restore this process's handler of SIGTERM, which Ray replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -199,7 +209,7 @@ def _work(network: bytes, task: bytes, gpu: bool, settings: ProcessSettings) -> 
     return _unpacked(network).answer(task, "cuda" if gpu else "cpu", settings)
 
 
-# an epoch has one network, and many tasks
+# all tasks of an epoch have the same network
 @lru_cache(maxsize=1)
 def _unpacked(network: bytes) -> Packed:
     return Packed(network)

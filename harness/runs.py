@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from attacks.arguments import plain_path, several
+from attacks.types import one_line
 from harness.data.probes import read_probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
 from harness.store.files import concatenate, from_csv
@@ -137,7 +138,7 @@ def _read_epochs(path: Path) -> pd.DataFrame:
         table = from_csv(path)
     except (ValueError, OSError, OverflowError) as error:
         raise StoreError(
-            f"expected a table at {path}, got {' '.join(str(error).split())}; delete it and --resume"
+            f"expected a table at {path}, got {one_line(error, kind=False)}; delete it and --resume"
         ) from None
     missing = set(EPOCH_COLUMNS) - set(table.columns)
     if missing:

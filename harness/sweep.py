@@ -1,7 +1,7 @@
-"""``python -m harness.sweep grid.toml``: many runs of `harness.track`, resumable, and one report of all.
+"""``python -m harness.sweep grid.toml``: track a grid of runs, resumable, with one report of all runs.
 
-The file has ``[options]`` for every run, ``[grid]`` of lists whose every combination is a run, and ``[[run]]`` tables
-of single ones; all keys are options of `harness.track`::
+The file has ``[options]`` for all runs, a ``[grid]`` of lists, and ``[[run]]`` tables. Each combination of the grid's
+values is one run; each ``[[run]]`` table is one more. All keys are options of `harness.track`::
 
     [options]
     dataset = "fashion-mnist"
@@ -29,24 +29,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.command import child_environment, run_command, terminated_is_interrupted
+from harness.command import DONE, FAILED, child_environment, exit_code, print_error, run_command
 from harness.config.options import ConfigError, OneLineParser, undashed
 from harness.config.run_config import from_dict, resolve
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 KEYS = ("options", "grid", "run")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: its folder's name, made of what tells it from the others, and its options."""
+    """One run: the name of its folder, made of the options that differ between runs, and all its options."""
 
     name: str
     options: Mapping[str, Any]
 
     @property
     def arguments(self) -> list[str]:
-        """For the command line."""
+        """The options as words of `harness.track`'s command line."""
         return as_arguments(self.options)
 
 
@@ -64,33 +63,28 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     given = _parser().parse_args(argv)
-    try:
-        with terminated_is_interrupted():
-            if given.jobs < 1:
-                raise ConfigError(f"expected --jobs of at least 1, got {given.jobs}; give a larger number")
-            entries = read_sweep(given.file)
-            if given.list:
-                for entry in entries:
-                    print(f"{entry.name}: {' '.join(entry.arguments)}")
-                return DONE
-            return _sweep(entries, given.out or Path("runs") / given.file.stem, given.jobs)
-    except ConfigError as error:
-        return _say_error(error, USAGE)
-    except (ValueError, OSError) as error:
-        return _say_error(error, FAILED)
-    except KeyboardInterrupt:
-        print("sweep: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+
+    def work() -> int:
+        if given.jobs < 1:
+            raise ConfigError(f"expected --jobs of at least 1, got {given.jobs}; give a larger number")
+        entries = read_sweep(given.file)
+        if given.list:
+            for entry in entries:
+                print(f"{entry.name}: {' '.join(entry.arguments)}")
+            return DONE
+        return _sweep(entries, given.out or Path("runs") / given.file.stem, given.jobs)
+
+    return exit_code("sweep", work, resume="to resume, run the same command again")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m harness.sweep",
         description="Track a grid of data sets, models, trainings, losses and seeds, and report all runs together. "
-        "What is finished is not done again.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 bad usage, 130 interrupted (the same command goes on).",
+        "Finished runs are not run again.",
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad usage, 130 interrupted (the same command resumes).",
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE.toml", help="[options], [grid] of lists, [[run]] tables")
@@ -100,34 +94,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say_error(error: Exception, code: int) -> int:
-    print(f"sweep: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
 def read_sweep(path: Path) -> list[Entry]:
-    """The runs of a file.
+    """The runs of a sweep file.
 
     Raises:
-        ConfigError: not such a file, an option that there is not, or the same run twice.
+        ConfigError: not a sweep file, an unknown or unusable option, or the same run twice.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
-    unknown = sorted(set(table) - set(KEYS))
-    common, grid, single = table.get("options", {}), table.get("grid", {}), table.get("run", [])
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; fix the file or its path") from None
+    unknown = sorted(set(content) - set(KEYS))
+    common, grid, single = content.get("options", {}), content.get("grid", {}), content.get("run", [])
     lists = isinstance(grid, dict) and all(isinstance(value, list) and value for value in grid.values())
-    tables = isinstance(single, list) and all(isinstance(one, dict) for one in [common, *single])
+    tables = isinstance(single, list) and all(isinstance(table, dict) for table in [common, *single])
     if unknown or not lists or not tables or not (grid or single):
         got = ", ".join(unknown) or "other or no tables"
         raise ConfigError(f"expected [options], [grid] of lists and [[run]] tables in {path}, got {got}; write them so")
     common, grid = undashed(common, path), undashed(grid, path)
-    own = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    combinations = (
+        [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    )
     entries: dict[str, Entry] = {}
-    for changes in [*own, *(undashed(one, path) for one in single)]:
+    for changes in [*combinations, *(undashed(table, path) for table in single)]:
         options = common | changes
-        # checked before the first run starts
+        # errors are found before the first run starts
         resolve(from_dict(options))
         entry = Entry(_name(changes), options)
         if entry.name in entries:
@@ -145,16 +136,16 @@ def _name(changes: Mapping[str, Any]) -> str:
 
 
 def _sweep(entries: Sequence[Entry], out: Path, jobs: int) -> int:
-    stop, done = threading.Event(), set[str]()
+    stop, finished = threading.Event(), set[str]()
 
     def work(entry: Entry) -> None:
         if stop.is_set():
             return
         if error := run_entry(entry, out, stop):
-            print(f"sweep: error: {entry.name}: {error}", file=sys.stderr, flush=True)
+            print_error("sweep", f"{entry.name}: {error}")
             return
-        done.add(entry.name)
-        print(f"sweep: {len(done)} of {len(entries)} runs", flush=True)
+        finished.add(entry.name)
+        print(f"sweep: {len(finished)} of {len(entries)} runs", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, entry) for entry in entries]
@@ -164,30 +155,30 @@ def _sweep(entries: Sequence[Entry], out: Path, jobs: int) -> int:
         except BaseException:
             stop.set()
             raise
-    whole = [out / entry.name for entry in entries if entry.name in done]
-    if whole:
-        _report(whole, out / "report.html")
-    left = [entry.name for entry in entries if entry.name not in done]
-    if left:
-        print(f"sweep: error: not finished, and not in the report: {', '.join(left)}", file=sys.stderr)
-    return FAILED if left else DONE
+    runs = [out / entry.name for entry in entries if entry.name in finished]
+    if runs:
+        _report(runs, out / "report.html")
+    unfinished = [entry.name for entry in entries if entry.name not in finished]
+    if unfinished:
+        print_error("sweep", f"not finished, and not in the report: {', '.join(unfinished)}")
+    return FAILED if unfinished else DONE
 
 
 def run_entry(entry: Entry, out: Path, stop: threading.Event) -> str:
-    """Run the command, resuming what is there; its output goes to ``NAME.log``.
+    """Run `harness.track` for one entry, resuming an existing run; its output goes to ``NAME.log``.
 
     Args:
-        stop: when it is set, the run is told to stop, as by Ctrl-C.
+        stop: when it is set, the run gets SIGTERM and stops as after Ctrl-C.
 
     Returns:
-        The last line of what it said where it failed; else nothing.
+        The last line of the output if the run failed, else an empty string.
     """
     out.mkdir(parents=True, exist_ok=True)
     log = out / f"{entry.name}.log"
     place = ["--resume", "--no-report", "--out", str(out / entry.name)]
     command = [sys.executable, "-m", "harness.track", *place, *entry.arguments]
     with log.open("w", encoding="utf-8") as written:
-        # the pipe to its standard input is what the run ends with, if this process is killed
+        # if this process is killed, the pipe to the run's standard input closes and the run ends
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=written, stderr=subprocess.STDOUT, env=child_environment()
         )

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.registry import known
-from attacks.types import EstimatorError, UnsoundError
-from harness.command import run_command, terminated_is_interrupted
+from harness.command import DONE, FAILED, exit_code, print_error, run_command
 from harness.config.options import ConfigError, OneLineParser, add_options
 from harness.config.run_config import RunConfig, from_namespace, parse_normalize
 from harness.models.checkpoints import existing_checkpoints, mapping_line
@@ -27,41 +26,34 @@ if TYPE_CHECKING:
     from harness.store import RunFolder
     from harness.tasks import Engine
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    if given.list_estimators:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(argv)
+    if options.list_estimators:
         _print_estimators()
         return DONE
-    try:
-        with terminated_is_interrupted():
-            before = _options_before(given) or {}
-            config = from_namespace(given, before)
-            left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
-            return _track(config, given.out, given.resume, left_out, given.no_report)
-    except (ConfigError, EstimatorError) as error:
-        return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError, UnsoundError) as error:
-        return _say_error(error, FAILED, given.debug)
-    except KeyboardInterrupt:
-        print("track: interrupted; the same command with --resume and its --out goes on", file=sys.stderr)
-        return INTERRUPTED
+
+    def work() -> int:
+        before = _options_before(options) or {}
+        config = from_namespace(options, before)
+        left_out = [text for text in before.get("estimator", ()) if text not in config.estimator]
+        return _track(config, options.out, options.resume, left_out, options.no_report)
+
+    resume = "to resume, run the same command with --resume and its --out"
+    return exit_code("track", work, resume=resume, debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m harness.track",
         description="Train a classifier and measure, at every epoch, how far images are from its decision boundary.",
-        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (go on with --resume).",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (continue with --resume).",
         allow_abbrev=False,
     )
     add_options(parser, fields(RunConfig))
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/<data set>-<model>-<training>-<time>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, if there is one")
     parser.add_argument("--no-report", action="store_true", help="draw no figures and no report at the end")
     parser.add_argument("--list-estimators", action="store_true", help="list the estimators and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -87,17 +79,10 @@ def _options_before(given: argparse.Namespace) -> dict[str, Any] | None:
     return before if isinstance(before, dict) else None
 
 
-def _say_error(error: Exception, code: int, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"track: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
 def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[str], silent: bool) -> int:
     """Check everything that can be checked, then start the folder and run."""
     if resume and out is None:
-        raise ConfigError("expected --out with --resume, got none; name the run folder to go on with")
+        raise ConfigError("expected --out with --resume, got none; name the run folder to continue")
     import torch
 
     from attacks.registry import create, text_form
@@ -209,7 +194,7 @@ def _run(
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in tracker.failures:
-        print(f"track: error: {line}", file=sys.stderr)
+        print_error("track", line)
     return FAILED if tracker.failures else DONE
 
 

@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, on the cores or GPUs of this machine."""
+"""The engine of worker processes: runs tasks in parallel on the cores or GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from harness.measuring.packing import Packed, packed_model, packed_task
 from harness.store import Unit
 from harness.tasks import EngineError, Outcome, Overdue, ProcessSettings, Task
 
-# workers that one task may kill, and that may die in a row before they are ready: what kills them goes on to
+# number of workers that may die at one task, or in a row while starting; more would die of the same cause
 DEATHS = 3
-# what a worker says before its first task, and when it begins one
+# messages of a worker: before its first task, and when it begins a task
 READY, BEGUN = "ready", "begun"
 
 
 class Workers:
-    """Runs tasks in so many processes; when one is killed, another takes its place and its task is run again.
+    """Runs tasks in worker processes; a killed worker is replaced and its task is run again.
 
-    A script that uses it has its own work under ``if __name__ == "__main__":``, as each process imports it. Each worker
-    has a pipe of its own and shares no lock, so that it may be killed at any moment.
+    Each process imports the script that uses this class, so the script's own work must be under
+    ``if __name__ == "__main__":``. Each worker has its own pipe and shares no lock, so it may be killed at any time.
 
     Attributes:
-        deaths: how often a worker was lost.
+        deaths: number of workers that died.
     """
 
     parallel = True
 
     def __init__(self, count: int, *, threads: int | None = None, unit_timeout: float | None = None) -> None:
-        """Prepare; processes start with the first task.
+        """Prepare the engine; processes start with the first task.
 
         Args:
-            count: of processes, at least 1; with CUDA they are on the GPUs in turn, from the model's on.
-            threads: of each process; by default as many as there are cores for it.
-            unit_timeout: seconds that a unit may take from the beginning of its first task; then its tasks that have
-                not ended are `Overdue`, and the workers at them are killed. By default no limit.
+            count: number of processes, at least 1. With CUDA they use the GPUs in turn, beginning with the model's.
+            threads: threads of each process; by default its share of the cores.
+            unit_timeout: seconds that a unit may take from the start of its first task. Then its unfinished tasks are
+                `Overdue`, and the workers that run them are killed. By default there is no limit.
 
         Raises:
             EngineError: a count below 1, or a limit that is not above 0.
@@ -68,19 +68,19 @@ class Workers:
         network, first = Packed(packed_model(model)), device_of(model)
         settings = ProcessSettings.here(self._threads)
         waiting, killed, unready = deque(tasks), Counter[int](), 0
-        # an earlier run may have ended before its units did
+        # an earlier call may have ended before its units did
         self._clocks = UnitClocks(self._clocks.limit)
         try:
             while waiting or self._busy():
                 for worker in self._free():
                     if not waiting:
                         break
-                    worker.give(waiting.popleft(), network, str(_device(first, worker.number)), settings)
-                for worker in self._heard():
-                    message = worker.answer()
+                    worker.send(waiting.popleft(), network, str(_device(first, worker.number)), settings)
+                for worker in self._responding():
+                    message = worker.receive()
                     if message is None:
                         task, ready = worker.task, worker.ready
-                        self._bury(worker)
+                        self._discard(worker)
                         assert task is not None
                         waiting.appendleft(task)
                         killed[id(task)] += ready
@@ -96,7 +96,7 @@ class Workers:
                     elif message == BEGUN and worker.task is not None:
                         self._clocks.begin(worker.task.unit)
                 if any(worker.pipe.poll() for worker in self._busy()):
-                    continue  # what has been answered counts, however late it is read
+                    continue  # an outcome counts even if it is read after the limit
                 for unit, seconds in self._clocks.late(self._unfinished(waiting)).items():
                     stopped = self._stop(unit) + [task for task in waiting if task.unit == unit]
                     waiting = deque(task for task in waiting if task.unit != unit)
@@ -106,68 +106,74 @@ class Workers:
             raise
 
     def close(self) -> None:
-        """End the processes, whatever they do; the next task would start others."""
+        """Kill the processes; a later task would start new ones."""
         for worker in list(self._workers.values()):
-            worker.end()
+            worker.kill()
         self._workers.clear()
 
     def _busy(self) -> list[_Worker]:
+        """Workers with a task."""
         return [worker for worker in self._workers.values() if worker.task is not None]
 
     def _free(self) -> list[_Worker]:
-        """Workers without a task; those that are not there yet are started."""
+        """Workers without a task; missing workers are started."""
         for number in range(self.count):
             worker = self._workers.get(number)
             if worker is not None and worker.task is None and not worker.process.is_alive():
-                self._bury(worker)  # it died while there was nothing to do
+                self._discard(worker)  # it died while it was idle
             if number not in self._workers:
                 self._workers[number] = _Worker(self._context, number)
         return [worker for worker in self._workers.values() if worker.task is None]
 
     def _unfinished(self, waiting: Iterable[Task]) -> set[Unit]:
-        """Units of which tasks are left."""
+        """Units with unfinished tasks."""
         busy = [worker.task.unit for worker in self._busy() if worker.task is not None]
         return {task.unit for task in waiting} | set(busy)
 
     def _stop(self, unit: Unit) -> list[Task]:
-        """Kill the workers that are at the unit; returns their tasks."""
+        """Kill the workers that run the unit's tasks; returns these tasks."""
         stopped = []
         for worker in self._busy():
             if worker.task is not None and worker.task.unit == unit:
                 stopped.append(worker.task)
-                worker.end()
+                worker.kill()
                 del self._workers[worker.number]
         return stopped
 
-    def _heard(self) -> list[_Worker]:
-        """Busy workers that have said something, or died; waits for one, or for the end of a unit's time."""
+    def _responding(self) -> list[_Worker]:
+        """Busy workers that have sent a message or died; waits for one, or until a unit's time is over."""
         busy = self._busy()
-        ready = wait(
-            [thing for worker in busy for thing in (worker.pipe, worker.process.sentinel)], self._clocks.patience()
-        )
+        sources = [source for worker in busy for source in (worker.pipe, worker.process.sentinel)]
+        ready = wait(sources, self._clocks.patience())
         return [worker for worker in busy if worker.pipe in ready or worker.process.sentinel in ready]
 
-    def _bury(self, worker: _Worker) -> None:
+    def _discard(self, worker: _Worker) -> None:
+        """Remove a dead worker and count it."""
         self.deaths += 1
-        worker.end()
+        worker.kill()
         del self._workers[worker.number]
 
 
 def _check_deaths(killed: int, unready: int, task: Task) -> None:
+    """Give up when one task killed too many workers, or when too many died in a row while starting.
+
+    Raises:
+        EngineError: see above.
+    """
     if killed >= DEATHS:
         raise EngineError(
-            f"expected workers that live, got {killed} deaths at {task}; if memory ran out, take fewer workers or a "
-            "smaller batch, then go on with --resume"
+            f"{killed} workers died at {task}; if memory ran out, use fewer workers or a smaller batch, then continue "
+            "with --resume"
         )
     if unready >= DEATHS:
         raise EngineError(
-            f"expected workers that start, got {unready} deaths in a row before that; put a script's own work under "
+            f"{unready} workers in a row died while starting; put a script's own work under "
             'if __name__ == "__main__", or measure without workers'
         )
 
 
 def _device(first: torch.device, number: int) -> torch.device:
-    """The GPU of a worker, where the model is on any."""
+    """The device of a worker: the GPUs in turn if the model is on one, else the CPU."""
     if first.type != "cuda":
         return first
     return torch.device("cuda", ((first.index or 0) + number) % torch.cuda.device_count())
@@ -184,21 +190,21 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with interrupts_ignored():
             self.process.start()
-        # the only other end is the process's own: its death is an end of file
+        # only the process holds the other end, so its death is an end of file
         theirs.close()
 
-    def give(self, task: Task, network: Packed, device: str, settings: ProcessSettings) -> None:
-        """Send a task, and the network if it is another one than before."""
+    def send(self, task: Task, network: Packed, device: str, settings: ProcessSettings) -> None:
+        """Send a task, and the network if it differs from the last one sent."""
         self.task, content = task, packed_task(task)
-        with contextlib.suppress(OSError):  # a worker that died is noticed by who listens
+        with contextlib.suppress(OSError):  # the death of a worker is noticed when its pipe is read
             self.pipe.send((device, settings, network is not self._network))
             if network is not self._network:
                 self.pipe.send_bytes(network.content)
                 self._network = network
             self.pipe.send_bytes(content)
 
-    def answer(self) -> Any:
-        """What it says: that it is ready or has begun, an outcome, or an exception; None if it is dead."""
+    def receive(self) -> Any:
+        """The next message: `READY`, `BEGUN`, an outcome or an exception; None if the process is dead."""
         try:
             if not self.pipe.poll():
                 return None
@@ -208,15 +214,15 @@ class _Worker:
         self.ready = True
         return message
 
-    def end(self) -> None:
-        """Kill the process."""
+    def kill(self) -> None:
+        """Kill the process and close the pipe."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
 
 def _serve(pipe: Connection) -> None:
-    """A worker's life: it dies with its parent."""
+    """Main function of a worker process: run tasks until the pipe or the parent ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -226,8 +232,8 @@ def _serve(pipe: Connection) -> None:
     network = Packed(b"")
     with contextlib.suppress(EOFError, OSError):
         while True:
-            device, settings, another = pipe.recv()
-            if another:
+            device, settings, new_network = pipe.recv()
+            if new_network:
                 network = Packed(pipe.recv_bytes())
-            answer = network.answer(pipe.recv_bytes(), device, settings, lambda: pipe.send_bytes(pickle.dumps(BEGUN)))
-            pipe.send_bytes(answer)
+            outcome = network.answer(pipe.recv_bytes(), device, settings, lambda: pipe.send_bytes(pickle.dumps(BEGUN)))
+            pipe.send_bytes(outcome)

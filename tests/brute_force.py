@@ -28,7 +28,7 @@ def layers(model: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def tiny(seed: int, *widths: int) -> nn.Sequential:
-    """A random network of these widths, pixels first and classes last; the biases put kinks inside the box."""
+    """A random network of these widths, pixels first and classes last; the biases put nonlinearities inside the box."""
     draw = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(widths):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from harness.report import static
 from harness.report.content import Headline, ImageCard, ReportContent, RunContent
 from harness.statistics.averages import summarise
 from harness.store import MARGIN_COLUMNS
@@ -24,6 +25,10 @@ FIGURES = [
     *("margins", "subsets", "distributions", "flow", "ratios", "classes", "confidence"),
     *("reliability", "calibration", "boundary", "changes", "paths", "composition"),
 ]
+# what is added to the names of static figures of which a run has several, or none
+PARTS = {"distributions": ("-l2", "-linf"), "flow": ("-train", "-test"), "brackets": ()}
+# the static figures of a run without certifiers, of both norms and splits
+STATIC_FIGURES = [name + part for name in static.FIGURES for part in PARTS.get(name, ("",))]
 
 
 def margins(

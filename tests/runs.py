@@ -20,7 +20,11 @@ from attacks.isolation import Classifier
 from attacks.types import DOMAINS, NORMS, Domain, Norm
 from harness.store import LOCK
 
-ONE_LINE = re.compile(r"[^\n]*expected .+, got .+; [^\n]+")
+# a wrong value, or an event
+ONE_LINE = re.compile(
+    r"[^\n]*(expected .+, got .+|unknown option .+|unexpected argument .+|checksum mismatch in .+: .+"
+    r"|cannot write .+: .+|.+ is damaged: .+|.+ is in use by another process); [^\n]+"
+)
 
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:

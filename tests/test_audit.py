@@ -364,6 +364,7 @@ def test_on_affine_problems_the_envelope_is_exact(measured: Measured) -> None:
     assert exact.loc[("l2", "fmn:steps=40"), "worst"] > 1.05
 
 
+@pytest.mark.slow
 def test_more_passes_are_never_worse_and_the_end_is_the_verdict(measured: Measured) -> None:
     free = evaluate(measured)
     before = None
@@ -433,6 +434,7 @@ def test_a_runs_margins_are_met_again(run_folder: Path) -> None:
     assert (first.epoch, len(first.images), first.seeding) == (1, 5, (0, 1, "test"))
 
 
+@pytest.mark.slow
 def test_the_command_says_shows_and_writes(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -506,6 +508,7 @@ def test_errors_are_one_line_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_exact_margins_of_a_relu_network_stand_beside_the_estimators(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,9 @@
-"""The benchmarks' commands: their numbers, their files and their errors."""
+"""The command `benchmarks.estimators` and the problems with exact margins."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from attacks import create
 from attacks.measure import measure
 from attacks.types import NORMS, Norm
 from benchmarks import estimators as benchmark
-from benchmarks import own, scaling, sweeping
 from benchmarks.problems import slab_problem
 
 
@@ -88,43 +85,3 @@ def test_margins_of_the_slab_are_those_to_the_nearer_plane(norm: Norm) -> None:
     # the control: other images have other margins
     moved = measure(problem.model, 0.9 * problem.images, create("cascade:budget=100"), norm).distance / truth
     assert (moved - 1).abs().median() > 0.05
-
-
-def test_scaling_holds_workers_to_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--workers", "1", "--images", "12", "--batch", "4", "--repeats", "1", "--model", "dense"]
-    assert scaling.main([*options, "--out", str(tmp_path / "scaling.json")]) == 0
-    facts = json.loads((tmp_path / "scaling.json").read_text())
-    assert facts["rows equal"] is True
-    assert list(facts["seconds"]) == ["one process", "local, 1 worker"]
-    assert all(len(seconds) == 1 for seconds in facts["seconds"].values())
-    assert capsys.readouterr().out.splitlines() == (tmp_path / "scaling.md").read_text().splitlines()
-
-
-def test_rows_that_differ_fail_the_scaling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    draws = iter(range(100))
-    monkeypatch.setattr(scaling, "_rows", lambda *_: pd.DataFrame({"distance": [next(draws)]}))
-    options = ["--workers", "1", "--images", "4", "--batch", "4", "--repeats", "1", "--model", "dense"]
-    assert scaling.main([*options, "--estimator", "linear"]) == 1
-    assert "rows differ" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-def test_networks_and_pictures_of_others(tmp_path: Path) -> None:
-    assert own.main(["--images", "200", "--epochs", "1", "--probe", "8", "--out", str(tmp_path)]) == 0
-    facts = json.loads((tmp_path / "own.json").read_text())
-    assert facts["largest relative difference"] < 1e-4
-    assert {row["run"] for row in facts["averages"]} == {"checkpoints", "folders"}
-
-
-@pytest.mark.slow
-def test_a_sweep_survives_kills(tmp_path: Path) -> None:
-    text = (
-        '[options]\nmodel = "dense"\nepochs = 1\ntrain_images = 64\ntest_images = 20\nprobe = 8\n'
-        'estimator = ["linear"]\ndevice = "cpu"\n[grid]\nloss = ["hinge", "cross-entropy"]\n'
-    )
-    (tmp_path / "grid.toml").write_text(text)
-    assert sweeping.main([str(tmp_path / "grid.toml"), "--kills", "2", "--out", str(tmp_path / "killed.json")]) == 0
-    facts = json.loads((tmp_path / "killed.json").read_text())
-    assert (facts["runs"], facts["kills"], facts["wrong"]) == (2, 2, [])
-    assert facts["rows"] > 0

@@ -61,7 +61,7 @@ def alone(text: str, norm: Norm) -> Margins:
     return measure(network, images[:24], create(text), norm)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
     """Alone or as a member: the same candidates, also of one that draws random numbers."""
     texts = ["deepfool", "pgd:rounds=3,restarts=2", "fmn:steps=15,gamma=0.2", "torchattacks:PGDL2:steps=5"]
@@ -102,6 +102,7 @@ def test_a_member_that_raises_loses_neither_the_others_nor_its_other_rows() -> N
     assert {m for m, d in zip(only.message, dark.tolist(), strict=True) if d} <= {"deepfool:steps=1,overshoot=0.0"}
 
 
+@pytest.mark.slow
 def test_a_row_fails_only_where_all_members_raise() -> None:
     truth = oracles.affine(2)
     dark = truth.images.flatten(1)[:, 0] < 0.5

@@ -206,6 +206,7 @@ def test_sentences_and_figure() -> None:
 # --- the commands ---
 
 
+@pytest.mark.slow
 def test_track_and_compare_certify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["--model", "dense", "--epochs", "2", "--probe", "12", "--norm", "linf", "--certify-probe", "6"]

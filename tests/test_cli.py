@@ -28,6 +28,7 @@ from harness.store.files import read_part
 from harness.track import main
 from harness.tracking.finished_run import remeasure
 from harness.tracking.terminal import Terminal
+from tests.pages import STATIC_FIGURES
 from tests.runs import ONE_LINE, state
 
 CPU = torch.device("cpu")
@@ -51,10 +52,6 @@ def happy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return folder, done
 
 
-FIGURES = [
-    *("margins", "correctness", "distributions-l2", "distributions-linf", "flow-train", "flow-test", "ratios"),
-    *("classes", "confidence", "calibration", "boundary", "paths"),
-]
 UNITS = ["ddn%3Asteps=20.l2", "deepfool.l2", "deepfool.linf"]
 
 
@@ -69,7 +66,7 @@ def test_a_run_leaves_the_files_of_the_design(happy: tuple[Path, Any]) -> None:
         "summary.csv",
         "report.html",
         "report-observations.csv",
-        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
+        *(f"figures/{name}.{kind}" for name in STATIC_FIGURES for kind in ("png", "svg")),
         *(f"probes/{split}.safetensors" for split in ("train", "test")),
         *(f"checkpoints/{epoch}.{kind}" for epoch in epochs for kind in ("safetensors", "trainer.pt")),
         *(f"predictions/{epoch}.parquet" for epoch in epochs),
@@ -204,9 +201,9 @@ BAD_USAGE = [
         "expected --model dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory",
         "got 'vgg'",
     ),
-    ("--frobnicate", "expected options that there are", "got --frobnicate"),
-    ("--epoch 3", "expected options that there are", "got --epoch 3; did you mean --epochs?"),
-    ("digits", "expected options that there are", "got digits"),
+    ("--frobnicate", "unknown option --frobnicate", "did you mean --probe?"),
+    ("--epoch 3", "unknown option --epoch 3", "did you mean --epochs?"),
+    ("digits", "unexpected argument digits", "see --help"),
     ("--probe", "expected a value for --probe", "got none"),
     ("--resume", "expected --out with --resume", "got none"),
     ("--config none.toml", "expected a TOML file at none.toml", "got [Errno 2]"),
@@ -508,6 +505,7 @@ def test_what_spoils_margins_is_printed_once_and_noted(tmp_path: Path, capsys: p
     assert RunFolder(tmp_path / "run").read_manifest()["notes"] == [f"epoch 0: {NO_GRADIENT}"]
 
 
+@pytest.mark.slow
 def test_a_binary_classifier_is_tracked_and_measured_again(
     tmp_path: Path,
 ) -> None:

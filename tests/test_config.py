@@ -449,7 +449,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
 def test_bounds_of_an_average_are_not_proved() -> None:
     assert parse("--expect-over", "1", "--certify", "crown").expect_over == 1
     assert refusal("--expect-over", "8", "--certify", "crown") == (
-        "expected no certifiers with --expect-over 8, got 1: bounds are proved of one fixed network; leave one of the "
+        "expected no certifiers with --expect-over 8, got 1: bounds are proved for one fixed network; leave one of the "
         "two out"
     )
     assert refusal("--expect-over", "0").startswith("expected --expect-over of at least 1, got 0")
@@ -467,15 +467,15 @@ def test_the_list_of_estimators_needs_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ("--prob 3", "expected options that there are, got --prob 3; did you mean --probe?"),
+        ("--prob 3", "unknown option --prob 3; did you mean --probe?"),
         ("--probe", "expected a value for --probe, got none; give one"),
         (
             "--resume=yes",
-            "expected options as in --help, got argument --resume: ignored explicit argument 'yes'; mend them",
+            "expected options as in --help, got argument --resume: ignored explicit argument 'yes'; fix them",
         ),
         ("--probe three", "expected --probe to be of type int, got 'three'; write it so"),
         ("--epochs -1", "expected --epochs of at least 0, got -1; give a larger number"),
-        ("--resume", "expected --out with --resume, got none; name the run folder to go on with"),
+        ("--resume", "expected --out with --resume, got none; name the run folder to continue"),
     ],
 )
 def test_a_usage_error_is_one_line_without_torch(tmp_path: Path, argv: str, line: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -83,6 +83,10 @@ TABLE: dict[str, Row] = {
     ),
 }
 
+# seconds per cell: ordinarily each of them meets one oracle without and one with a binding box
+COSTLY = ("cw", "apgd", "best", "pgd", "bb", "deepfool:engine=foolbox")
+CHEAPEST = "linear"
+
 UNBOXED: dict[str, Callable[[], Oracle]] = {
     "two": lambda: oracles.affine(2),
     "three": lambda: oracles.affine(3),
@@ -120,13 +124,25 @@ def entry_of(name: str) -> Entry:
 
 
 def pairs(domain: Domain = "box") -> list[Any]:
-    """(name, norm) of every estimator that has the domain."""
+    """(name, norm) of every estimator that has the domain; those that take seconds per cell are slow."""
     return [
-        pytest.param(name, norm, id=f"{name}-{norm}", marks=row.marks)
+        pytest.param(name, norm, id=f"{name}-{norm}", marks=(pytest.mark.slow,) if name in COSTLY else ())
         for name, row in TABLE.items()
         for norm in entry_of(name).norms
         if domain in entry_of(name).domains
     ]
+
+
+def cells(oracle_names: Collection[str]) -> list[Any]:
+    """(name, norm, oracle): each pair with one oracle, and each oracle with the cheapest; the other cells are slow."""
+    names, grid = list(oracle_names), []
+    for number, pair in enumerate(pairs()):
+        name, norm = pair.values
+        for which in names:
+            ordinary = which == names[number % len(names)] or name == CHEAPEST
+            marks = TABLE[name].marks if ordinary else (pytest.mark.slow,)
+            grid.append(pytest.param(name, norm, which, id=f"{pair.id}-{which}", marks=marks))
+    return grid
 
 
 def build(name: str) -> Estimator:
@@ -251,15 +267,13 @@ def test_declared_limits_are_within_the_contract(name: str) -> None:
 # Exact truth.
 
 
-@pytest.mark.parametrize("which", UNBOXED)
-@pytest.mark.parametrize(("name", "norm"), pairs())
+@pytest.mark.parametrize(("name", "norm", "which"), cells(UNBOXED))
 def test_affine(name: str, norm: Norm, which: str) -> None:
     estimator = build(name)
     assert_conforms(estimator, oracle(which), norm, (estimator.tightness[norm], TABLE[name].ninetieth[norm]))
 
 
-@pytest.mark.parametrize("which", BOXED)
-@pytest.mark.parametrize(("name", "norm"), pairs())
+@pytest.mark.parametrize(("name", "norm", "which"), cells(BOXED))
 def test_affine_where_the_box_binds(name: str, norm: Norm, which: str) -> None:
     assert_conforms(build(name), oracle(f"boxed-{which}"), norm, TABLE[name].boxed[norm])
 
@@ -273,7 +287,7 @@ def test_free_domain(name: str, norm: Norm) -> None:
     assert (truth.exact[norm] < oracle("boxed-ten").exact[norm]).double().mean() > 0.9
 
 
-@pytest.mark.parametrize("which", ["double", "double-boxed"])
+@pytest.mark.parametrize("which", [pytest.param("double", marks=pytest.mark.slow), "double-boxed"])
 @pytest.mark.parametrize(("name", "norm"), pairs())
 def test_float64(name: str, norm: Norm, which: str) -> None:
     estimator, row = build(name), TABLE[name]
@@ -321,7 +335,7 @@ def test_wrong_predictions_and_permuted_classes(name: str, norm: Norm) -> None:
     torch.testing.assert_close(second.distance, first.distance, rtol=row.coupling, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("name", "norm"), pairs())
 def test_batches(name: str, norm: Norm, dtype: torch.dtype) -> None:
     """One by one, in sevens, all at once and in reverse: the same margins."""

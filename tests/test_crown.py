@@ -36,7 +36,7 @@ SHAPE = (1, 6, 6)
 
 
 class Residual(nn.Module):
-    """Normalisation as arithmetic, batch norm, a branch that is added in place, leaky and max-pooling kinks."""
+    """Normalisation as arithmetic, batch norm, a branch that is added in place, LeakyReLU and max pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
     assert (cut < uncut - 1e-5).any()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_short_rows_are_the_long_ones(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = build("cnn", (1, 28, 28), 10, 0)
@@ -210,7 +210,7 @@ def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
     torch.testing.assert_close(found.lower[reachable], expected[reachable], rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_radii_are_below_every_pattern_of_tiny_networks(norm: Norm) -> None:
     shares = []
     for seed, widths in itertools.product(range(6), ((3, 5, 3), (3, 3, 3, 3))):
@@ -231,8 +231,8 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module,
     return trained_digits[0], trained_digits[1][:8]
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("domain", ["box", pytest.param("free", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_lower_bounds_are_below_exact_ones_and_cuts_help(
     norm: Norm, domain: Domain, digits: tuple[nn.Module, Tensor]
 ) -> None:
@@ -275,6 +275,7 @@ def test_a_start_near_the_radius_and_other_pixel_bounds_change_little(
     torch.testing.assert_close(scaled.lower / 255, cold.lower, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_exact_certifier_solves_small_networks(digits: tuple[nn.Module, Tensor]) -> None:
     model, pixels = digits
     upper = measure(model, pixels[:4], create("cascade"), "l2").distance
@@ -285,6 +286,7 @@ def test_the_exact_certifier_solves_small_networks(digits: tuple[nn.Module, Tens
     assert found.solved.any()
 
 
+@pytest.mark.slow
 def test_residual_networks_of_torchvision_are_bounded() -> None:
     torch.manual_seed(0)
     model, pixels = build("resnet18", (3, 8, 8), 10, 0).eval(), torch.rand(10, 3, 8, 8)
@@ -354,7 +356,7 @@ class Mixing(nn.Module):
 
 
 def test_what_mixes_a_batch_is_refused() -> None:
-    with pytest.raises(InputError, match="computes every image by itself"):
+    with pytest.raises(InputError, match="treats every image on its own"):
         Crown().certify(Mixing(), images(), "l2", domain="box", upper=torch.ones(4).double())
 
 
@@ -423,7 +425,7 @@ def test_batch_norm_in_training_mode_is_refused(monkeypatch: pytest.MonkeyPatch)
         PiecewiseNetwork(Residual().eval(), SHAPE, CPU)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_a_radius_that_is_too_large_would_be_seen(norm: Norm, digits: tuple[nn.Module, Tensor]) -> None:
     model, pixels = digits
     exact = exact_margins(model, pixels, norm, nodes=300)

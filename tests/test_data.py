@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from harness.config.registry import DATASETS
 from harness.data.builtin import load
-from harness.data.dataset import NAMES, DataError, Split, draw_probe
+from harness.data.dataset import DataError, Split, draw_probe
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -229,10 +230,10 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     marker = cifar_root / "marker"
     content = pickle.dumps({"data": _Command(f"touch {marker}"), "labels": []}, protocol=2)
     (folder / "data_batch_1").write_bytes(content)
-    with pytest.raises(DataError, match=r"intact .*data_batch_1, got MD5 \w+ where torchvision lists \w+;"):
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: MD5 \w+ where torchvision lists \w+;"):
         load("cifar10", cifar_root)
     list_cifar(folder, monkeypatch)
-    with pytest.raises(DataError, match=r"intact .*data_batch_1, got no batch of images \(it asks for \w+.system"):
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: not a batch of images \(it asks for \w+.system"):
         load("cifar10", cifar_root)
     assert not marker.exists()
     # the control: a plain unpickler does run it
@@ -240,7 +241,7 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     assert marker.exists()
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", list(DATASETS)[1:])
 def test_missing_files_say_what_to_do(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(name, tmp_path)
@@ -273,8 +274,8 @@ def _wrong_label(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("train-images-idx3-ubyte", _truncate, r"5503 bytes that are no IDX array of its kind"),
-        ("train-images-idx3-ubyte", _behead, r"6 bytes that are no IDX array of its kind"),
+        ("train-images-idx3-ubyte", _truncate, r"5503 bytes that are not an IDX array of its kind"),
+        ("train-images-idx3-ubyte", _behead, r"6 bytes that are not an IDX array of its kind"),
         ("t10k-labels-idx1-ubyte", _wrong_label, r"5 labels up to 10 for 5 images of 10 classes"),
     ],
 )
@@ -284,18 +285,18 @@ def test_damaged_extracted_files_are_named(
     packed = mnist_root / "MNIST" / "raw" / f"{name}.gz"
     packed.with_suffix("").write_bytes(damage(gzip.decompress(packed.read_bytes())))
     packed.unlink()
-    with pytest.raises(DataError, match=rf"^expected an intact \S+{name}, got {reason}; delete it and .*again$"):
+    with pytest.raises(DataError, match=rf"^\S+{name} is damaged: {reason}; delete it and .*again$"):
         load("mnist", mnist_root)
 
 
 def test_damaged_archives_are_named(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = mnist_root / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:-4])
-    with pytest.raises(DataError, match=r"intact \S+train-labels-idx1-ubyte.gz, got MD5"):
+    with pytest.raises(DataError, match=r"\S+train-labels-idx1-ubyte.gz is damaged: MD5"):
         load("mnist", mnist_root)
     listed = [(name, md5((packed.parent / name).read_bytes())) for name, _ in datasets.MNIST.resources]
     monkeypatch.setattr(datasets.MNIST, "resources", listed)
-    with pytest.raises(DataError, match=r"intact \S+train-labels-idx1-ubyte.gz, got Compressed file ended"):
+    with pytest.raises(DataError, match=r"\S+train-labels-idx1-ubyte.gz is damaged: Compressed file ended"):
         load("mnist", mnist_root)
 
 

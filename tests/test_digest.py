@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.compare import audit
-from benchmarks.digest import digest, error_table, main
+from benchmarks.compare.digest import digest, error_table, main
 
 
 def rows(problem: str, **distances: list[float]) -> pd.DataFrame:

@@ -22,7 +22,6 @@ from attacks.measure import MeasureOptions
 from attacks.memory import REFILLED, chunk_length
 from attacks.registry import create
 from attacks.types import EstimatorError, InputError
-from benchmarks.survive.comparing import compare
 from harness import MarginTracker
 from harness.compare import main as compare_again
 from harness.config.options import ConfigError
@@ -36,6 +35,7 @@ from harness.tasks import Engine, EngineError, InProcess, Overdue, ProcessSettin
 from harness.track import main
 from harness.workers import DEATHS, Workers, _device
 from tests.runs import ONE_LINE, Deadly, Dropping, Endless, contents
+from tests.survive.comparing import compare
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
@@ -88,6 +88,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[Any]]]:
 # the same rows
 
 
+@pytest.mark.slow
 def test_workers_give_the_rows_of_one_process(tmp_path: Path, whole: Path) -> None:
     assert main(["--out", str(tmp_path / "run"), "--no-report", *OPTIONS, "--workers", "2"]) == 0
     assert differences(tmp_path / "run", whole) == []
@@ -103,6 +104,7 @@ def test_workers_average_over_draws_as_one_process_does(tmp_path: Path, workers:
     assert len(rows_of(tmp_path / "one")) == 2
 
 
+@pytest.mark.slow
 def test_another_seed_would_be_noticed(tmp_path: Path, whole: Path) -> None:
     options = [*OPTIONS, "--workers", "2", "--seed", "1"]
     assert main(["--out", str(tmp_path / "run"), "--no-report", *options]) == 0
@@ -156,6 +158,7 @@ def test_all_units_of_an_epoch_go_beside_each_other(tmp_path: Path, workers: Wor
     assert rows_of(tmp_path / "beside") == rows_of(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_one_process(tmp_path: Path, workers: Workers) -> None:
     measuring = workers.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None)
     with pytest.raises(EstimatorError, match=r"expected witnesses of shape .* got \(4,\); return one point an image"):
@@ -222,6 +225,7 @@ def test_ray_does_not_measure_on_the_cpu_what_is_on_cuda() -> None:
 # workers that die
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     engine = Workers(2, threads=1)
     # both kinds of unit have shards of their own; two of these tasks kill the process they are in
@@ -243,6 +247,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "beside" / "shards").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
@@ -250,13 +255,14 @@ def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
         (lives / str(number)).touch()
     engine = Workers(1, threads=1)
     beside = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
-    with pytest.raises(EngineError, match=f"got {DEATHS} deaths at deadly.* images 0 to 7; if memory ran out"):
+    with pytest.raises(EngineError, match=f"{DEATHS} workers died at deadly.* images 0 to 7; if memory ran out"):
         beside.update(0, linear())
     beside.close()
     # the other unit is whole
     assert list(rows_of(tmp_path / "run")) == ["linear.l2.parquet"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_epochs(tmp_path: Path) -> None:
     engine = Workers(1, threads=1)
     beside = tracker(tmp_path / "run", engine, "linear")
@@ -287,6 +293,7 @@ class Halfway(Deadly):
         return 1 - images
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_its_answer(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
@@ -313,6 +320,7 @@ class RaisesOdd(nn.Linear):
         raise Odd(1, 2)
 
 
+@pytest.mark.slow
 def test_an_exception_that_cannot_be_sent_is_told(workers: Workers) -> None:
     model = nn.Sequential(nn.Flatten(), RaisesOdd(9, 3))
     measuring = workers.run(model, [task_of(torch.rand(4, 1, 3, 3), create("linear"))], lambda _: None)
@@ -606,7 +614,7 @@ def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "track: interrupted; the same command with --resume and its --out goes on\n"
+    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
 
 
 def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:

@@ -133,8 +133,8 @@ def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
     return wrong
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("domain", ["box", pytest.param("free", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_activation_pattern(norm: Norm, domain: Domain) -> None:
     assert disagreements(norm, domain) == 0
 
@@ -150,6 +150,7 @@ def unlike_programs(model: nn.Module, images: Tensor, found: ExactMargins) -> in
     return wrong
 
 
+@pytest.mark.slow
 def test_integer_programs_on_trained_networks(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
     for model, count in ((shallow, 8), (deep, 3)):
         images = digits[:count]
@@ -447,12 +448,13 @@ def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
 
 
 @pytest.mark.parametrize("defect", ["chords", "class"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_pattern_finds_a_planted_defect(monkeypatch: pytest.MonkeyPatch, norm: Norm, defect: str) -> None:
     plant(monkeypatch, defect)
     assert disagreements(norm, "box") > 0
 
 
+@pytest.mark.slow
 def test_integer_programs_find_a_forgotten_class(
     monkeypatch: pytest.MonkeyPatch, deep: nn.Module, digits: Tensor
 ) -> None:

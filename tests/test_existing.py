@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.transforms.v2 import Normalize
 
 from harness.compare import main as compare
 from harness.config.options import ConfigError
+from harness.measuring.rows import measure_margins
 from harness.models.build import build
 from harness.models.checkpoints import existing_checkpoints, mapping_line
+from harness.runs import read_run
 from harness.store import RunFolder, Unit
 from harness.store.files import read_part
 from harness.track import main
@@ -161,3 +167,43 @@ def test_one_of_another_model_is_one_line(tmp_path: Path, capsys: pytest.Capture
     error = capsys.readouterr().err.strip()
     assert ONE_LINE.fullmatch(error)
     assert "expected weights of this model" in error
+
+
+@pytest.mark.slow
+def test_margins_of_checkpoints_are_those_of_the_models_that_were_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision's ResNet-18, trained outside of the harness with torchvision's normalisation on an npz file."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    arrays = {f"x_{split}": draw.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8) for split in ("train", "test")}
+    np.savez("mine.npz", **arrays, y_train=np.arange(40) % 10, y_test=np.arange(40) % 10)  # type: ignore[arg-type]
+    images = {name: torch.from_numpy(value).permute(0, 3, 1, 2) / 255 for name, value in arrays.items()}
+    labels = torch.arange(40) % 10
+    torch.manual_seed(0)
+    network, models = resnet18(num_classes=10), list[nn.Module]()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for epoch in range(2):
+        if epoch:
+            model = nn.Sequential(Normalize([0.3] * 3, [0.37] * 3), network).train()
+            nn.functional.cross_entropy(model(images["x_train"]), labels).backward()
+            optimizer.step()
+        torch.save({"state_dict": network.state_dict(), "epoch": epoch}, f"resnet-{epoch}.pt")
+        kept = resnet18(num_classes=10)
+        kept.load_state_dict(network.state_dict())
+        models.append(nn.Sequential(Normalize([0.3] * 3, [0.37] * 3), kept).eval())
+    options = ["--checkpoints", "resnet-*.pt", "--model", "torchvision:resnet18", "--normalize", "0.3:0.37"]
+    options += ["--dataset", "npz:mine.npz", "--estimator", "deepfool", "--estimator", "fmn:steps=10", "--probe", "4"]
+    assert main([*options, "--noise-retries", "0", "--device", "cpu", "--out", "run"]) == 0
+    margins = read_run(Path("run")).margins
+    for epoch, model in enumerate(models):
+        rows = margins[(margins["epoch"] == epoch) & (margins["split"] == "test")]
+        ids = np.sort(rows["image"].unique())
+        probe = images["x_test"][ids], labels[ids], torch.from_numpy(ids)
+        again = measure_margins(model, probe, ["deepfool", "fmn:steps=10"], noise_retries=0)
+        both = rows.merge(again, on=["image", "estimator", "norm"], suffixes=("", "_again"))
+        assert len(both) == len(rows) == 4 * 2 * 2
+        assert (both["status"] == both["status_again"]).all()
+        found = both[np.isfinite(both["distance"])]
+        assert len(found) > 12
+        assert (found["distance_again"] / found["distance"] - 1).abs().max() < 1e-4

@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return read_run(folder)
 
 
+@pytest.mark.slow
 def test_the_script_has_the_harnesss_margins(run: Run) -> None:
     rows = list(rows_of(run, [0, 2], ["l2", "linf"], "deepfool"))
     assert [(row.epoch, row.split, row.norm) for row in rows][:3] == [
@@ -43,6 +44,7 @@ def test_the_script_has_the_harnesss_margins(run: Run) -> None:
         assert min(row.ours, row.theirs) > 0
 
 
+@pytest.mark.slow
 def test_a_script_that_errs_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = script.margins
 
@@ -56,6 +58,7 @@ def test_a_script_that_errs_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert (row.same, row.both, row.their_found) == (0, 11, 11)
 
 
+@pytest.mark.slow
 def test_totals_add_up(run: Run) -> None:
     rows = list(rows_of(run, [0, 2], ["l2"], "deepfool"))
     whole = totals(run, load("digits"), rows, ours=10.0)
@@ -67,6 +70,7 @@ def test_totals_add_up(run: Run) -> None:
     assert Totals(ours=1.0, training=2.0, errors=3.0, margins=4.0).theirs == 9.0
 
 
+@pytest.mark.slow
 def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     share = pass_share(run, ["l2"], "deepfool")
     assert 0.2 < share < 0.95
@@ -81,6 +85,7 @@ def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch:
     assert torch.autograd.grad.__module__ == "torch.autograd"
 
 
+@pytest.mark.slow
 def test_the_scripts_error_is_the_runs(run: Run) -> None:
     from benchmarks.problems import run_problems
 
@@ -90,6 +95,7 @@ def test_the_scripts_error_is_the_runs(run: Run) -> None:
     assert error == pytest.approx(run.epochs.query("epoch == 2 and split == 'test'")["error"].item())
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_and_refuses_a_folder_that_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

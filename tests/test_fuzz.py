@@ -1,17 +1,16 @@
-"""What reads a file gives the whole one's values or refuses in one line; all that was ever found, and some more."""
+"""Every reader refuses damaged files in one line or gives unchanged values: past findings and new damage."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz.__main__ import table
-from benchmarks.fuzz.readers import READERS
-from benchmarks.fuzz.reading import Reader, fingerprint
-from benchmarks.fuzz.trying import Tally, fuzz, judge
 from harness.store.identity import StoreError
+from tests.fuzz.__main__ import CORPUS, main, table
+from tests.fuzz.readers import READERS
+from tests.fuzz.reading import Reader, corpus_name, fingerprint
+from tests.fuzz.trying import Tally, fuzz, judge
 
-CORPUS = Path(__file__).parent / "corpus"
-BY_FOLDER = {reader.name.replace(" ", "-").replace("'", "").replace(",", ""): reader for reader in READERS}
+BY_FOLDER = {corpus_name(reader.name): reader for reader in READERS}
 FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 
 
@@ -31,6 +30,17 @@ def test_damaged_and_hostile_files(reader: Reader) -> None:
     assert tally.cases >= 30
     assert tally.read + tally.refused == tally.cases
     assert tally.refused > tally.cases // 4
+
+
+@pytest.mark.slow
+def test_many_damaged_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.fuzz.__main__.CORPUS", tmp_path)
+    assert main(["--cases", "150", "--seed", "1"]) == 0
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert total.startswith("| all | 3,105 |")
+    assert total.endswith("| 0 | |")
 
 
 # controls: what is wrong with a reader must be found

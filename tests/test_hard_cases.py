@@ -1,6 +1,6 @@
 """Bad networks and odd data: each gives right margins, a status that says so, or one clear line.
 
-The table in docs/survival.md names these tests.
+docs/survival.md sums them up.
 """
 
 import copy
@@ -401,7 +401,7 @@ OWN, SEEN = torch.Generator().manual_seed(0), list[int]()
 RANDOM = (by_torch, by_dropout, by_numpy, by_random, by_own_generator, by_counter)
 DIFFERENT = (
     r"expected the same logits of the same images, got others in a second pass \(by up to [\d.]+, of [\d.]+\); measure "
-    r"what is expected of it with expect_over=N \(--expect-over N\), or leave out what draws at random"
+    r"its average over N draws with expect_over=N \(--expect-over N\), or leave out what draws at random"
 )
 
 
@@ -429,9 +429,7 @@ def test_what_does_not_draw_from_the_global_generators_cannot_be_averaged() -> N
     for twist in (by_own_generator, by_counter):
         said = refused(margins, twisted(twist), images(), expect_over=4)
         assert "got others in a second pass" in said
-        assert said.endswith(
-            "let all that it draws come from the global generators, which are seeded before every pass"
-        )
+        assert said.endswith("draw only from the global generators, which are seeded before every pass")
 
 
 def centred(self: Affine, images: Tensor) -> Tensor:
@@ -502,7 +500,7 @@ def test_batch_norm_that_takes_no_single_image_is_refused_or_averaged() -> None:
     model, given = Normalising(False), images()
     said = refused(margins, model, given)
     assert "expected a model that takes a single image, got ValueError: Expected more than 1 value per channel" in said
-    assert said.endswith("or measure what is expected of it with expect_over=N (--expect-over N)")
+    assert said.endswith("or measure its average over N draws with expect_over=N (--expect-over N)")
     found = margins(Normalising(True), given, "linear", expect_over=2)
     assert torch.equal(margins(Normalising(True), given[2:], "linear", expect_over=2).distance, found.distance[2:])
 

@@ -274,8 +274,8 @@ def test_files_of_earlier_versions_are_taken_with_one_warning(run: RunFolder) ->
     for path in parts:
         as_before(path)
     said = (
-        f"{run.path}: files of version 0.1.0, such as linear.l2.parquet, do not say what they are: "
-        "taken for what they are called"
+        f"{run.path}: files of version 0.1.0, such as linear.l2.parquet, do not record their "
+        "identity; their names are trusted"
     )
     found = read_run(run.path)
     assert (len(found.margins), found.remarks) == (72, (said,))
@@ -340,7 +340,9 @@ def test_probes_and_certifiers_stand_in_the_manifest_outside_the_fingerprint(run
 def test_probes_that_are_not_those_of_the_manifest_are_refused(run: RunFolder) -> None:
     tensors = run.load_tensors(run.probes("test"))
     run.save_tensors(run.probes("test"), tensors | {"images": 1 - tensors["images"]})
-    with pytest.raises(StoreError, match=r"expected the probe images .* of test at .*, got .*; restore the file"):
+    with pytest.raises(
+        StoreError, match=r"checksum mismatch in .*: not the probe images of test that .*; restore the file"
+    ):
         tracker(run.path).update(2, network(2))
     manifest = run.read_manifest()
     with pytest.raises(StoreError, match=r"expected the probe images of test that the run has, .*, got other; use"):
@@ -445,6 +447,7 @@ def test_a_revision_is_that_of_all_that_an_estimator_is_made_of(monkeypatch: pyt
 # names that no file can have
 
 
+@pytest.mark.slow
 def test_an_estimator_whose_text_names_no_file_is_refused_before_measuring(tmp_path: Path) -> None:
     text = "best:of=" + "+".join(f"fmn:steps={steps}/gamma=0.1" for steps in range(100, 112))
     with pytest.raises(EstimatorError) as error:

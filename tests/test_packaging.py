@@ -4,15 +4,16 @@ Nothing here looks at what is installed: a machine with a GPU may well have anot
 """
 
 import re
-import runpy
 import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -41,11 +42,6 @@ def pinned_version(name: str) -> str:
     return only.version
 
 
-def test_constraints_txt_is_what_the_script_writes() -> None:
-    script = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))
-    assert read("constraints.txt") == script["constraints"](TEXT), f"run `{script['COMMAND']}`"
-
-
 def test_every_constraint_is_one_exact_version() -> None:
     pins = PYPROJECT["tool"]["uv"]["constraint-dependencies"]
     assert pins == sorted(pins)
@@ -71,12 +67,13 @@ def test_gitpython_has_a_floor() -> None:
     assert not gitpython.specifier.contains("3.1.99")
 
 
-def test_the_listed_packages_are_the_folders() -> None:
-    # a folder that is not listed works in the checkout and is missing from a built package
+def test_every_folder_with_modules_is_found_as_a_package() -> None:
+    # a folder without __init__.py works in the checkout and is missing from a built package
     folders = {module.parent for top in ("attacks", "harness") for module in (ROOT / top).rglob("*.py")}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
-    names = sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
-    assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == names
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    found = find_packages(str(ROOT), include=PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert set(found) == names
 
 
 def test_the_listed_data_files_are_those_in_the_packages() -> None:
@@ -121,6 +118,21 @@ def test_one_version_and_date_everywhere() -> None:
     assert newest is not None
     assert newest.groups() == (citation["version"], citation["date-released"])
     assert PYPROJECT["project"]["version"] == citation["version"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".pre-commit-config.yaml", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / ".github").rglob("*.yml")))],
+)
+def test_what_others_read_is_yaml(name: str) -> None:
+    assert isinstance(yaml.safe_load(read(name)), dict)
+
+
+def test_the_workflow_runs_the_test_command_on_every_python() -> None:
+    jobs = yaml.safe_load(read(".github/workflows/tests.yml"))["jobs"]
+    versions = [re.fullmatch(r".*:: (3\.\d+)", one) for one in PYPROJECT["project"]["classifiers"]]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == [one.group(1) for one in versions if one]
+    assert jobs["tests"]["steps"][-1]["run"] == "pip install uv && uv run pytest"
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

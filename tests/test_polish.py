@@ -18,8 +18,7 @@ from attacks import polish
 from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
 from attacks.certify.network.piecewise import PiecewiseNetwork
-from attacks.certify.regions import newton as nearest
-from attacks.certify.regions import walk as hops
+from attacks.certify.regions import newton, walk
 from attacks.certify.regions.cells import Cells, Passes, cells_at
 from attacks.certify.regions.faces import Task
 from attacks.certify.regions.newton import nearest_moves
@@ -85,7 +84,7 @@ def test_moves_are_the_shortest(norm: Norm, limits: tuple[float, float]) -> None
     low, high = (torch.full((20, 30), limit, dtype=torch.float64) for limit in limits)
     known = row_norm(inside, norm)
     found = nearest_moves(
-        rows, gaps, low, high, norm, start=torch.zeros_like(gaps), known=known, softness=(*nearest.FAST, *nearest.SHARP)
+        rows, gaps, low, high, norm, start=torch.zeros_like(gaps), known=known, softness=(*newton.FAST, *newton.SHARP)
     )
     assert found.solved.all()
     length = row_norm(found.moves, norm)
@@ -203,7 +202,7 @@ def test_searches_that_promise_nothing_end_where_they_began(norm: Norm) -> None:
     far = measured((12, 12), "deepfool", norm)
     here = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
     points = far.witness.double()
-    assert torch.equal(hops.hop(here, points, torch.zeros(COUNT).double()), points)
+    assert torch.equal(walk.local_minima(here, points, torch.zeros(COUNT).double()), points)
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
@@ -307,16 +306,16 @@ def test_control_wrong_parts_are_seen(spoil: str, monkeypatch: pytest.MonkeyPatc
         right = Cells.rows
         monkeypatch.setattr(Cells, "rows", lambda self, regions, numbers: -right(self, regions, numbers))
     else:
-        monkeypatch.setattr(hops, "CLASSES", 0)
+        monkeypatch.setattr(walk, "CLASSES", 0)
     with pytest.raises(AssertionError):
         assert_polished(network((12, 12)), measured((12, 12), "deepfool", "linf"), "linf", "box")
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_hops_lead_nearer_and_never_farther(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hops, "CLASSES", 0)
+def test_walks_lead_nearer_and_never_farther(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "CLASSES", 0)
     hopped = measure(network((32,)), images(), create("deepfool:refine=polish"), norm)
-    monkeypatch.setattr(hops, "HOPS", 0)
+    monkeypatch.setattr(walk, "REGIONS", 0)
     still = measure(network((32,)), images(), create("deepfool:refine=polish"), norm)
     assert (hopped.distance <= still.distance * (1 + 2e-4)).all()
     assert (hopped.distance < still.distance * 0.999).any()

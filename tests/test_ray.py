@@ -104,7 +104,7 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     lives.mkdir()
     for number in range(100):
         (lives / str(number)).touch()
-    with pytest.raises(EngineError, match=f"expected deadly.* from Ray, got .*Crash.* after {RETRIES} more tries: "):
+    with pytest.raises(EngineError, match=f"Ray failed at deadly.* with .*Crash.* after {RETRIES} retries: "):
         tracker(tmp_path / "run", OnRay(1), Deadly(folder=str(lives)), images=4).update(0, linear())
 
 
@@ -142,7 +142,7 @@ def test_what_there_is_room_for() -> None:
         OnRay(gpus=2)
 
 
-DEAD = "Ray's process on this machine (raylet) was killed or died; go on with --resume"
+DEAD = "Ray's process on this machine (raylet) was killed or died; continue with --resume"
 
 
 @pytest.mark.usefixtures("cluster")

@@ -24,6 +24,7 @@ from harness.statistics.observations.verdicts import FINDING_COLUMNS
 from harness.store import RunFolder, Unit
 from harness.store.files import write_csv
 from harness.store.folder import SCHEMA
+from tests.pages import STATIC_FIGURES
 from tests.runs import ONE_LINE, state
 from tests.simulate import margin_rows, predictions_of
 
@@ -118,10 +119,7 @@ def test_one_run_gets_page_tests_and_figures(tmp_path: Path, capsys: pytest.Capt
     assert tuple(table.columns) == FINDING_COLUMNS
     assert set(table["verdict"]) <= {"supported", "not supported", "undecided"}
     new = set(state(run)) - before - {"figures", "report.html", "report-observations.csv"}
-    assert {name.removeprefix("figures/").rpartition(".")[0] for name in new} == {
-        *("margins", "correctness", "distributions-l2", "distributions-linf", "flow-train", "flow-test", "ratios"),
-        *("classes", "confidence", "calibration", "boundary", "paths"),
-    }
+    assert {name.removeprefix("figures/").rpartition(".")[0] for name in new} == set(STATIC_FIGURES)
     assert (run / "figures" / "margins.png").read_bytes().startswith(PNG_SIGNATURE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +22,15 @@ from benchmarks.reproduce.__main__ import STUDY, main
 from benchmarks.reproduce.around import crossings, free_against_box
 from benchmarks.reproduce.around import main as surround
 from benchmarks.reproduce.claims import by_test, read_off
-from benchmarks.reproduce.collecting import confidence, flow, write_tables
+from benchmarks.reproduce.collecting import confidence, flow
+from benchmarks.reproduce.page import NOTES
 from benchmarks.reproduce.running import StepError, run_step, steps_of
-from benchmarks.reproduce.stored import Stored, number, span
+from benchmarks.reproduce.stored import FILE, Stored, number, span
 from benchmarks.reproduce.study import read_study
+from benchmarks.reproduce.tables import Key, read_tables, write_tables
 from harness.config.options import ConfigError
 from harness.data.probes import Probe
+from harness.store.identity import StoreError
 from harness.track import main as track
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +48,7 @@ stage = 1
 options = { dataset = "digits", model = "dense", estimator = ["deepfool", "fmn"] }
 runs = [{ training = "standard" }, { training = "pgd" }]
 added = { linear = [1] }
+pictures = { "digits-dense-pgd/margins" = "A picture" }
 
 [[group]]
 name = "seeds"
@@ -209,6 +214,52 @@ def test_flow_and_confidence_count_whole_sets() -> None:
     assert found["images"].to_dict() == {False: 1, True: 2}
 
 
+def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
+    tables: dict[Key, pd.DataFrame] = {
+        ("run", "summary"): pd.DataFrame(
+            {
+                "epoch": [0, 1],
+                "avg": [0.1, 1 / 3],
+                "correct": [True, False],
+                "note": [None, "a, b"],
+                "low": [None, None],
+            }
+        ),
+        ("other", "summary"): pd.DataFrame({"epoch": [2], "avg": [2.0], "split": pd.Categorical(["test"])}),
+        ("run", "flow"): pd.DataFrame({"epoch": [0, 1], "incorrect_before": [None, 3]}),
+        ("run", "nothing"): pd.DataFrame({"epoch": []}),
+    }
+    path = tmp_path / FILE
+    write_tables(path, tables)
+    found = read_tables(path)
+    assert list(found) == [("run", "summary"), ("other", "summary"), ("run", "flow")]
+    summary = found["run", "summary"]
+    assert list(summary) == ["epoch", "avg", "correct", "note", "low", "split"]
+    assert summary["epoch"].tolist() == [0, 1]
+    assert summary["epoch"].dtype == np.int64
+    assert summary["avg"].tolist() == [0.1, 0.333333]  # six digits
+    assert summary["correct"].tolist() == [True, False]
+    assert summary["note"].isna().tolist() == [True, False]
+    assert summary["note"][1] == "a, b"
+    assert summary["low"].isna().all()
+    assert summary["low"].dtype == np.float64
+    assert found["other", "summary"]["split"].tolist() == ["test"]
+    assert list(found["run", "flow"]) == ["epoch", "incorrect_before"]
+    assert np.array_equal(found["run", "flow"]["incorrect_before"], [np.nan, 3.0], equal_nan=True)
+    write_tables(tmp_path / "again.parquet", found)
+    for key, table in read_tables(tmp_path / "again.parquet").items():
+        pd.testing.assert_frame_equal(table, found[key])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more", b"group,claim\n"])
+def test_a_damaged_file_of_tables_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"expected a study's tables at .*; restore it, or collect again"):
+        read_tables(path)
+
+
 # claims
 
 CURVES: dict[str, Callable[[int], float]] = {
@@ -217,10 +268,14 @@ CURVES: dict[str, Callable[[int], float]] = {
 }
 
 
-def summaries(folder: Path, standard: str, pgd: str) -> Stored:
-    """Stored tables of the pair, every curve of a run the same."""
-    stored = Stored(read_study(written(folder)), folder / "out")
+def summaries(folder: Path, standard: str, pgd: str, changed: dict[Key, pd.DataFrame] | None = None) -> Stored:
+    """Stored tables of the pair, every curve of a run the same.
+
+    Args:
+        changed: tables that are others than these.
+    """
     epochs = range(41)
+    tables: dict[Key, pd.DataFrame] = {("pair", "observations"): pd.DataFrame({"claim": ["none"]})}
     for training, shape in (("standard", standard), ("pgd", pgd)):
         rows = [
             {
@@ -241,10 +296,11 @@ def summaries(folder: Path, standard: str, pgd: str) -> Stored:
             for norm in ("l2", "linf")
         ]
         errors = [{"epoch": e, "split": s, "error": 0.5 - 0.01 * e} for e in epochs for s in ("train", "test")]
-        tables = {"summary": pd.DataFrame(rows), "epochs": pd.DataFrame(errors)}
-        write_tables(stored.folder / "runs" / f"digits-dense-{training}", tables)
-    write_tables(stored.folder / "pair", {"observations": pd.DataFrame({"claim": []})})
-    return stored
+        run = f"digits-dense-{training}"
+        tables |= {(run, "summary"): pd.DataFrame(rows), (run, "epochs"): pd.DataFrame(errors)}
+    out = folder / "out"
+    write_tables(out / FILE, tables | (changed or {}))
+    return Stored(read_study(written(folder)), out)
 
 
 @pytest.mark.parametrize(
@@ -282,12 +338,10 @@ def test_too_few_incorrect_images_decide_nothing(tmp_path: Path) -> None:
     stored = summaries(tmp_path, "falling", "rising")
     value = numbers.change_of("incorrect")
     assert len(read_off(value, lambda x: x < 1, "standard")(stored)) == 2
-    path = stored.folder / "runs" / "digits-dense-standard" / "summary.csv"
-    table = pd.read_csv(path)
+    table = stored.run("digits-dense-standard", "summary").copy()
     table.loc[(table["subset"] == "incorrect") & (table["epoch"] == 40), "found"] = 9
     (tmp_path / "few").mkdir()
-    few = summaries(tmp_path / "few", "falling", "rising")
-    write_tables(few.folder / "runs" / "digits-dense-standard", {"summary": table})
+    few = summaries(tmp_path / "few", "falling", "rising", {("digits-dense-standard", "summary"): table})
     assert read_off(value, lambda x: x < 1, "standard")(few) == []
     assert len(read_off(numbers.change_of("correct"), lambda x: x < 1, "standard")(few)) == 2
 
@@ -303,7 +357,6 @@ def test_an_adversarial_run_is_held_against_the_standard_one_beside_it(tmp_path:
 
 
 def test_verdicts_of_tests_are_joined_and_estimators_kept_apart(tmp_path: Path) -> None:
-    stored = summaries(tmp_path, "falling", "rising")
     run = "digits-dense-standard"
     rows = [
         ("decline", run, "deepfool", "l2", "test", -0.25, "supported"),
@@ -315,9 +368,8 @@ def test_verdicts_of_tests_are_joined_and_estimators_kept_apart(tmp_path: Path) 
     ]
     columns = ["claim", "run", "estimator", "norm", "split", "value", "verdict"]
     table = pd.DataFrame(rows, columns=columns).assign(effect="median change", low=-1.0, high=1.0, images=8)
-    write_tables(stored.folder / "pair", {"decided": table})
-    (stored.folder / "pair" / "observations.csv").write_bytes((stored.folder / "pair" / "decided.csv").read_bytes())
-    found = by_test("decline")(Stored(stored.study, stored.folder))
+    stored = summaries(tmp_path, "falling", "rising", {("pair", "observations"): table})
+    found = by_test("decline")(stored)
     assert [(row.estimator, row.verdict) for row in found] == [
         ("deepfool", "supported"),
         ("envelope", "mixed: 1 supported, 1 not supported"),
@@ -338,24 +390,34 @@ def test_numbers_are_written_with_so_many_digits() -> None:
 
 
 def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs/reproduction", tmp_path / "reproduction")
-    for table in (tmp_path / "reproduction").glob("*.csv"):
-        table.unlink()
-    assert main(["--page", "--out", str(tmp_path / "reproduction")]) == 0
-    assert (tmp_path / "reproduction.md").read_bytes() == (ROOT / "docs/reproduction.md").read_bytes()
-    for table in (ROOT / "docs/reproduction").glob("*.csv"):
-        assert (tmp_path / "reproduction" / table.name).read_bytes() == table.read_bytes()
+    committed = ROOT / "docs/reproduction"
+    out = tmp_path / "reproduction"
+    out.mkdir()
+    for name in (FILE, NOTES):
+        shutil.copy(committed / name, out)
+    assert main(["--page", "--out", str(out)]) == 0
+    page = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+    assert (tmp_path / "reproduction.md").read_text(encoding="utf-8") == page
+    made = sorted(path.name for path in out.glob("*.csv"))
+    assert made == sorted(path.name for path in committed.glob("*.csv"))
+    for name in made:
+        assert (out / name).read_bytes() == (committed / name).read_bytes()
+    pictures = {path.relative_to(committed).as_posix() for path in committed.rglob("*.png")}
+    assert pictures == set(re.findall(r"\(reproduction/(\S+\.png)\)", page))
+    assert len(pictures) <= 12
 
 
 def test_a_page_without_one_of_its_tables_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(ROOT / "docs/reproduction", tmp_path / "reproduction")
-    (tmp_path / "reproduction/runs/fashion-mnist-cnn-pgd/summary.csv").unlink()
+    whole = read_tables(ROOT / "docs/reproduction" / FILE)
+    pair = ("fashion-mnist-cnn", "fashion-mnist-cnn-standard", "fashion-mnist-cnn-pgd")
+    tables = {key: table for key, table in whole.items() if key[0] in pair}
+    del tables["fashion-mnist-cnn-pgd", "summary"]
+    write_tables(tmp_path / "reproduction" / FILE, tables)
     assert main(["--page", "--out", str(tmp_path / "reproduction")]) == 1
     said = capsys.readouterr().err
-    assert "fashion-mnist-cnn-pgd/summary.csv" in said
-    assert said.startswith("reproduce: error: expected a table at ")
+    assert said.startswith("reproduce: error: expected a table summary of fashion-mnist-cnn-pgd in ")
     assert said.count("\n") == 1
     assert not (tmp_path / "reproduction.md").exists()
 
@@ -369,8 +431,9 @@ def test_a_short_study_goes_from_nothing_to_its_page_and_is_not_run_again(
     assert main([*given, "--jobs", "2"]) == 0
     assert capsys.readouterr().out.count("python -m") == 6
     page = (tmp_path / "out.md").read_text(encoding="utf-8")
-    assert "| [`digits-dense-pgd`](out/runs/digits-dense-pgd/manifest.json) | pgd, 10 PGD steps" in page
+    assert "### A picture\n\n![A pair](out/pair/digits-dense-pgd-margins.png)" in page
     assert (tmp_path / "out/pair/digits-dense-pgd-margins.png").stat().st_size > 10_000
+    assert '\ndigits-dense-pgd,"pgd, 10 PGD steps' in (tmp_path / "out/runs.csv").read_text(encoding="utf-8")
     claims = pd.read_csv(tmp_path / "out/claims.csv")
     assert {"jump", "pgd-level", "closer", "directions"} <= set(claims["claim"])
     assert main([*given, "--stage", "1"]) == 0

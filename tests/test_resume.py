@@ -164,7 +164,7 @@ def test_interrupted_once_a_run_ends_up_the_same(
         assert run(folder, "--epochs", "2") == 130
     assert written[-1].exists() != half or written[-1] in written[:-1]
     said = capsys.readouterr().err
-    assert said == "track: interrupted; the same command with --resume and its --out goes on\n"
+    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
     assert not [name for name in contents(folder) if name.endswith(".tmp")]
     if count == 33:  # in the midst of the last epoch's margins
         assert [RunFolder(folder).trainer(epoch).exists() for epoch in range(3)] == [False, True, True]

@@ -21,8 +21,7 @@ from torch.nn.utils import parametrizations
 from attacks.certify import ball, certifiers, lower
 from attacks.certify.certifiers import IBP, Crown, Exact
 from attacks.certify.exact import exact_margins
-from attacks.certify.network import intervals as spread
-from attacks.certify.network import piecewise, tracing
+from attacks.certify.network import intervals, piecewise, tracing
 from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.measure import measure
 from attacks.registry import create
@@ -226,12 +225,12 @@ def test_half_precision_is_refused() -> None:
 
 
 def _without_absolute_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread, "_size", lambda argument: argument)
+    monkeypatch.setattr(intervals, "_size", lambda argument: argument)
 
 
 def _views_instead_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every factor is read as 1."""
-    scaled = spread._RULES["mul"]
+    scaled = intervals._RULES["mul"]
     recorded = tracing.record
 
     def record(model: nn.Module, image: Tensor) -> tracing.Recording:
@@ -349,7 +348,7 @@ def test_unusual_operations_are_bounded_soundly(before: Callable[[Tensor], Tenso
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), same, "in place on a constant"),
         (lambda x: F.avg_pool2d(x, 1, divisor_override=-2), same, "the operation avg_pool2d in the forward pass"),
         (same, lambda z: torch.clamp(z, min=torch.zeros_like(z)), "the operation clamp in the forward pass"),
-        (same, lambda z: F.max_pool2d(z[:, None, None].squeeze(1), 1), "of what is no (1, C, H, W)"),
+        (same, lambda z: F.max_pool2d(z[:, None, None].squeeze(1), 1), "of an input that is not (1, C, H, W)"),
         (same, lambda z: z.sum(1, dtype=torch.int64), "the operation sum in the forward pass"),
     ],
     ids=["circular", "negative divisor", "tensor clamp", "pool of three axes", "integer sum"],

@@ -1,7 +1,8 @@
-"""What happens to a week's run: two writers, signals, full disks, damaged files, thinned checkpoints."""
+"""Runs with two writers, signals, full disks, damaged files and thinned checkpoints; killed and long runs."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.survive.comparing import compare
-from benchmarks.survive.lives import OPTIONS
 from harness.compare import main as compare_again
 from harness.store import RunFolder, Unit, files
 from harness.store.files import read_part
@@ -26,6 +27,9 @@ from harness.track import main
 from harness.tracking.tracker import MarginTracker
 from harness.training.trainer import Trainer
 from tests.runs import ONE_LINE
+from tests.survive.comparing import compare
+from tests.survive.lives import OPTIONS
+from tests.survive.sweep import kill_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +108,7 @@ def test_a_second_process_is_told_and_changes_nothing(tmp_path: Path, capsys: py
     with other_process_holding(folder):
         another = MarginTracker(folder, probes, ["linear"], ["l2"])  # which writes nothing yet
         for one in (tracker, another):
-            with pytest.raises(StoreError, match=r"expected a run that no other process writes to, got .*; wait"):
+            with pytest.raises(StoreError, match=r" is in use by another process; wait"):
                 one.update(0, model)
         assert track(folder) == 1
         assert ONE_LINE.fullmatch(capsys.readouterr().err.strip())
@@ -150,17 +154,18 @@ def test_what_killed_writers_leave_is_removed(tmp_path: Path) -> None:
 def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = command(folder, "--epochs", "5000")
-    until = time.monotonic() + 120
-    while not (folder / "checkpoints" / "epoch-002.safetensors").exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(number)
     try:
-        error = process.communicate(timeout=60)[1]
+        # the limits only end a test that hangs
+        until = time.monotonic() + 600
+        while not (folder / "checkpoints" / "epoch-002.safetensors").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(number)
+        error = process.communicate(timeout=600)[1]
     finally:
         process.kill()
-    assert error.strip().endswith("with --resume and its --out goes on")
+    assert error.strip().endswith("run the same command with --resume and its --out")
     assert process.returncode == 130
     assert not list(folder.rglob(".*.tmp"))
 
@@ -270,7 +275,7 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     found = json.loads(folder.manifest.read_text())
     found["config"]["seed"] = 1
     folder.manifest.write_text(json.dumps(found))
-    with pytest.raises(StoreError, match="expected the values that the manifest had"):
+    with pytest.raises(StoreError, match=r"checksum mismatch in .*: the manifest is damaged or was edited"):
         folder.read_manifest()
     # on purpose
     del found["sha256"]
@@ -284,7 +289,7 @@ def test_damaged_witnesses_are_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"expected the tensors that were at .*, got others; restore"):
+    with pytest.raises(StoreError, match=r"checksum mismatch in .*: the tensors are damaged; restore"):
         files.load_tensors(path)
 
 
@@ -359,3 +364,47 @@ def test_a_damaged_trainers_state_is_told_by_tracking_and_no_matter_to_comparing
     assert f"expected a trainer's state at {state}, got a damaged" in capsys.readouterr().err
     state.unlink()
     assert track(folder, "--epochs", "2") == 0
+
+
+# many kills, many epochs
+
+
+@pytest.mark.slow
+def test_a_run_survives_kills() -> None:
+    # the runs are forked, which a process with the threads of other tests must not do
+    line = [sys.executable, "-m", "tests.survive", "--only", "kills", "--kills", "6"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d files and [\d,]+ rows compared, 0 differences\.", done.stdout)
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_kills(tmp_path: Path) -> None:
+    text = (
+        '[options]\nmodel = "dense"\nepochs = 1\ntrain_images = 64\ntest_images = 20\nprobe = 8\n'
+        'estimator = ["linear"]\ndevice = "cpu"\n[grid]\nloss = ["hinge", "cross-entropy"]\n'
+    )
+    (tmp_path / "grid.toml").write_text(text)
+    killed = kill_sweep(tmp_path / "grid.toml", tmp_path, kills=2)
+    assert (killed.runs, len(killed.begun), killed.wrong) == (2, 2, [])
+    assert killed.rows > 0
+
+
+@pytest.mark.slow
+def test_memory_checkpoints_and_files_of_a_long_run_do_not_pile_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = [sys.executable, "-m", "harness.track", "--out", str(folder), "--epochs", "200", "--model", "dense"]
+    line += ["--estimator", "deepfool", "--probe", "200", "--keep-checkpoints", "50", "--no-report"]
+    line += ["--device", "cpu", "--threads", "1"]
+    memory, files = list[float](), list[int]()
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for said in process.stdout:
+            if re.match(r"epoch +\d+/200 ", said):
+                memory.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+                files.append(sum(path.is_file() for path in folder.rglob("*")))
+    assert process.returncode == 0
+    assert len(memory) == 201
+    assert np.polyfit(np.arange(100), memory[101:], 1)[0] < 0.05  # MB per epoch
+    assert np.polyfit(np.arange(100), files[101:], 1)[0] < 6  # per epoch
+    assert sum(path.stat().st_size for path in (folder / "checkpoints").iterdir()) < 2**20

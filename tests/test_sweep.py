@@ -69,7 +69,7 @@ def test_every_combination_and_every_single_run_is_named(tmp_path: Path) -> None
         ("[grid]\nlos = ['hinge']", "los; remove"),
         ("[[run]]\nseed = 1\n[[run]]\nseed = 1", "every run once"),
         ("[sweep]\na = 1", "got sweep"),
-        ("[[run", "mend the file"),
+        ("[[run", "fix the file"),
         ("run = [5]", r"\[\[run\]\] tables"),
         ("run = [[5]]", r"\[\[run\]\] tables"),
         ("options = 5\n[grid]\nseed = [0]", r"expected \[options\]"),
@@ -100,7 +100,7 @@ def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[1].strip().endswith("the same command goes on")
+    assert process.communicate(timeout=60)[1].strip().endswith("to resume, run the same command again")
     assert process.returncode == 130
     assert not (out / "report.html").exists()
     assert main([str(path), "--out", str(out), "--jobs", "2"]) == 0

@@ -385,7 +385,7 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
 def test_weights_that_are_not_finite_are_one_line() -> None:
     run = options(optimizer="sgd", learning_rate=1e38, batch_size=33)
     trainer = Trainer(Amplified(1e3), small_split(), run, CPU)
-    expected = r"^expected finite weights, got others after epoch 1; lower the learning rate$"
+    expected = r"^expected finite weights, got NaN or infinity after epoch 1; lower the learning rate$"
     with pytest.raises(ValueError, match=expected):
         trainer.run_epoch()
 

@@ -282,5 +282,5 @@ def test_files_of_torchattacks_over_those_of_robustbench_are_told(monkeypatch: p
     monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(files=[file]))
     check_robustbench()
     file.content = b"import other"
-    with pytest.raises(ValueError, match="got torchattacks' over them; reinstall"):
+    with pytest.raises(ValueError, match="got torchattacks' in their place; reinstall"):
         check_robustbench()

@@ -1,1 +1,1 @@
-"""How Foolbox and torchattacks are called, and the ladder of radii for attacks that need one."""
+"""Adapters to Foolbox and torchattacks, and the ladder of radii for fixed-radius attacks."""

@@ -1,6 +1,6 @@
-"""How Foolbox is imported and called; import it from here only.
+"""Adapter to Foolbox 3.3.4; import Foolbox from here only.
 
-Foolbox 3.3.4 is wrapped, not believed: its results are candidates that `attacks.measure` judges.
+Its results are candidates, which `attacks.measure` verifies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attacks.types import Bounds
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy.ndimage.filters
-    # foolbox.zoo imports GitPython, which raises where there is no git executable
+    # foolbox.zoo imports GitPython, which raises an error without a git executable
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
     from foolbox import attacks as library
@@ -29,7 +29,7 @@ __all__ = ["foolbox", "library", "quiet", "run"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Foolbox logs through the root logger, which installs a handler there, and warns on every call."""
+    """Suppress Foolbox's warnings, and remove the handler that its logging installs on the root logger."""
     handlers = list(logging.root.handlers)
     try:
         with warnings.catch_warnings():
@@ -49,10 +49,19 @@ def run(
     bounds: Bounds | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a Foolbox attack without its own check of the result, on ``view`` and ``bounds`` (default: the model's)."""
+    """Call a Foolbox attack without its own check of the result.
+
+    Args:
+        images, labels: ``(B, ...)`` and ``(B,)``.
+        view, bounds: the network and bounds that the attack gets; default those of ``model``.
+        options: arguments of the attack's ``run``.
+
+    Returns:
+        ``(B, ...)`` candidates.
+    """
     goal = foolbox.criteria.Misclassification(labels)
     with quiet():
-        # the device is given since Foolbox would take cuda:0 and move the model there
+        # without a device, Foolbox would choose cuda:0 and move the model there
         wrapped = foolbox.PyTorchModel(view or model, bounds=bounds or model.bounds, device=images.device)
         result: Tensor = attack.run(wrapped, images, goal, **options)
     return result

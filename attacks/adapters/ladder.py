@@ -1,4 +1,4 @@
-"""Attacks with a fixed radius, run on a ladder of radii, and checks of their parameters."""
+"""A ladder of radii for attacks with a fixed radius, and checks of a library's parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from attacks.types import EstimatorError, Norm
 LADDER = 10
 
 
-def check_values(attack: str, given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
-    """Refuse values whose type is not that of the library's default, where it has one to tell.
+def check_values(attack: str, values: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse values whose type differs from that of the library's default, if there is a default.
 
     Raises:
         EstimatorError: names the parameter, its type and default.
     """
-    for key, value in given.items():
+    for key, value in values.items():
         default = accepted[key].default if key in accepted else None
         if default is None or default is inspect.Parameter.empty or value is None:
             continue
@@ -30,17 +30,20 @@ def check_values(attack: str, given: Mapping[str, Any], accepted: Mapping[str, i
         if type(value) not in kinds:
             raise EstimatorError(
                 f"expected {attack}'s {key} to be of type {type(default).__name__} (default {default}), "
-                f"got {value!r}; write it so"
+                f"got {value!r}; give a value of that type"
             )
 
 
 def climb_ladder(
     attempt: Callable[[Tensor, float], Tensor], model: Classifier, images: Tensor, labels: Tensor, norm: Norm
 ) -> Tensor:
-    """Run a fixed-epsilon attack with radii that double up to the box's size; rows leave at their first success.
+    """Run a fixed-radius attack with radii that double up to the size of the box; rows leave at their first success.
 
-    ``attempt(rows, radius)`` gives candidates for these rows; the radius is one number since the
-    libraries take no other.
+    Args:
+        attempt: (rows ``(A,)``, radius) -> candidates ``(A, ...)``. The radius is one number, as the libraries require.
+
+    Returns:
+        ``(B, ...)``: the candidate of each row's first success, or the image itself.
     """
     result, pending = images.clone(), torch.arange(len(images), device=images.device)
     largest = float(farthest_in_box(images, norm).max())

@@ -1,7 +1,4 @@
-"""How torchattacks is called.
-
-torchattacks 3.5.1 is wrapped, not believed: it returns images only, which `attacks.measure` judges.
-"""
+"""Adapter to torchattacks 3.5.1, whose results are candidates, which `attacks.measure` verifies."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ LIBRARY_NORM: dict[Norm, str] = {"l2": "L2", "linf": "Linf"}
 
 
 class Anchored(nn.Module):
-    """A model as torchattacks wants it: with a parameter that tells the device, in the images' dtype.
+    """A model as torchattacks requires it: with a parameter on its device, and for images of any dtype.
 
-    torchattacks reads the device from the first parameter, and some attacks compute in float32
-    whatever they are given; ``dtype`` is the model's own.
+    torchattacks reads the device from the first parameter, and some attacks compute in float32 for all images.
+    ``dtype`` is that of the model.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -39,7 +36,7 @@ class Anchored(nn.Module):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """torchattacks prints mode changes and triggers NumPy's deprecation warnings."""
+    """Suppress torchattacks' prints of mode changes and NumPy's deprecation warnings."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

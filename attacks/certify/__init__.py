@@ -1,1 +1,1 @@
-"""Margins of small ReLU networks from below: sound bounds and, where a search ends, exact values."""
+"""Certifiers: sound lower bounds of margins and, for small ReLU networks, exact margins."""

@@ -1,4 +1,4 @@
-"""Balls around images, one radius each, intersected with the box: what a linear function reaches on them at most."""
+"""Maxima of linear functions on norm balls around images, intersected with the box and with a half-space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attacks.certify.network.intervals import Intervals
 from attacks.geometry import plane_crossing, row_norm
 from attacks.types import Domain, Norm
 
-# of float64 sums, the part of the sum of sizes that rounding may take
+# relative rounding error of float64 sums, as a fraction of the sum of absolute values
 ROUNDING = 1e-12
 TINY = float(torch.finfo(torch.float64).tiny)
 
@@ -24,7 +24,7 @@ class Balls:
     Attributes:
         images: ``(B, C, H, W)`` float64. radii: ``(B,)`` float64, pixel units, finite.
         limits: the box; infinite in the free domain.
-        cut: normals ``(B, n)`` and gaps ``(B,)``: only moves with ``normal . move >= gap`` count.
+        cut: normals ``(B, n)`` and gaps ``(B,)`` of a half-space: only moves with ``normal . move >= gap`` count.
     """
 
     images: Tensor
@@ -35,11 +35,11 @@ class Balls:
 
     @property
     def boxed(self) -> bool:
-        """Whether they end at the pixel bounds."""
+        """Whether the balls are intersected with the pixel bounds."""
         return math.isfinite(self.limits[1])
 
     def pixels(self) -> Intervals:
-        """The least box around them."""
+        """The smallest boxes that contain the balls."""
         reach = self.radii.view(-1, 1, 1, 1)
         low = torch.maximum(self.images - reach, self.images.clamp_max(self.limits[0]))
         return Intervals(low, torch.minimum(self.images + reach, self.images.clamp_min(self.limits[1])))
@@ -51,10 +51,10 @@ class Balls:
         return high - points, points - low
 
     def gain(self, rows: Tensor) -> Tensor:
-        """A bound from above of ``rows . move``: ``(B, m, n)`` -> ``(B, m)``; see `gain`.
+        """Upper bounds ``(B, m)`` of ``rows . move`` for rows ``(B, m, n)``; see `gain`.
 
-        With a cut, ``max(a . d) <= max((a + s g) . d) - s gap`` for any ``s >= 0`` (weak duality): their choice is that
-        of the best move, in L2 without the box.
+        With a cut, ``max(a . d) <= max((a + s g) . d) - s gap`` for any ``s >= 0`` (weak duality). The multiplier s is
+        the optimal one, in L2 that of the problem without the box.
         """
         up, down = self.rooms()
         if self.cut is None:
@@ -71,37 +71,39 @@ class Balls:
         cut = gain(tilted, up, down, self.radii, self.norm, self.boxed) - multipliers * gaps[:, None] + doubt
         if self.norm == "linf":
             return cut
-        # the multipliers are the best ones of a ball: where the box is in the way, none may be better
+        # the multipliers are optimal without the box: with it, the bound without the cut may be smaller
         return torch.minimum(cut, gain(rows, up, down, self.radii, self.norm, self.boxed))
 
     def crossing(self, rows: Tensor, gaps: Tensor) -> Tensor:
-        """The distance at which ``rows . move`` can reach ``gaps`` inside the domain, whatever the radius.
+        """The smallest distance at which ``rows . move`` reaches ``gaps`` inside the domain, whatever the radius.
 
         Args:
             rows: ``(B, m, n)``. gaps: ``(B, m)``.
 
         Returns:
-            ``(B, m)`` float64; 0 where the gap is none, inf where the box is in the way.
+            ``(B, m)`` float64; 0 where the gap is at most 0, inf where no point of the box reaches it.
         """
         count, classes, pixels = rows.shape
         points = self.images.flatten(1)[:, None].expand(-1, classes, -1).reshape(-1, pixels)
         normals, missing = rows.reshape(-1, pixels), gaps.reshape(-1)
         direction, length, short = plane_crossing(points, normals, missing, self.norm, self.limits)
         ends = (points + length[:, None] * direction).clamp(*self.limits)
-        # in L-infinity the length is the distance; a point that rounding left outside the box stays where it is
+        # in L-infinity the length is the distance; a point that rounding put outside the box counts as clipped
         distance = length if self.norm == "linf" else row_norm(ends - points.clamp(*self.limits), "l2")
         distance = torch.where(short > 0, math.inf, distance)
         return torch.where(missing > 0, distance, 0.0).view(count, classes)
 
 
 def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxed: bool) -> Tensor:
-    """A bound from above of ``rows . move`` over moves of a norm of at most ``radii``, each pixel within its room.
+    """Upper bounds of ``rows . move`` over moves of norm at most ``radii``, with each pixel within its room.
 
-    Exact in L-infinity and in free space. In the box in L2 it is a weak dual, ``min over t > 0``: for any t,
+    Exact in L-infinity and in the free domain. In L2 with the box it is a weak dual, minimised over t > 0: for any t,
     ``sum_i v_i d_i <= sum_i (v_i d_i - d_i^2 / 2t) + radius^2 / 2t``, largest at ``d_i = min(t v_i, room_i)``.
 
     Args:
-        rows: ``(B, m, n)``. up, down: ``(B, n)``, at most the radius. radii: ``(B,)``.
+        rows: ``(B, m, n)``.
+        up, down: ``(B, n)`` how far each pixel may move in either direction, at most the radius.
+        radii: ``(B,)``.
 
     Returns:
         ``(B, m)``.
@@ -116,7 +118,7 @@ def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxe
     slope = torch.where(room > 0, rows.abs(), 0.0)
     weight = slope.square()
     total = weight.sum(2)
-    # all pixels free, then once more without those that the box stops
+    # once with all pixels free, then without those that the box stops
     t = torch.where(total > 0, radius / total.sqrt().clamp_min(TINY), 0.0)
     stopped = t[..., None] * slope >= room
     left = torch.where(stopped, 0.0, weight).sum(2)
@@ -129,10 +131,10 @@ def gain(rows: Tensor, up: Tensor, down: Tensor, radii: Tensor, norm: Norm, boxe
 
 
 def _tilted(rows: Tensor, normals: Tensor, gaps: Tensor, radii: Tensor, size: Tensor) -> Tensor:
-    """L2 multipliers ``(B, m)``: the farthest point of a cap lies on its rim, unless the row's own does not.
+    """L2 multipliers ``(B, m)`` of the cut: the maximum over a cap lies on its rim unless the ball's maximum is in it.
 
     Args:
-        size: ``(B,)`` of the whole normals.
+        size: ``(B,)`` L2 norms of the complete normals.
     """
     size = size.clamp_min(TINY)
     away = gaps / size
@@ -145,7 +147,10 @@ def _tilted(rows: Tensor, normals: Tensor, gaps: Tensor, radii: Tensor, size: Te
 
 
 def _turned(rows: Tensor, normals: Tensor, gaps: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """L-infinity multipliers ``(B, m)``: of the best move, the cheapest pixels are turned until the cut is met."""
+    """L-infinity multipliers ``(B, m)`` of the cut.
+
+    Of the move that is best without the cut, pixels are reversed in order of their cost until the cut is met.
+    """
     g = normals[:, None]
     favoured = torch.where(rows > 0, up[:, None], torch.where(rows < 0, -down[:, None], 0.0))
     favoured = torch.where(rows == 0, torch.where(g > 0, up[:, None], -down[:, None]), favoured)
@@ -160,10 +165,10 @@ def _turned(rows: Tensor, normals: Tensor, gaps: Tensor, up: Tensor, down: Tenso
 
 
 def gain_of_short_rows(around: Balls, rows: Tensor, places: Tensor, real: Tensor) -> Tensor:
-    """`Balls.gain` of rows ``(B, G, m, p)`` that are 0 but at ``places`` ``(G, p)``, where these are ``real``.
+    """`Balls.gain` of sparse rows ``(B, G, m, p)``, which are 0 except at ``places`` ``(G, p)`` that are ``real``.
 
-    With a cut, what its normal gains elsewhere is one number an image and group; in L2 the box counts there, and at
-    the places, by pixels that cannot move only.
+    With a cut, the gain of its normal at the other pixels is one number per image and group. In L2, the box counts
+    only through pixels that cannot move at all.
 
     Returns:
         ``(B, G, m)``.
@@ -200,5 +205,5 @@ def gain_of_short_rows(around: Balls, rows: Tensor, places: Tensor, real: Tensor
 
 
 def balls(images: Tensor, radii: Tensor, norm: Norm, domain: Domain) -> Balls:
-    """Around images in ``[0, 1]``."""
+    """Balls around images in ``[0, 1]``."""
     return Balls(images, radii, norm, (0.0, 1.0) if domain == "box" else (-math.inf, math.inf))

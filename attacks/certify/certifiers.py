@@ -1,4 +1,4 @@
-"""The certifiers by name: lower bounds of margins for the images of a model, each with its domain."""
+"""The built-in certifiers: ``crown``, ``ibp`` and ``exact``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from attacks.geometry import farthest_in_box
 from attacks.isolation.outputs import as_logits
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, DOMAINS, NORMS, Domain, InputError, Norm
 
-# how much farther than the witness radii are tried, as a part of its distance
+# radii are tried up to this fraction beyond the witness's distance
 BEYOND = 0.01
-# entries of the functionals of one batch, beyond which larger ones are no faster
+# entries of the functionals of one batch; larger batches are not faster
 BATCH = 2**22
 
 
@@ -33,12 +33,12 @@ class Relaxing(Settings):
 
     norms: ClassVar[frozenset[Norm]] = BOTH_NORMS
     domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
-    # 2: of the operations that a model carries out, with room for rounding in its own dtype
+    # 2: reads the operations that a model carries out, with an allowance for rounding in its own dtype
     revision: ClassVar[int] = 2
 
     @property
     def effort(self) -> Effort:
-        """How radii are searched for."""
+        """Settings of the search for radii."""
         raise NotImplementedError
 
     def certify(
@@ -59,7 +59,7 @@ class Relaxing(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Crown(Relaxing):
-    """Linear relaxation throughout; the fields are those of `Effort`."""
+    """CROWN: linear relaxation of every nonlinearity (Zhang et al. 2018). The fields are those of `Effort`."""
 
     evaluations: int = setting(4, 1)
     first: float = setting(0.5, 0.0)
@@ -77,7 +77,7 @@ class Crown(Relaxing):
 
 @dataclass(frozen=True, kw_only=True)
 class IBP(Relaxing):
-    """Intervals in the network, lines of its last pass only: fast and loose (Zhang et al. 2020, CROWN-IBP)."""
+    """CROWN-IBP: interval bounds inside, lines in the last backward pass only (Zhang et al. 2020). Fast and loose."""
 
     evaluations: int = setting(8, 1)
     first: float = setting(0.3, 0.0)
@@ -92,7 +92,7 @@ class IBP(Relaxing):
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(Settings):
-    """Branch and bound from the bounds of `Crown`, under a budget an image; see `attacks.certify.exact`."""
+    """Branch and bound, starting from the bounds of `Crown`, with a budget per image; see `attacks.certify.exact`."""
 
     seconds: float = setting(1.0, 0.0)
     nodes: int = setting(100_000, 1)
@@ -114,28 +114,28 @@ class Exact(Settings):
         start: Tensor | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Certificates:
-        """See `Certifier`; the lower bound is the better one of the two."""
+        """See `Certifier`; the lower bound is the larger of CROWN's and the search's."""
         from attacks.certify.exact import exact_margins
 
         first = _certify(Crown(rounds=6, cuts=4).effort, model, images, norm, domain, upper, bounds, start, None)
         lower, solved = first.lower.clone(), first.solved.clone()
         for row in torch.nonzero(~solved).flatten().tolist():
-            one = images[row : row + 1]
-            behind = _Behind(model, int(first.label[row]), float(first.doubt[row]))
-            found = exact_margins(
-                behind, one, norm, domain=domain, bounds=bounds, gap=1e-5, nodes=self.nodes, seconds=self.seconds
+            image = images[row : row + 1]
+            lowered = _Lowered(model, int(first.label[row]), float(first.doubt[row]))
+            exact = exact_margins(
+                lowered, image, norm, domain=domain, bounds=bounds, gap=1e-5, nodes=self.nodes, seconds=self.seconds
             )
-            # where the class leads by less than rounding, nothing is proved
-            if found.label[0] == first.label[row]:
-                lower[row] = torch.maximum(lower[row], found.lower[0])
-                solved[row] = found.solved[0]
+            # nothing is proved where the class leads by less than the allowance for rounding
+            if exact.label[0] == first.label[row]:
+                lower[row] = torch.maximum(lower[row], exact.lower[0])
+                solved[row] = exact.solved[0]
         if on_progress is not None:
             on_progress(len(images))
         return Certificates(lower=lower, solved=solved, label=first.label, doubt=first.doubt)
 
 
-class _Behind(nn.Module):
-    """The model with one class's logit lowered by a number: its margins are nearer, by what that is worth."""
+class _Lowered(nn.Module):
+    """The model with one class's logit lowered by ``doubt``, which makes that class's margins smaller."""
 
     def __init__(self, model: nn.Module, label: int, doubt: float) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Behind(nn.Module):
 
 
 class _FromUnit(nn.Module):
-    """The model of pixels in ``[0, 1]``."""
+    """The model as a function of pixels in ``[0, 1]``."""
 
     def __init__(self, model: nn.Module, low: float, high: float) -> None:
         super().__init__()
@@ -181,15 +181,15 @@ def _certify(
             raise InputError(f"expected one {what} per image, got {got}; give a tensor of shape ({len(images)},)")
     if upper.isnan().any() or (upper < 0).any():
         raise InputError(
-            "expected upper bounds of at least 0, got NaN or less; give the distances of witnesses, inf where there is "
-            "none"
+            "expected upper bounds of at least 0, got NaN or less; give the distances of witnesses, or inf without a "
+            "witness"
         )
     low, high = bounds = plain_bounds(bounds)
     device = images.device
     scaled = model if bounds == (0.0, 1.0) else _FromUnit(model, low, high)
     network = PiecewiseNetwork(scaled, tuple(images.shape[1:]), device)
     pixels = (images.detach().double() - low) / (high - low)
-    # beyond the witness, where no sound bound gets: one that does must be seen to, not cut off there
+    # slightly beyond the witness: a sound bound stays below it, and an unsound one must show instead of being cut off
     limit = torch.minimum(upper.to(device).double() / (high - low) * (1 + BEYOND), farthest_in_box(pixels, norm))
     begin = None if start is None else start.to(device).double() / (high - low)
     lowers, labels, doubts = [], [], []
@@ -212,7 +212,7 @@ def _certify(
 
 
 def _batch(network: PiecewiseNetwork) -> int:
-    """How many images at once."""
+    """Batch size that keeps the functionals within `BATCH` entries."""
     last = len(network.blocks) - 1
     entries = [math.prod(network.blocks[last].shape) * network.widest(last)]
     for index, block in enumerate(network.blocks[:last]):

@@ -1,8 +1,9 @@
-"""Lower bounds of margins by linear relaxation, for any network of affine blocks and piecewise linear kinks.
+"""Linear relaxation (CROWN) of networks of affine blocks and piecewise linear nonlinearities.
 
-Zhang et al. 2018 (CROWN), https://arxiv.org/abs/1811.00866: every kink is bounded by two lines, and functionals of the
-network are carried back through them to the image. Intervals come first, and lines only where they leave a kink open
-(Zhang et al. 2020, CROWN-IBP, https://arxiv.org/abs/1906.06316, stops there: `crown` with ``inner="ibp"``).
+Zhang et al. 2018 (CROWN), https://arxiv.org/abs/1811.00866: two lines bound each nonlinearity, and functionals of the
+network are propagated backwards through these lines to the image. Interval bounds are computed first; lines are used
+only for units that the intervals leave undecided. CROWN-IBP (Zhang et al. 2020, https://arxiv.org/abs/1906.06316)
+keeps the interval bounds: `relax` with ``inner="ibp"``.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from attacks.certify.network.intervals import Intervals
 from attacks.certify.network.nonlinearities import Chords
 from attacks.certify.network.piecewise import PiecewiseNetwork
 
-# entries of one array of functionals: 256 MiB
+# largest array of functionals, in entries: 256 MiB
 LARGEST = 2**25
-# entries of the functionals of all units of a block beyond which its bounds are not tightened again for a cut
+# above this number of entries (functionals of all units of a block), a cut does not tighten the block's bounds again
 LARGEST_CUT = 2**20
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Bounds of every kink's inputs on balls, from which lines follow.
+    """Bounds of the inputs of every nonlinearity on balls, from which the relaxing lines follow.
 
     Attributes:
-        bounds: ``(B, *shape)`` of each block but the last.
-        empty: ``(B,)`` whether no point is left of the balls; their bounds mean nothing then.
+        bounds: per block except the last, ``(B, *shape)``.
+        empty: ``(B,)`` bool: the ball contains no point that satisfies the cut. Its bounds have no meaning then.
     """
 
     network: PiecewiseNetwork
@@ -40,12 +41,14 @@ class Relaxation:
     empty: Tensor
 
     def above(self, block: int, rows: Tensor, slopes: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
-        """Lines above functionals ``(B, m, n)`` of a block's result: rows ``(B, m, pixels)``, values ``(B, m)``.
-
-        The values are those at the images; the functional is nowhere on the balls above ``value + row . move``.
+        """Linear upper bounds of functionals ``(B, m, n)`` of a block's result.
 
         Args:
-            slopes: of the lines below the kinks before the block; the default ones where none is given.
+            slopes: slopes of the lower lines of the nonlinearities before the block; the default ones if empty.
+
+        Returns:
+            Rows ``(B, m, pixels)`` and values at the images ``(B, m)``: everywhere on the balls, the functional is at
+            most ``value + row . move``.
         """
         count, functionals = rows.shape[:2]
         offsets = rows @ self.network.blocks[block].constant
@@ -55,11 +58,11 @@ class Relaxation:
             outcome = held.pop(stage, None)
             if outcome is None:
                 continue
-            kink, before = self.network.kinks[stage - 1], self.network.blocks[stage - 1]
-            lines = kink.lines(self.bounds[stage - 1], slopes[stage - 1] if slopes else None)
+            nonlinearity, before = self.network.nonlinearities[stage - 1], self.network.blocks[stage - 1]
+            lines = nonlinearity.lines(self.bounds[stage - 1], slopes[stage - 1] if slopes else None)
             pulled, more = lines.pull(outcome)
-            own = pulled @ before.constant
-            offsets, sizes = offsets + more + own, sizes + more.abs() + own.abs()
+            constant = pulled @ before.constant
+            offsets, sizes = offsets + more + constant, sizes + more.abs() + constant.abs()
             for source, part in self._carry(stage - 1, pulled).items():
                 held[source] = held[source] + part if source in held else part
         points = self.around.images.flatten(1)
@@ -69,12 +72,13 @@ class Relaxation:
         return pixels, values + ROUNDING * sizes
 
     def slopes(self, block: int, rows: Tensor, steps: int) -> list[Tensor | None]:
-        """Slopes of the lines below the kinks, by gradient steps that bound functionals ``(B, m, n)`` lower.
+        """Slopes of the lower lines, optimised by gradient steps on the upper bound of functionals ``(B, m, n)``.
 
-        Xu et al. 2021 (alpha-CROWN), https://arxiv.org/abs/2011.13824, of the last pass only; the best of all steps.
+        Xu et al. 2021 (alpha-CROWN), https://arxiv.org/abs/2011.13824. Departs from it: only the slopes of the last
+        backward pass are optimised. Returns the best slopes of all steps.
         """
-        kinks = self.network.kinks
-        slopes = [kink.slopes(bounds) for kink, bounds in zip(kinks, self.bounds, strict=True)]
+        nonlinearities = self.network.nonlinearities
+        slopes = [nonlinearity.slopes(bounds) for nonlinearity, bounds in zip(nonlinearities, self.bounds, strict=True)]
         free = {index: slope.clone().requires_grad_() for index, slope in enumerate(slopes) if slope is not None}
         if not steps or not free:
             return slopes
@@ -82,7 +86,9 @@ class Relaxation:
         least = torch.full(rows.shape[:1], torch.inf, dtype=rows.dtype, device=rows.device)
         for step in range(steps + 1):
             with torch.enable_grad():
-                lines, values = self.above(block, rows, [free.get(index, one) for index, one in enumerate(slopes)])
+                lines, values = self.above(
+                    block, rows, [free.get(index, default) for index, default in enumerate(slopes)]
+                )
                 worst = (values + self.around.gain(lines)).amax(1)
             better = worst.detach() < least
             least = torch.where(better, worst.detach(), least)
@@ -98,28 +104,28 @@ class Relaxation:
                 optimiser.step()
                 with torch.no_grad():
                     for index, slope in free.items():
-                        slope.clamp_(kinks[index].least_slope, 1.0)
+                        slope.clamp_(nonlinearities[index].least_slope, 1.0)
         return slopes
 
     def most(self, block: int, rows: Tensor) -> Tensor:
-        """A bound from above of functionals ``(B, m, n)`` of a block's result: ``(B, m)``."""
+        """Upper bounds ``(B, m)`` of functionals ``(B, m, n)`` of a block's result."""
         lines, values = self.above(block, rows)
         gain = self.around.gain(lines)
         return values + gain + ROUNDING * gain.abs()
 
     def most_local(self, block: int, local: Local) -> tuple[Tensor, Tensor]:
-        """Bounds of all of a block's units from below and above, ``(B, n)`` each, by short rows."""
+        """Lower and upper bounds of all units of a block, ``(B, n)`` each, by short rows (see `Local`)."""
         count = len(self.around.images)
         rows = torch.cat([local.weights[-1], -local.weights[-1]], 1).expand(count, -1, -1, -1)
         offsets = torch.cat([local.constants[-1], -local.constants[-1]], 1).expand(count, -1, -1)
         sizes = offsets.abs()
         for stage in range(block, 0, -1):
-            lines = self.network.kinks[stage - 1].lines(self.bounds[stage - 1], None)
+            lines = self.network.nonlinearities[stage - 1].lines(self.bounds[stage - 1], None)
             assert isinstance(lines, Chords)
             pulled, more = lines.of(local.seen[stage]).pull(rows.flatten(0, 1))
             pulled, more = pulled.view_as(rows), more.view_as(offsets)
-            own = (pulled @ local.constants[stage - 1][..., None])[..., 0]
-            offsets, sizes = offsets + more + own, sizes + more.abs() + own.abs()
+            constant = (pulled @ local.constants[stage - 1][..., None])[..., 0]
+            offsets, sizes = offsets + more + constant, sizes + more.abs() + constant.abs()
             rows = pulled @ local.weights[stage - 1]
         pixels = local.seen[0]
         points = self.around.images.flatten(1)[:, pixels]
@@ -141,11 +147,11 @@ class Relaxation:
 def relax(
     network: PiecewiseNetwork, around: Balls, inner: str = "crown", before: Sequence[Intervals] = ()
 ) -> Relaxation:
-    """Bound all kinks' inputs on the balls, in the order of the forward pass.
+    """Bound the inputs of all nonlinearities on the balls, in the order of the forward pass.
 
     Args:
-        inner: ``crown`` tightens by lines what intervals leave open, ``ibp`` leaves it so.
-        before: bounds that hold already.
+        inner: ``crown`` tightens undecided interval bounds by lines; ``ibp`` keeps the intervals.
+        before: per block, bounds that are already known to hold.
     """
     known: list[Intervals] = []
     empty = torch.zeros(len(around.images), dtype=torch.bool, device=around.images.device)
@@ -165,14 +171,14 @@ def relax(
         by_lines = inner == "crown" or block == 0
         local = network.local(block) if by_lines else None
         if around.cut is not None and before and 2 * low.shape[1] * network.widest(block) > LARGEST_CUT:
-            pass  # what a cut does to so many units is little, and dear
+            pass  # for this many units a cut tightens little at a high cost
         elif local is not None:
             short = relaxation.most_local(block, local)
             low, high = torch.maximum(low, short[0]), torch.minimum(high, short[1])
         elif by_lines and network.tightened(block):
-            loose = network.kinks[block].unstable(Intervals(low, high).shaped(shape))
+            loose = network.nonlinearities[block].unstable(Intervals(low, high).shaped(shape))
             low, high = _tightened(relaxation, block, low, high, loose)
-        # no point is left where they contradict one another
+        # contradicting bounds: no point of the ball satisfies the cut
         relaxation.empty.logical_or_((low > high).any(1))
         known.append(Intervals(torch.minimum(low, high), torch.maximum(low, high)).shaped(shape))
         return known[-1]
@@ -183,7 +189,7 @@ def relax(
 
 
 def _tightened(relaxation: Relaxation, block: int, low: Tensor, high: Tensor, loose: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds by lines of the units that are ``loose`` ``(B, n)``, an equal number of rows an image at a time."""
+    """Tighten the bounds of the ``loose`` units ``(B, n)`` by lines, with an equal number of rows per image."""
     rows = int(loose.sum(1).max())
     if not rows:
         return low, high

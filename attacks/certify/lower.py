@@ -1,4 +1,4 @@
-"""Certified radii: how large a ball, by linear bounds, holds no point of another class."""
+"""Certified radii by linear relaxation: the largest balls found that contain no point of another class."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.certify.network.reading import SUMS
 from attacks.types import Domain, Norm, UnsoundError
 
-# how often a fifth of the radius is tried where nothing held
+# number of retries at a fifth of the radius where no radius was certified
 SMALLER = 6
-# how much farther a cut must have got for another one
+# factor by which a cut must enlarge the certified distance for another cut to follow
 WORTH = 1.003
-# by which factor a radius must still grow to be tried
+# smallest growth factor of the radius that is tried
 LEAST_GROWTH = 1.02
-# of every radius: for the model's own rounding, which evaluates points in another order
+# relative reduction of every radius: the model sums in another order, and rounds differently
 SHRINK = 1e-6
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How a radius is searched for.
+    """Settings of the search for a certified radius.
 
     Attributes:
-        inner: see `relax`. evaluations: relaxations an image at most. first: the first radius, as part of ``upper``.
-        rounds: relaxations at a larger radius afterwards, each with up to ``cuts`` more for every class that is open.
-        growth: by which factor the radius is larger in the first of them, and half as much where it did not hold.
-        alpha: gradient steps on the slopes of every last pass.
+        inner: how inner bounds are computed, ``crown`` or ``ibp``; see `relax`.
+        evaluations: the most relaxations per image.
+        first: the first radius, as a fraction of ``upper``.
+        rounds: relaxations at larger radii afterwards.
+        cuts: the most further relaxations per undecided class in each of these rounds.
+        growth: factor of the radius in the first round; its excess over 1 is halved where the radius did not hold.
+        alpha: gradient steps on the slopes of every last backward pass.
     """
 
     inner: str = "crown"
@@ -56,19 +59,19 @@ def certified_radii(
     start: Tensor | None = None,
     doubt: Tensor | None = None,
 ) -> Tensor:
-    """Radii within which no point of the domain has another class than ``labels``.
+    """Radii within which every point of the domain has the class in ``labels``.
 
-    Lines that hold on a ball hold on every smaller one, so that a relaxation on radius r certifies the smaller of r
-    and the distance at which its lines meet the boundary.
+    Lines that hold on a ball hold on every smaller ball. A relaxation at radius r therefore certifies the smaller of r
+    and the distance at which its lines reach the boundary.
 
     Args:
         images: ``(B, C, H, W)`` float64 in ``[0, 1]``. labels: ``(B,)`` int64.
         upper: ``(B,)`` float64, finite: no larger radius is tried.
-        start: ``(B,)`` the first radius to try.
-        doubt: ``(B,)`` the lead over every other class that must remain, for rounding; 0 if not given.
+        start: ``(B,)`` the first radius to try; default ``effort.first`` times ``upper``.
+        doubt: ``(B,)`` lead over every other class that must remain, as an allowance for rounding; default 0.
 
     Returns:
-        ``(B,)`` float64.
+        ``(B,)`` float64; 0 where nothing was certified.
     """
     leads = lead_rows(labels, network.blocks[-1].constant.numel())
     doubt = torch.zeros_like(upper) if doubt is None else doubt
@@ -81,33 +84,33 @@ def certified_radii(
         certified = torch.maximum(certified, torch.minimum(step.reach, radii))
         holds = step.reach >= radii
         low, high = low.where(~holds, radii, step.most), high.where(holds, radii, step.most)
-        # larger balls have worse lines: none reaches farther
+        # lines of larger balls are looser: none reaches farther
         high.radii = torch.where(holds, torch.minimum(high.radii, step.reach), high.radii)
         low.radii = torch.maximum(low.radii, certified)
         radii = _between(low, high)
     for _ in range(SMALLER):
-        none = torch.nonzero((certified == 0) & (clean < 0)).flatten()
-        if not len(none):
+        rows = torch.nonzero((certified == 0) & (clean < 0)).flatten()
+        if not len(rows):
             break
-        radii = high.radii[none] = high.radii[none] / 5
-        step = reached(network, balls(images[none], radii, norm, domain), leads[none], doubt[none], effort)
-        certified[none] = torch.minimum(step.reach, radii)
+        radii = high.radii[rows] = high.radii[rows] / 5
+        step = reached(network, balls(images[rows], radii, norm, domain), leads[rows], doubt[rows], effort)
+        certified[rows] = torch.minimum(step.reach, radii)
     growth = torch.full_like(upper, effort.growth)
     for _ in range(effort.rounds):
-        on = torch.nonzero((certified < upper * (1 - SHRINK)) & (growth > LEAST_GROWTH)).flatten()
-        if not len(on):
+        rows = torch.nonzero((certified < upper * (1 - SHRINK)) & (growth > LEAST_GROWTH)).flatten()
+        if not len(rows):
             break
-        radii = torch.minimum(certified[on] * growth[on], upper[on])
-        around = balls(images[on], radii, norm, domain)
-        step = reached(network, around, leads[on], doubt[on], effort, effort.cuts)
-        certified[on] = torch.maximum(certified[on], torch.minimum(step.reach, radii))
-        growth[on] = torch.where(step.reach < radii, 1 + (growth[on] - 1) / 2, growth[on])
+        radii = torch.minimum(certified[rows] * growth[rows], upper[rows])
+        around = balls(images[rows], radii, norm, domain)
+        step = reached(network, around, leads[rows], doubt[rows], effort, effort.cuts)
+        certified[rows] = torch.maximum(certified[rows], torch.minimum(step.reach, radii))
+        growth[rows] = torch.where(step.reach < radii, 1 + (growth[rows] - 1) / 2, growth[rows])
     return certified * (1 - SHRINK)
 
 
 @dataclass
 class _Side:
-    """A radius of each image and by how much another class may lead on its ball."""
+    """One end of the bisection: a radius per image, and the upper bound of another class's lead on that ball."""
 
     radii: Tensor
     most: Tensor
@@ -117,7 +120,7 @@ class _Side:
 
 
 def _between(low: _Side, high: _Side) -> Tensor:
-    """Where a line through both leads is 0, or the middle; never quite at either end."""
+    """The root of the line through both leads, or the middle; at least a tenth away from either end."""
     share = low.most / (low.most - high.most)
     share = torch.where(share.isfinite(), share, 0.5).clamp(0.1, 0.9)
     return low.radii + share * (high.radii - low.radii)
@@ -125,11 +128,12 @@ def _between(low: _Side, high: _Side) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One relaxation.
+    """The result of one relaxation.
 
     Attributes:
-        reach: ``(B,)`` the distance at which lines that hold on the ball meet the boundary; 0 where they do at once.
-        most: ``(B,)`` by how much another class may lead on the ball.
+        reach: ``(B,)`` distance at which the lines, which hold on the ball, reach the boundary; 0 where another class
+            may lead at the image itself.
+        most: ``(B,)`` upper bound of another class's lead on the ball.
     """
 
     reach: Tensor
@@ -142,8 +146,9 @@ def reached(
     """Relax the network on balls.
 
     Args:
-        leads: ``(B, K - 1, K)``. doubt: ``(B,)`` see `certified_radii`.
-        cuts: how often a class that may be on the ball is looked for again beyond its line.
+        leads: ``(B, K - 1, K)``, see `lead_rows`. doubt: ``(B,)``, see `certified_radii`.
+        cuts: how often the relaxation is repeated for a class that may occur on the ball, on the part of the ball
+            beyond that class's line.
     """
     last = len(network.blocks) - 1
     relaxation = relax(network, around, effort.inner)
@@ -154,7 +159,7 @@ def reached(
     reach = around.crossing(rows, -values)
     image, other = torch.nonzero(reach < around.radii[:, None], as_tuple=True)
     rows, values = rows[image, other], values[image, other]
-    bounds = [Intervals(one.low[image], one.high[image]) for one in relaxation.bounds]
+    bounds = [Intervals(known.low[image], known.high[image]) for known in relaxation.bounds]
     for _ in range(cuts):
         if not len(image):
             break
@@ -162,35 +167,35 @@ def reached(
         part = Balls(around.images[image], around.radii[image], around.norm, around.limits, (rows, -values))
         lead = leads[image, other][:, None]
         relaxation = relax(network, part, effort.inner, bounds)
-        found, at = relaxation.above(last, lead, relaxation.slopes(last, lead, effort.alpha))
-        at = at + doubt[image, None]
-        farther = torch.where(relaxation.empty, math.inf, part.crossing(found, -at)[:, 0])
+        cut_rows, cut_values = relaxation.above(last, lead, relaxation.slopes(last, lead, effort.alpha))
+        cut_values = cut_values + doubt[image, None]
+        farther = torch.where(relaxation.empty, math.inf, part.crossing(cut_rows, -cut_values)[:, 0])
         before = reach[image, other]
         reach[image, other] = torch.maximum(before, farther)
-        on = (farther < around.radii[image]) & (farther > before * WORTH)
-        image, other, rows, values = image[on], other[on], found[on, 0], at[on, 0]
-        bounds = [Intervals(one.low[on], one.high[on]) for one in relaxation.bounds]
+        again = (farther < around.radii[image]) & (farther > before * WORTH)
+        image, other, rows, values = image[again], other[again], cut_rows[again, 0], cut_values[again, 0]
+        bounds = [Intervals(known.low[again], known.high[again]) for known in relaxation.bounds]
     return Step(reach.amin(1), most)
 
 
 def lead_rows(labels: Tensor, classes: int) -> Tensor:
-    """Functionals ``(B, K - 1, K)`` of the logits: by how much each other class leads over the label."""
+    """Functionals ``(B, K - 1, K)`` of the logits: the lead of each other class over the label."""
     eye = torch.eye(classes, dtype=torch.float64, device=labels.device)
     others = torch.stack([eye[torch.arange(classes, device=labels.device) != label] for label in labels.tolist()])
     return others - eye[labels][:, None]
 
 
 def check_bounds(relaxation: Relaxation) -> None:
-    """Compare all bounds with what the network computes at the images and at a random point on the edge of each ball.
+    """Check all bounds against the network's values at the images and at a random point on the edge of each ball.
 
     Raises:
-        UnsoundError: a value is outside of its bounds.
+        UnsoundError: a value is outside its bounds.
     """
     around, network = relaxation.around, relaxation.network
     draw = torch.Generator().manual_seed(3)
     move = torch.randn(around.images.shape, generator=draw, dtype=torch.float64).to(around.images)
     move = move.sign() if around.norm == "linf" else move / move.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    # the images themselves may lie a rounding outside of the limits
+    # rounding may put the images themselves slightly outside the limits
     low, high = around.images.clamp_max(around.limits[0]), around.images.clamp_min(around.limits[1])
     edge = around.images + around.radii.view(-1, 1, 1, 1) * move
     points = torch.cat([around.images, torch.minimum(torch.maximum(edge, low), high)])
@@ -200,5 +205,5 @@ def check_bounds(relaxation: Relaxation) -> None:
         if not ((values >= least - slack) & (values <= most + slack)).all():
             raise UnsoundError(
                 f"expected values within their bounds before {place}, got one outside at a point within the radius; no "
-                "bound of this network can be trusted: report it with the model"
+                "bound of this network can be trusted: report this with the model"
             )

@@ -1,1 +1,1 @@
-"""One module per estimator, under the name that a user types. None imports another."""
+"""Estimators, one module each, named as the user types it. No estimator imports another."""

@@ -1,7 +1,7 @@
 """Auto-PGD with a radius per image (Croce & Hein 2020, Algorithm 1), on DLR and targeted DLR.
 
-Our own loop: torchattacks' raises on tensor radii once a row drops out and on two classes, and its
-targeted L2 form takes the first row's step size for all. The tests hold it to torchattacks' at one radius.
+Implemented here: torchattacks' version raises an error on tensor radii once a row drops out and on two classes, and its
+targeted L2 form uses the first row's step size for all rows. The tests compare both at one radius.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.estimator import Settings, setting
 from attacks.geometry import per_row, project, steepest_step
 from attacks.isolation import Classifier
-from attacks.search.radius import ball_point, bisect_radius, likeliest_others, logit_gap, misses
+from attacks.search.radius import ball_point, bisect_radius, logit_gap, misses, most_likely_others
 from attacks.seeds import seeded_directions
 from attacks.trace import Record
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Bounds, Domain, Norm
@@ -28,7 +28,11 @@ TINY = 1e-12
 
 
 def dlr_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, untargeted (eq. 6); with two classes, where it is undefined, the difference."""
+    """Untargeted difference of logits ratio (eq. 6), ``(B,)``; with two classes, where it is undefined, the difference.
+
+    Args:
+        logits: ``(B, K)``. labels: ``(B,)`` int64.
+    """
     gap = logit_gap(logits, labels)
     if logits.shape[1] < 3:
         return -gap
@@ -37,7 +41,11 @@ def dlr_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted DLR (eq. 7); with fewer than four classes, where it is undefined, the difference of logits."""
+    """Targeted DLR (eq. 7), ``(B,)``; with fewer than four classes, where it is undefined, the difference of logits.
+
+    Args:
+        logits: ``(B, K)``. labels, targets: ``(B,)`` int64.
+    """
     gap = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
     if logits.shape[1] < 4:
         return -gap
@@ -57,14 +65,14 @@ def ascend(
     bounds: Bounds,
     rho: float = 0.75,
 ) -> Tensor:
-    """Climb ``loss`` of the logits inside each image's ball: momentum 0.75, steps halved at checkpoints.
+    """Maximise ``loss`` of the logits inside each image's ball: momentum 0.75, step sizes halved at checkpoints.
 
     Args:
         model: ``(A, ...)`` -> logits ``(A, K)``, differentiable.
         loss: logits -> ``(A,)``, larger is better.
         images, start: ``(A, ...)``; radius: ``(A,)``.
-        steps: iterations, one forward and one backward each, and one of each before.
-        rho: the share of improving steps below which a step size is halved (condition 1).
+        steps: iterations, one forward and one backward each, after one of each at the start.
+        rho: fraction of improving steps below which the step size is halved (condition 1).
 
     Returns:
         ``(A, ...)``: the last iterate (callers record what passes through ``model``).
@@ -80,7 +88,8 @@ def ascend(
     current, previous = start, start
     best, best_gradient, best_value = start.clone(), gradient.clone(), value.clone()
     value_at_check, halved_at_check = best_value.clone(), torch.ones_like(value, dtype=torch.bool)
-    # since the last checkpoint, its value first; as in the authors' code the first step is held against 0
+    # values since the last checkpoint, that of the checkpoint first; as in the authors' code, the first step is
+    # compared with 0
     history = [torch.zeros_like(value)]
     for iteration in range(steps):
         momentum = 0.75 if iteration else 1.0
@@ -114,10 +123,10 @@ def _value_and_gradient(model: Callable[[Tensor], Tensor], loss: Loss, points: T
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Settings):
-    """Auto-PGD on DLR, then on targeted DLR for the ``targets`` likeliest other classes, radius bisected.
+    """Auto-PGD on DLR, then on targeted DLR for the ``targets`` most likely other classes, radius bisected.
 
-    Croce & Hein 2020 (AutoAttack's APGD-DLR and APGD-T). Departs from it: a radius per image, found by
-    bisection, and few steps, since a witness's segment is bisected as well.
+    Croce & Hein 2020 (AutoAttack's APGD-DLR and APGD-T). Departs from it: a radius per image, found by bisection, and
+    few steps, since a witness's segment is bisected too.
     """
 
     name: ClassVar[str] = "apgd"
@@ -142,7 +151,7 @@ class APGD(Settings):
     ) -> Tensor:
         """See `Estimator.perturb`."""
         with torch.no_grad():
-            others = likeliest_others(model(images), labels, self.targets)
+            others = most_likely_others(model(images), labels, self.targets)
         losses = [partial(_untargeted, labels)] + [
             partial(_targeted, labels, others[:, r]) for r in range(others.shape[1])
         ]
@@ -151,13 +160,13 @@ class APGD(Settings):
         def attempt(rows: Tensor, radius: Tensor, record: Record) -> None:
             left = torch.arange(len(rows), device=rows.device)
             for loss, direction in zip(losses, directions, strict=True):
-                here = rows[left]
-                begin = ball_point(images[here], direction[here], radius[left], model.bounds)
+                active = rows[left]
+                begin = ball_point(images[active], direction[active], radius[left], model.bounds)
                 with model.rows(left):
                     ascend(
                         model,
-                        partial(loss, here),
-                        images[here],
+                        partial(loss, active),
+                        images[active],
                         radius[left],
                         begin,
                         norm,

@@ -1,4 +1,4 @@
-"""Brendel and Bethge's attack along the boundary, run by Foolbox."""
+"""Brendel & Bethge's attack along the decision boundary, from Foolbox."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from attacks.types import BOTH_NORMS, BOX_ONLY, Domain, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class BB(Settings):
-    """Foolbox's Brendel-Bethge attacks (Brendel et al. 2019), started from DeepFool's witness.
+    """Foolbox's Brendel-Bethge attacks (Brendel et al. 2019), started from DeepFool's witnesses.
 
-    Departs from Foolbox: the trust region, which Foolbox scales with the number of pixels of the whole
-    batch, is divided by the batch size; starts come from DeepFool with an overshoot of 0.5; the
-    nearest point on the whole path is kept. Needs numba (extra ``bb``), which compiles for minutes.
+    Departs from Foolbox: the trust region, which Foolbox scales with the number of pixels of the whole batch, is
+    divided by the batch size; starts are DeepFool's with an overshoot of 0.5; the nearest point of the whole path is
+    kept. Needs numba (extra ``bb``), which compiles for minutes.
     """
 
     name: ClassVar[str] = "bb"
@@ -62,7 +62,7 @@ class BB(Settings):
         with quiet():
             attack = cls(steps=self.steps, lr=self.lr / len(rows), overshoot=self.overshoot)
         with model.rows(rows), model.recording(images[rows], labels[rows], norm) as record:
-            found = run(attack, model, images[rows], labels[rows], starting_points=start[rows])
+            candidates = run(attack, model, images[rows], labels[rows], starting_points=start[rows])
         result = images.clone()
-        result[rows] = record.improve(found)
+        result[rows] = record.improve(candidates)
         return result

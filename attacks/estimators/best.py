@@ -1,4 +1,4 @@
-"""The envelope as an estimator: several estimators, and of every image the nearest verified witness."""
+"""The envelope of several estimators: per image, the nearest verified witness of all members."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from attacks.registry import create, text_form
 from attacks.seeds import derive_seed, seed_generators
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 
-# a plus before a name separates members; the one in 1e+16 does not
+# a plus sign before a name separates members; the one in 1e+16 does not
 BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
-# of a network that is polished unasked: the 28x28 networks have some thousand, a ResNet has half a million
+# most units of a network that is polished by default: 28x28 networks have a few thousand, a ResNet half a million
 UNITS = 20_000
-# of choosing among members (see `attacks.estimator.Settings`)
+# revision of the choice among members (see `attacks.estimator.Settings`)
 REVISION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Settings):
-    """Runs every member and returns, image by image, the witness whose refined distance is least.
+    """Runs every member and returns, per image, the witness with the smallest refined distance.
 
-    Members are separated by ``+`` and their own parameters by ``/``, since commas separate ours:
-    ``best:of=deepfool+fmn:steps=200/gamma=0.1+apgd``. Each sees the same images, seeds and starts as it would alone,
-    and the view settled and the generators seeded anew, so that its share is what it finds alone without noise
-    retries. Ours are for images that no member moved. Members without the asked norm or domain stand aside. Where a
-    member raises, its batch is halved until the raising rows stand alone; a row fails only if all its members raised.
-    The returned witness is as the winner left it, and the winner's text is the row's message in `Margins`.
-    Comparing costs each member a look and up to 14 bisections an image.
+    Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
+    ``best:of=deepfool+fmn:steps=200/gamma=0.1+apgd``. Each member gets the same images, seeds and starts as on its own,
+    with the view's state restored and the generators seeded again, so that it finds what it finds on its own without
+    noise retries. Noise retries of ``best`` are for images that no member moved. Members that lack the norm or domain
+    are skipped. Where a member raises an error, its batch is halved until the affected rows are alone; a row fails
+    only if all its members raised. The returned witness is as the winner left it, and the winner's text is the row's
+    message in `Margins`. The comparison costs one forward and up to 14 bisections per member and image.
 
-    With ``polish`` every member's witnesses are polished first (see `attacks.polish`), and the winner's text says so,
-    where the model is a network that can be read and has at most ``UNITS`` units; other models go without.
+    With ``polish``, the witnesses of every member are polished first (see `attacks.polish`), which the winner's text
+    states. This applies to networks that can be read and have at most ``UNITS`` units; other models are measured
+    without polishing.
     """
 
     name: ClassVar[str] = "best"
@@ -68,28 +69,28 @@ class Best(Settings):
 
     @property
     def norms(self) -> frozenset[Norm]:
-        """Those that any member has."""
+        """The norms that at least one member supports."""
         return frozenset(norm for norm in NORMS for m in self.members.values() if norm in m.norms)
 
     @property
     def domains(self) -> frozenset[Domain]:
-        """Those that some member has for each of the norms."""
+        """The domains that at least one member supports for each of the norms."""
         return frozenset(d for d in DOMAINS if all(self._able(norm, d) for norm in self.norms))
 
     @property
     def tightness(self) -> Mapping[Norm, float]:
-        """The smallest that a member declares: a minimum's median is below every member's."""
+        """The smallest value that a member declares: the median of a minimum is below every member's."""
         declared = [(norm, limit) for m in self.members.values() for norm, limit in m.tightness.items()]
         return {norm: min(limit for n, limit in declared if n == norm) for norm, _ in declared}
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether all members are."""
+        """Whether all members are batch invariant."""
         return all(m.batch_invariant for m in self.members.values())
 
     @property
     def revision(self) -> int:  # type: ignore[override]
-        """Rises with every member's, as it runs: polished where it is."""
+        """Rises with the revision of every member, as it runs, that is, polished with ``polish``."""
         return REVISION + sum(revision_of(_polished(m) if self.polish else m) - 1 for m in self.members.values())
 
     def perturb(
@@ -120,7 +121,7 @@ class Best(Settings):
                 result[row], winner[row] = candidates[row], text
             least = torch.minimum(least, distance)
         if not answered.all():
-            # the judge halves the batch in its turn and keeps the message of the rows that stand alone
+            # `measure` halves the batch too and keeps the message of the rows that are alone
             raise errors[0]
         model.note(winner)
         return result
@@ -130,12 +131,12 @@ class Best(Settings):
 
 
 def _polished(member: Estimator) -> Estimator:
-    """Polishing, where the member does not and is not warm."""
+    """The member with polishing, unless it polishes already or has warm starts."""
     return member if isinstance(member, Polished) or warmth(member) else Polished(inner=member)
 
 
 def _readable(model: Classifier, images: Tensor) -> bool:
-    """Whether polishing can read the model, and in good time."""
+    """Whether polishing can read the model, and the model is small enough."""
     try:
         return check_units(read(model, images)) <= UNITS
     except InputError:
@@ -143,7 +144,7 @@ def _readable(model: Classifier, images: Tensor) -> bool:
 
 
 class _Call:
-    """One member on one batch; ``answered`` ``(B,)`` are the rows on which it did not raise."""
+    """The call of one member on one batch; ``answered`` ``(B,)`` bool: the rows on which it did not raise."""
 
     def __init__(
         self,
@@ -162,11 +163,11 @@ class _Call:
         self.result = images.clone()
 
     def run(self, rows: Tensor) -> Tensor:
-        """Its candidates for these rows; the image itself where it raised."""
+        """Run the member on these rows ``(A,)``; returns candidates of the batch, the image itself where it raised."""
         seed_generators(derive_seed("chunk", *self.seeds[rows].tolist()))
         try:
             with self.model.rows(rows):
-                found = self.member.perturb(
+                candidates = self.member.perturb(
                     self.model,
                     self.images[rows].clone(),
                     self.labels[rows].clone(),
@@ -184,7 +185,7 @@ class _Call:
                 self.run(rows[half:])
         else:
             self.answered[rows] = True
-            self.result[rows] = found.detach().to(self.images)
+            self.result[rows] = candidates.detach().to(self.images)
         finally:
             self.model.settle()
         return self.result
@@ -192,18 +193,18 @@ class _Call:
 
 @torch.no_grad()
 def refined_distance(model: Classifier, images: Tensor, labels: Tensor, candidates: Tensor, norm: Norm) -> Tensor:
-    """Distance ``(B,)`` float64 of each candidate after bisection towards its image; inf for what is no witness."""
+    """Distance ``(B,)`` float64 of each candidate after bisection towards its image; inf if it is not a witness."""
     points = candidates.clamp(*model.bounds)
 
-    def outside(at: Tensor, rows: Tensor) -> Tensor:
+    def outside(middle: Tensor, rows: Tensor) -> Tensor:
         with model.rows(rows):
-            logits: Tensor = model(at)
+            logits: Tensor = model(middle)
         return (logits.argmax(1) != labels[rows]) & logits.isfinite().all(1)
 
     finite = torch.nonzero(points.flatten(1).isfinite().all(1)).flatten()
     rows = finite[outside(points[finite], finite)]
     distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
     if len(rows):
-        fraction = boundary_fraction(lambda at, r: outside(at, rows[r]), images[rows], points[rows])
+        fraction = boundary_fraction(lambda middle, active: outside(middle, rows[active]), images[rows], points[rows])
         distance[rows] = row_norm(on_segment(images[rows], points[rows], fraction) - images[rows], norm)
     return torch.where(distance > 0, distance, torch.inf)

@@ -1,4 +1,4 @@
-"""The default cheap estimator: walks from the image towards its nearest classes, under a budget of passes."""
+"""Multi-start descent towards the nearest classes under a budget of passes, the default estimator."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, kick, move, set_out
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
-# what `measure` may still spend on a row: a look, at most 24 bisections and 5 steps back; or two looks a noise retry
+# passes that `measure` may still spend on a row: a check, at most 24 bisections and 5 steps back; or two checks per
+# noise retry
 RESERVE = 30
 LEAST_BUDGET = 60
-# a walk of fewer steps than this gets hardly beyond its first crossing: small budgets have fewer walks
+# a walk of fewer steps hardly gets beyond its first crossing: small budgets have fewer walks
 FEWEST_STEPS = 15
-# passes from kick to kick, at least: sooner, walks are kicked away before they have come down
+# smallest number of passes between kicks: kicked earlier, walks have not converged
 SHORTEST_ROUND = 54
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How walks go in one norm.
+    """Step sizes and restarts of walks in one norm.
 
     Attributes:
-        stride, shrink: length of a step over the radius, and what a crossing takes off the radius: first and last.
-        momentum: what remains of the drift at every step.
-        kicks: how often, at most, the walks are kicked off their witnesses and strides begin anew.
-        kick: how far, in distances of the witness.
-        slack: how much farther than the image's best a walk may be at first; see `Cascade`.
+        stride, shrink: first and last value of the step length over the radius, and of the relative reduction of the
+            radius at a crossing.
+        momentum: factor of the drift at every step.
+        kicks: the most random restarts from the witnesses, at each of which the stride starts again.
+        kick: length of a kick, in distances of the witness.
+        slack: relative excess over the image's best distance at which a walk is kept at first; see `Cascade`.
     """
 
     stride: tuple[float, float]
@@ -45,9 +47,9 @@ class Pace:
     slack: float
 
     def at(self, used: Tensor, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Kicks so far ``(B,)`` int64, stride and shrink, when ``used`` ``(B,)`` passes of ``whole`` are spent.
+        """Kicks so far ``(B,)`` int64, stride and shrink, after ``used`` ``(B,)`` passes of ``whole``.
 
-        Stride and shrink fall on half a cosine from kick to kick; a kick's round is a fifth of the whole.
+        Stride and shrink fall on half a cosine between kicks. The round after a kick is a fifth of the whole.
         """
         length = (whole / 5).clamp(min=SHORTEST_ROUND)
         kicks = (whole / SHORTEST_ROUND - 1).floor().clamp(0, self.kicks)
@@ -59,8 +61,8 @@ class Pace:
         return now.long(), stride, shrink
 
 
-# Chosen by measurement on Fashion-MNIST networks. Without kicks three times the passes found hardly more: all steps
-# were in one basin. Momentum helps signs and hinders gradients.
+# Chosen by measurement on Fashion-MNIST networks. Without kicks, three times the passes gained little: all steps
+# stayed in one basin. Momentum helps with sign steps and harms with gradient steps.
 PACES: Mapping[Norm, Pace] = {
     "l2": Pace((2.0, 0.02), (0.1, 0.002), 0.0, 4, 3.0, 0.5),
     "linf": Pace((3.0, 0.02), (0.1, 0.002), 0.5, 2, 1.0, 0.1),
@@ -69,20 +71,21 @@ PACES: Mapping[Norm, Pace] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade(Settings):
-    """DeepFool's steps out to each of the nearest classes, then fast-minimum-norm steps, all within ``budget`` passes.
+    """DeepFool steps to each of the nearest classes, then fast-minimum-norm steps, all within ``budget`` passes.
 
-    One forward and a vector-Jacobian product for each of ``candidates`` classes rank them by linearised distance
-    (DeepFool, Moosavi-Dezfooli et al. 2016, eq. 8) and by logit, of which the one ranks better on standard and the
-    other on adversarially trained networks; the first ``targets`` of both lists, in turn, get a walk each (see
-    `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the image's own spent share,
-    so that what a walk that stops does not spend lengthens the others'; now and then walks are kicked off their
-    witnesses, in directions of the images' own seeds, and strides begin anew (`PACES`). A walk stops where it is
-    optimal to first order, where its gradient dies, and where its witness, or the radius that it has searched, is
-    beyond the image's best by more than the pace's slack, which falls to nothing over the budget.
+    One forward and a vector-Jacobian product for each of ``candidates`` classes rank the classes by linearised distance
+    (DeepFool, Moosavi-Dezfooli et al. 2016, eq. 8) and by logit. The former ranks better on standard networks, the
+    latter on adversarially trained ones. The first ``targets`` classes, taken from both lists in turn, get a walk each
+    (see `attacks.search.descent`), and so does a given ``start``. Strides fall on a cosine of the fraction of the
+    budget that the image has spent: passes that a finished walk does not spend lengthen the others. At intervals, walks
+    are kicked off their witnesses, in directions drawn from the images' own seeds, and strides start again (`PACES`).
+    A walk stops if it is optimal to first order, if its gradient vanishes, or if its witness (without one, the radius
+    that it has searched) exceeds the image's best distance by more than the pace's slack, which falls to 0 over the
+    budget.
 
-    ``budget`` bounds the forwards and backwards of every image, the judge's clean pass, checks, refinement and up to
-    14 noise retries included; retries spend what earlier calls have left. Where a start is given, ``warm`` replaces it
-    unless it is 0.
+    ``budget`` bounds the forwards and backwards of every image, including `measure`'s clean pass, checks, refinement
+    and up to 14 noise retries; retries spend what earlier calls have left. Where a start is given and ``warm`` is not
+    0, ``warm`` replaces ``budget``.
     """
 
     name: ClassVar[str] = "cascade"
@@ -90,8 +93,8 @@ class Cascade(Settings):
     domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
     batch_invariant: ClassVar[bool] = True
-    # on Fashion-MNIST networks half the passes from the witnesses of the epoch before are about as good as half the
-    # passes without on standard networks, and much better on adversarially trained ones
+    # on Fashion-MNIST networks, half the passes from the witnesses of the epoch before are about as good as half the
+    # passes without them on standard networks, and much better on adversarially trained ones
     WARM: ClassVar[int] = 150
 
     budget: int = setting(300, least=LEAST_BUDGET)
@@ -103,7 +106,7 @@ class Cascade(Settings):
         super().__post_init__()
         if 0 < self.warm < LEAST_BUDGET:
             raise EstimatorError(
-                f"expected warm to be 0 or at least {LEAST_BUDGET}, got {self.warm}; give a larger one"
+                f"expected warm to be 0 or at least {LEAST_BUDGET}, got {self.warm}; give a larger number"
             )
 
     def perturb(
@@ -132,22 +135,22 @@ class Cascade(Settings):
             now, stride, shrink = pace.at(used, whole)
             kick(walks, (now > done)[walks.owner], images, model.bounds, seeds, norm, size=pace.kick, stream=now)
             done = now
-            there = walks.owner
+            owner = walks.owner
             advance(
-                model, images, labels, walks, norm, stride=stride[there], shrink=shrink[there], momentum=pace.momentum
+                model, images, labels, walks, norm, stride=stride[owner], shrink=shrink[owner], momentum=pace.momentum
             )
-            nearest = best.scatter_reduce(0, there, walks.distance, "amin")
-            winner = (walks.distance < best[there]) & (walks.distance == nearest[there])
-            result[there[winner]] = walks.witness[winner]
+            nearest = best.scatter_reduce(0, owner, walks.distance, "amin")
+            winner = (walks.distance < best[owner]) & (walks.distance == nearest[owner])
+            result[owner[winner]] = walks.witness[winner]
             best = nearest
             claim = torch.where(walks.distance.isfinite(), walks.distance, walks.radius)
-            walks = walks.select(~walks.done & (claim <= (best * (1 + pace.slack * falling(used / whole)))[there]))
+            walks = walks.select(~walks.done & (claim <= (best * (1 + pace.slack * falling(used / whole)))[owner]))
             cost = 2 * torch.bincount(walks.owner, minlength=len(images))
             walks = walks.select((spent(model) + cost <= limit)[walks.owner])
         return result
 
     def _limits(self, images: Tensor, norm: Norm, start: Tensor | None) -> Tensor:
-        """What each image may spend here, ``(B,)`` float64."""
+        """Passes that each image may spend in `perturb`, ``(B,)`` float64."""
         limit = torch.full((len(images),), self.budget - RESERVE, dtype=torch.float64, device=images.device)
         if self.warm and start is not None:
             limit[_reach(images, norm, start).isfinite()] = self.warm - RESERVE
@@ -156,7 +159,7 @@ class Cascade(Settings):
     def _towards_classes(
         self, model: Classifier, images: Tensor, labels: Tensor, norm: Norm, rows: Tensor, afford: Tensor
     ) -> Walks:
-        """Walks of these images towards the nearest ``afford`` of their classes, their first step taken."""
+        """Walks of the images ``rows`` towards their nearest ``afford`` ``(A,)`` classes, after the first step."""
         count = min(self.candidates, model.classes) - 1
         with model.rows(rows):
             gaps, gradients, classes = class_slopes(model, images[rows], labels[rows], count)
@@ -164,7 +167,7 @@ class Cascade(Settings):
         linear = torch.where(linear.isfinite(), linear, torch.inf)
         by_gap = torch.arange(count, device=rows.device)
         by_linear = linear.argsort(dim=1, stable=True).argsort(dim=1)
-        # the two lists in turn, each class where it first comes
+        # the two lists in turn, each class at its first occurrence
         order = torch.minimum(2 * by_linear, 2 * by_gap + 1).argsort(dim=1, stable=True)[:, : self.targets]
         row, rank = torch.nonzero(torch.arange(order.shape[1], device=rows.device) < afford[:, None]).unbind(1)
         chosen = row, order[row, rank]
@@ -186,15 +189,17 @@ class Cascade(Settings):
 
 
 def falling(share: Tensor) -> Tensor:
-    """Half a cosine: 1 at share 0, 0 at share 1."""
+    """Half a cosine: 1 at ``share`` 0, 0 at 1."""
     return (1 + torch.cos(math.pi * share)) / 2
 
 
 def class_slopes(model: Classifier, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The label's logit less those of the ``count`` largest other ones, ``(B, count)``, the first the largest.
+    """The label's logit minus the ``count`` largest other logits, and the gradients of these gaps.
+
+    Costs one forward and ``count`` backwards.
 
     Returns:
-        These gaps; their gradients ``(B, count, ...)``; the classes ``(B, count)``. One forward, ``count`` backwards.
+        Gaps ``(B, count)``, the smallest first; their gradients ``(B, count, ...)``; the classes ``(B, count)`` int64.
     """
     leaf = images.clone().requires_grad_()
     logits = model(leaf)
@@ -211,21 +216,21 @@ def spent(model: Classifier) -> Tensor:
 
 
 def _from_start(model: Classifier, images: Tensor, labels: Tensor, norm: Norm, rows: Tensor, start: Tensor) -> Walks:
-    """Walks that stand on known points, towards the classes that are found there, be they still beyond or not."""
-    there = start[rows].to(images).clamp(*model.bounds)
-    radius = _reach(images[rows], norm, there)
+    """Walks that begin at known points, towards the other class of the largest logit there."""
+    points = start[rows].to(images).clamp(*model.bounds)
+    radius = _reach(images[rows], norm, points)
     usable = radius.isfinite()
-    rows, there, radius = rows[usable], there[usable], radius[usable]
+    rows, points, radius = rows[usable], points[usable], radius[usable]
     if not len(rows):
         return set_out(images, rows, rows)
     with torch.no_grad(), model.rows(rows):
-        target = model(there).scatter(1, labels[rows, None], -torch.inf).argmax(1)
+        target = model(points).scatter(1, labels[rows, None], -torch.inf).argmax(1)
     walks = set_out(images, rows, target)
-    walks.point, walks.radius = there, radius
+    walks.point, walks.radius = points, radius
     return walks
 
 
 def _reach(images: Tensor, norm: Norm, start: Tensor) -> Tensor:
-    """Distances ``(B,)`` float64 of starts from their images; inf for what cannot be started from."""
+    """Distances ``(B,)`` float64 of starts from their images; inf for a start that cannot be used."""
     distance = row_norm(start - images, norm)
     return torch.where(distance.isfinite() & (distance > 0), distance, torch.inf)

@@ -1,4 +1,4 @@
-"""Carlini and Wagner's L2 attack, run by Foolbox."""
+"""Carlini & Wagner's L2 attack, from Foolbox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attacks.types import BOX_ONLY, L2_ONLY, Bounds, Domain, Norm
 
 
 class ClampedView(nn.Module):
-    """A model that sees its input clamped: outside of the bounds there is nothing to gain."""
+    """A model of clamped inputs, so that leaving the bounds gains nothing."""
 
     def __init__(self, model: nn.Module, bounds: Bounds) -> None:
         super().__init__()
@@ -38,13 +38,14 @@ TINY = torch.finfo(torch.float64).tiny
 class CW(Settings):
     """Foolbox's L2CarliniWagnerAttack (Carlini & Wagner 2017, section VI) in units of each image's own margin.
 
-    With m the first-order margin, ``initial_const`` counts multiples of the c at which an affine model's
-    loss has its minimum on the boundary, ``2 m^2 / logit margin``, and ``stepsize`` is the L2 length of
-    Adam's first step in multiples of m: fixed ones are right for one scale of logits and margins only.
-    Departs from Foolbox further: no ``abort_early``, whose test is the loss summed over the batch and
-    couples its rows; tanh spans ``ROOM`` more on either side of the box, where the model sees the clamped
-    image, since pixels at 0 or 1 hardly move in the tanh of the box itself; the nearest point on the
-    whole path is kept, and a failed row, which Foolbox returns as an all-zero image, is the image itself.
+    Let m be the first-order margin. ``initial_const`` is in multiples of the c at which an affine model's loss has its
+    minimum on the boundary, ``2 m^2 / logit margin``. ``stepsize`` is the L2 length of Adam's first step in multiples
+    of m. Fixed values would suit one scale of logits and margins only.
+
+    Further departures from Foolbox: no ``abort_early``, whose test is the loss summed over the batch, which couples its
+    rows; the tanh covers ``ROOM`` more on either side of the box, where the model gets the clamped image, since pixels
+    at 0 or 1 hardly move in the tanh of the box itself; the nearest point of the whole path is kept; a failed row,
+    which Foolbox returns as an all-zero image, is the image itself.
     """
 
     name: ClassVar[str] = "cw"
@@ -74,13 +75,13 @@ class CW(Settings):
         low, high = model.bounds
         wide = (low - self.ROOM, high + self.ROOM)
         margin, gap = first_order_margin(model, images, labels, norm)
-        margin = margin.clamp_max(pixels**0.5 / 2)  # no gradient: any step is as good
+        margin = margin.clamp_max(pixels**0.5 / 2)  # inf without a gradient: any step is as good
         stepsize = self.stepsize * margin / pixels**0.5 / (wide[1] - wide[0]) * 2
         cls: Any = library.L2CarliniWagnerAttack
         attack = cls(
             binary_search_steps=self.binary_search_steps,
             steps=self.steps,
-            # one a row: Foolbox only multiplies by them
+            # one per row: Foolbox only multiplies by them
             stepsize=ep.astensor(per_row(stepsize, images)),
             initial_const=(self.initial_const * 2 * margin**2 / gap.clamp_min(TINY)).cpu().numpy(),
             abort_early=False,

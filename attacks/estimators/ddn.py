@@ -1,4 +1,4 @@
-"""Decoupled direction and norm: cross-entropy climbed on a sphere that shrinks when it is across."""
+"""Decoupled direction and norm: ascent on cross-entropy on a sphere that shrinks when the class changes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from attacks.search.radius import FREE_REACH, first_order_margin
 from attacks.search.scale_free import ScaleFree
 from attacks.types import BOTH_DOMAINS, Domain, Norm
 
-# the first radius, in first-order margins: from 1 on a third more images follow a class that is not the nearest, and
-# from 3 adversarially trained networks have larger distances
+# the first radius, in first-order margins: with 1, a third more images follow a class that is not the nearest; with 3,
+# distances on adversarially trained networks are larger
 FIRST = 1.5
-# the last step's length over the first one's, as in Foolbox
+# length of the last step over that of the first, as in Foolbox
 LAST = 0.01
 TINY = torch.finfo(torch.float64).tiny
 
@@ -30,11 +30,11 @@ TINY = torch.finfo(torch.float64).tiny
 class DDN(Settings):
     """DDN (Rony et al. 2019, Algorithm 1), unquantised, in units of each image's own radius.
 
-    Departs from the paper and from Foolbox: the first radius is 1.5 times the image's first-order margin instead of 1,
-    it grows by ``growth`` a step until a first witness is found, and steps are measured in the radius, not in pixels,
-    so that no step is spent on coming down from a radius of 1 or up to a large margin: 60 steps end as near as
-    Foolbox's 100. Cross-entropy is taken of ``temperature * z / std(z)``; of raw logits its gradient dies as
-    confidence grows. Where the gradient is 0 the point stays, where Foolbox draws noise.
+    Departs from the paper and from Foolbox: the first radius is 1.5 times the image's first-order margin instead of 1;
+    it grows by ``growth`` per step until a first witness is found; steps are in units of the radius, not of pixels. No
+    step is spent on shrinking from a radius of 1 or on growing to a large margin, and 60 steps give distances as small
+    as Foolbox's 100. Cross-entropy is of ``temperature * z / std(z)``: of raw logits, its gradient vanishes as
+    confidence grows. Where the gradient is 0 the point stays; Foolbox draws noise there.
     """
 
     name: ClassVar[str] = "ddn"

@@ -1,4 +1,4 @@
-"""DeepFool in batches that never wait: one forward a step, hardly a gradient too many, finished images leave."""
+"""DeepFool with refilled batches: one forward per step, few gradients, and finished images leave the batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attacks.isolation import Classifier
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
 ENGINES = ("batched", "foolbox")
-# Foolbox's own numbers: added to every step's length, and to every norm that is divided by
+# Foolbox's constants, added to every step length and to every norm in a denominator
 STEP_EXTRA, NORM_FLOOR = 1e-4, 1e-8
 
 
@@ -24,15 +24,16 @@ STEP_EXTRA, NORM_FLOOR = 1e-4, 1e-8
 class DeepFool(Settings):
     """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2) with the step geometry of Foolbox 3.3.4.
 
-    Departs from the paper as Foolbox does: ``candidates`` classes only, logits instead of softmax, and each step is
+    Departs from the paper as Foolbox does: only ``candidates`` classes, logits instead of softmax, and each step is
     lengthened by 1e-4 and ``overshoot``. The walk starts from the predicted class, which is the label that `measure`
     passes.
 
-    ``engine=batched`` computes what ``engine=foolbox`` (the library's own loops) computes, with one forward a step
-    instead of one a class, batches that no image holds up, and few gradients: the first step looks at every class, a
-    later one at the class that was then nearest, and at those whose boundary would be nearer still if their gradient
-    were ``growth`` times as large as the largest that the image has had at the last look. A gradient that grows by
-    more goes unseen, and the margins are else the library's but for rounding; ``growth=1e9`` looks at all.
+    ``engine=batched`` computes the same as ``engine=foolbox`` (the library's own loops) with one forward per step
+    instead of one per class, with batches that slow images do not hold up, and with few gradients. The first step
+    computes the gradients of all classes. A later step computes that of the class that is likely nearest, and those of
+    the classes whose boundary would be nearer still if their gradient were ``growth`` times as large as the image's
+    largest recorded one. A gradient that grows by more is missed; otherwise the margins equal the library's up to
+    rounding. ``growth=1e9`` computes all gradients.
     """
 
     name: ClassVar[str] = "deepfool"
@@ -45,15 +46,15 @@ class DeepFool(Settings):
     steps: int = setting(50, least=1)
     candidates: int = setting(10, least=2)
     overshoot: float = setting(0.02, least=0)
-    # with 1 already no image of the networks looked at (dense, cnn, resnet18; standard and PGD training) took another
-    # step than with 1e9; 4 takes two or three gradients an image more, of 12 to 17 where 1e9 takes 24 to 67
+    # With 1, no image of the networks examined (dense, cnn, resnet18; standard and PGD training) took another step than
+    # with 1e9. 4 costs two or three more gradients per image: 12 to 17 in all, against 24 to 67 with 1e9.
     growth: float = setting(4.0, least=1)
     engine: str = setting("batched")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.engine not in ENGINES:
-            raise EstimatorError(f"expected engine of {', '.join(ENGINES)}, got {self.engine!r}; choose one")
+            raise EstimatorError(f"expected engine of {', '.join(ENGINES)}, got {self.engine!r}; choose one of them")
 
     def perturb(
         self,
@@ -71,21 +72,22 @@ class DeepFool(Settings):
                 model, images, labels, norm, steps=self.steps, candidates=self.candidates, overshoot=self.overshoot
             )
         walk = _Walk(self, model, images, labels, norm)
-        everything = torch.arange(len(images), device=images.device)
-        queue = torch.cat([walk.set_out(rows) for rows in torch.split(everything, model.batch_size)])
+        all_rows = torch.arange(len(images), device=images.device)
+        queue = torch.cat([walk.set_out(rows) for rows in torch.split(all_rows, model.batch_size)])
         while len(queue):
-            # those in front step and stand in line again, so that batches are full until few are left
+            # unfinished rows go to the end of the queue, so that batches are full until few rows are left
             batch, queue = queue[: model.batch_size], queue[model.batch_size :]
             queue = torch.cat([queue, walk.step(batch)])
         return walk.points
 
 
 class _Walk:
-    """Where each image is, how it came there, and the classes that it looks at.
+    """The state of all walks: current points, steps so far, and the candidate classes.
 
     Attributes:
-        classes: ``(N, C)`` int64, the image's own class and then the others, by logit.
-        sizes: ``(N, C - 1)``, of each other class the dual norm of the logit gap's gradient when it was last looked at.
+        points: ``(N, ...)`` current points. total: ``(N, ...)`` sum of all moves, without overshoot.
+        classes: ``(N, C)`` int64, the predicted class and then the others, by logit.
+        sizes: ``(N, C - 1)``, per other class the dual norm of the logit gap's gradient when last computed.
     """
 
     def __init__(self, settings: DeepFool, model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> None:
@@ -97,7 +99,7 @@ class _Walk:
         self.sizes = images.new_zeros(len(images), count - 1)
 
     def set_out(self, rows: Tensor) -> Tensor:
-        """The first step, with a look at every class; returns the rows that have not arrived."""
+        """Take the first step, with the gradients of all classes; returns the rows that have not finished."""
         leaf = self.points[rows].requires_grad_()
         with self.model.rows(rows):
             logits = self.model(leaf)
@@ -115,7 +117,7 @@ class _Walk:
         return self._move(rows, logits, best, gradient)
 
     def step(self, rows: Tensor) -> Tensor:
-        """Another step, with a look at the class that is likely to be nearest and at those that may be nearer."""
+        """Take a later step, with the gradients of the likely nearest class and of those that may be nearer."""
         sizes = self.sizes[rows]
         leaf = self.points[rows].requires_grad_()
         with self.model.rows(rows):
@@ -132,14 +134,14 @@ class _Walk:
         place, other = torch.nonzero(doubtful.scatter(1, likely[:, None], False)).unbind(1)
         for begin in range(0, len(place), self.model.batch_size):
             at, k = (part[begin : begin + self.model.batch_size] for part in (place, other))
-            found = self._gradient(rows[at], k)
-            distances[at, k] = self._distance(rows[at], k, lengths[at, k], found)
+            gradients = self._gradient(rows[at], k)
+            distances[at, k] = self._distance(rows[at], k, lengths[at, k], gradients)
             nearest = distances.argmin(1)[at] == k
-            gradient[at[nearest]] = found[nearest]
+            gradient[at[nearest]] = gradients[nearest]
         return self._move(rows, logits, distances.amin(1), gradient)
 
     def _gaps(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Logits of the other classes less the image's own, ``(A, C - 1)``."""
+        """Logits of the other classes minus that of the predicted class, ``(A, C - 1)``."""
         ranked = logits.gather(1, self.classes[rows])
         return ranked[:, 1:] - ranked[:, :1]
 
@@ -147,7 +149,7 @@ class _Walk:
         return logits.argmax(1) == self.labels[rows]
 
     def _gradient(self, rows: Tensor, which: Tensor) -> Tensor:
-        """Gradient of one logit gap each; the same row may stand there several times."""
+        """Gradient of one logit gap per entry of ``rows``, which may repeat."""
         leaf = self.points[rows].requires_grad_()
         with self.model.rows(rows):
             gaps = self._gaps(self.model(leaf), rows)
@@ -155,7 +157,7 @@ class _Walk:
         return gradient
 
     def _distance(self, rows: Tensor, which: Tensor, lengths: Tensor, gradient: Tensor) -> Tensor:
-        """To the linearised boundary of one other class each, whose gradient's size is kept."""
+        """Distances to the linearised boundary of one other class per row; records the gradients' sizes."""
         size = self._size(gradient)
         self.sizes[rows, which] = size
         return lengths / size
@@ -165,16 +167,16 @@ class _Walk:
         return (flat.abs().sum(1) if self.norm == "linf" else flat.norm(dim=1)) + NORM_FLOOR
 
     def _move(self, rows: Tensor, logits: Tensor, best: Tensor, gradient: Tensor) -> Tensor:
-        """Step by the distance ``best`` along the gradient, or its sign; returns the rows that have not arrived.
+        """Step by the distance ``best`` along the gradient, or its sign; returns the rows that have not finished.
 
-        Those that are across stay where they are.
+        Rows whose class has changed do not move.
         """
         length = best + STEP_EXTRA
         if self.norm == "linf":
             move = per_row(length, gradient) * gradient.sign()
         else:
             move = per_row(length / self._size(gradient), gradient) * gradient
-        # a dead gradient leads nowhere, however often it is followed
+        # rows with a zero gradient are finished: they would not move in later steps either
         going = self._inside(logits, rows) & move.flatten(1).any(1)
         rows, move = rows[going], move[going]
         self.total[rows] += move
@@ -187,6 +189,6 @@ class _Walk:
 def stock_deepfool(
     model: Classifier, images: Tensor, labels: Tensor, norm: Norm, *, steps: int, candidates: int, overshoot: float
 ) -> Tensor:
-    """Foolbox's L2DeepFoolAttack and LinfDeepFoolAttack as they are."""
+    """Foolbox's L2DeepFoolAttack or LinfDeepFoolAttack, unchanged."""
     cls = library.L2DeepFoolAttack if norm == "l2" else library.LinfDeepFoolAttack
     return run(cls(steps=steps, candidates=candidates, overshoot=overshoot), model, images, labels)

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack, run by torchattacks."""
+"""Fast adaptive boundary attack (FAB), from torchattacks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from attacks.types import BOTH_NORMS, BOX_ONLY, Domain, Norm
 class FAB(Settings):
     """torchattacks' FAB (Croce & Hein 2020, Algorithm 1), unbounded.
 
-    torchattacks discards results beyond ``eps`` (8/255 by default, also in L2) and returns the clean
-    image; here nothing is discarded. It computes in float32.
+    torchattacks discards results beyond ``eps`` (8/255 by default, also in L2) and returns the clean image; here
+    ``eps`` is infinite. It computes in float32.
     """
 
     name: ClassVar[str] = "fab"

@@ -1,4 +1,4 @@
-"""Fast minimum-norm attack: one adaptive radius an image, all images of a batch in step."""
+"""Fast minimum-norm attack (FMN): one adaptive radius per image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from attacks.estimator import Settings, setting
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, nearest_witnesses, set_out
-from attacks.search.radius import likeliest_others
+from attacks.search.radius import most_likely_others
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
-# the last step's length over the radius, and what the last crossing takes off the radius, as in Foolbox
+# last step length over the radius, and relative reduction of the radius at the last crossing, as in Foolbox
 LAST_STRIDE, LAST_GAMMA = 0.02, 1e-3
-# walks that have nothing left to gain leave every so many steps: asked after each, a GPU would wait for the answer
+# finished walks are removed every this many steps: after each step, a GPU would have to be waited for
 PAUSE = 10
-# how far a start that is no witness any more is pushed on, away from its image: of the witnesses of the epoch before
-# about 40% are still across on digits and Fashion-MNIST networks, and 80 to 90% after these
+# factors by which the perturbation of a start that is not a witness any more is stretched: of the witnesses of the
+# epoch before, about 40% are still witnesses on digits and Fashion-MNIST networks, and 80 to 90% after these
 PUSHES = (1.0, 1.1, 1.3, 2.0)
 
 
@@ -30,17 +30,18 @@ PUSHES = (1.0, 1.1, 1.3, 2.0)
 class FMN(Settings):
     """Fast minimum-norm attack (Pintor et al. 2021, Algorithm 1) with steps in units of the radius.
 
-    The walks are those of `attacks.search.descent`, where the departures from the paper stand: mainly, a step is
-    ``stride`` radii long at first, falling on a cosine to 0.02, and steepest in the attack's own norm. Steps of one
+    The walks are those of `attacks.search.descent`, which lists the departures from the paper. Mainly, a step is
+    ``stride`` radii long at first, falls on a cosine to 0.02, and is steepest in the attack's own norm. Steps of one
     pixel unit, as in the paper and in Foolbox (whose L2 form never projects), suit one size of margins: on
-    adversarially trained networks their L-infinity distances are 4 to 8% larger after 100 steps than these after 60.
+    adversarially trained networks, their L-infinity distances after 100 steps are 4 to 8% larger than these after 60.
 
-    Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each, one from the image
-    and one from the start, pushed on until it is a witness again; the nearest point of both is kept. Images
-    without a start get the ordinary ``steps``. With ``warm`` 0, a start that is a witness takes the image's place.
+    Where a start is given, ``warm`` replaces ``steps`` by two short descents of ``warm`` steps each: one from the image
+    and one from the start, whose perturbation is first stretched until it is a witness again. The nearest point of both
+    is kept. Images without a start get the ordinary ``steps``. With ``warm`` 0, a start that is a witness replaces the
+    image as the beginning of the walk.
 
-    With ``targets``, a walk towards each of so many likeliest other classes, of which the nearest witness is kept; a
-    start is of no use to it.
+    With ``targets``, one walk goes to each of that many most likely other classes, and the nearest witness is kept; a
+    start is then ignored.
     """
 
     name: ClassVar[str] = "fmn"
@@ -48,14 +49,14 @@ class FMN(Settings):
     domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.001, "linf": 1.001}
     batch_invariant: ClassVar[bool] = True
-    # distance / that of 60 cold steps, and images farther by more than 1%; means of 11 epochs of digits and 6 of
-    # Fashion-MNIST, 200 and 150 test images; passes an image (cold: 138):
+    # Distance relative to 60 cold steps, and fraction of images farther by more than 1%: means of 11 epochs of digits
+    # and 6 of Fashion-MNIST, on 200 and 150 test images; passes per image (cold: 138):
     #             digits L2     L-infinity    Fashion L2    L-infinity    passes
     #   warm=8    0.997   16%   0.995  8.2%   0.998   20%   1.009   49%     51
     #   warm=12   0.995  3.1%   0.992  1.7%   0.994  4.1%   1.002   25%     65
     #   warm=15   0.994  0.9%   0.991  1.1%   0.993  1.0%   0.999   16%     76
     #   warm=20   0.993  0.2%   0.990  0.4%   0.992  0.6%   0.996  5.0%     95
-    # what an epoch found is handed on, so that warm margins fall below cold ones over epochs
+    # witnesses are passed from epoch to epoch, so that warm margins fall below cold ones over epochs
     WARM: ClassVar[int] = 20
 
     steps: int = setting(60, least=1)
@@ -78,7 +79,7 @@ class FMN(Settings):
         rows = torch.arange(len(images), device=images.device)
         if self.targets:
             with torch.no_grad():
-                classes = likeliest_others(model(images), labels, self.targets)
+                classes = most_likely_others(model(images), labels, self.targets)
             owner = rows.repeat_interleave(classes.shape[1])
             walks = self._walk(model, images, labels, set_out(images, owner, classes.flatten()), norm, self.steps)
             return nearest_witnesses(walks, images)
@@ -86,22 +87,22 @@ class FMN(Settings):
             return nearest_witnesses(
                 self._walk(model, images, labels, set_out(images, rows, labels), norm, self.steps), images
             )
-        # the image itself is how `measure` says that there is no start
-        given = (start != images).flatten(1).any(1)
-        begin, outside = push_out(model, images, labels, start, given, PUSHES if self.warm else PUSHES[:1])
+        # `measure` passes the image itself where there is no start
+        has_start = (start != images).flatten(1).any(1)
+        begin, outside = push_out(model, images, labels, start, has_start, PUSHES if self.warm else PUSHES[:1])
         walks = set_out(images, rows, labels)
         begun = set_out(images, rows[outside], labels[outside])
         begun.point = begin[outside]
         begun.radius = row_norm(begun.point - images[outside], norm)
         if self.warm:
-            cold, warm = walks.select(~given), walks.select(given).join(begun)
+            cold, warm = walks.select(~has_start), walks.select(has_start).join(begun)
         else:
             cold, warm = walks.select(~outside).join(begun), walks.select(rows[:0])
         ended = self._walk(model, images, labels, cold, norm, self.steps)
         return nearest_witnesses(ended.join(self._walk(model, images, labels, warm, norm, self.warm)), images)
 
     def _walk(self, model: Classifier, images: Tensor, labels: Tensor, walks: Walks, norm: Norm, steps: int) -> Walks:
-        """Let the walks take so many steps; returns all of them, in another order."""
+        """Advance the walks by ``steps`` steps; returns all of them, in another order."""
         ended = walks.select(walks.owner[:0])
         for step in range(steps):
             if not len(walks):
@@ -124,16 +125,19 @@ class FMN(Settings):
 
 @torch.no_grad()
 def push_out(
-    model: Classifier, images: Tensor, labels: Tensor, start: Tensor, given: Tensor, factors: Sequence[float]
+    model: Classifier, images: Tensor, labels: Tensor, start: Tensor, has_start: Tensor, factors: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The given starts ``(B, ...)``, each at the first of these multiples of its perturbation that is a witness.
+    """Stretch the perturbation of each start by the first of ``factors`` that makes it a witness.
+
+    Args:
+        start: ``(B, ...)``. has_start: ``(B,)`` bool, the rows with a start.
 
     Returns:
-        The points, and which are witnesses ``(B,)``: none but of the rows ``given`` ``(B,)``.
+        The points ``(B, ...)``, and which of them are witnesses, ``(B,)`` bool; false without a start.
     """
-    points, outside = start.clone(), torch.zeros_like(given)
+    points, outside = start.clone(), torch.zeros_like(has_start)
     for factor in factors:
-        rows = torch.nonzero(given & ~outside).flatten()
+        rows = torch.nonzero(has_start & ~outside).flatten()
         if not len(rows):
             break
         moved = (images[rows] + factor * (start[rows] - images[rows])).clamp(*model.bounds)

@@ -16,7 +16,7 @@ from attacks.estimator import Settings
 from attacks.isolation import Classifier
 from attacks.types import BOTH_NORMS, BOX_ONLY, NORMS, Domain, EstimatorError, Norm
 
-# attacks that need what the text form cannot give
+# attacks that need more than the text form can give
 UNUSABLE = {
     "BinarizationRefinementAttack": "it only improves given witnesses",
     "DatasetAttack": "it must be fed a data set first",
@@ -28,9 +28,9 @@ UNUSABLE = {
 class FoolboxAttack(Settings):
     """Any attack of ``foolbox.attacks`` by class name, with its own parameters.
 
-    Minimisation attacks run once. Fixed-epsilon attacks run on a ladder of ``LADDER`` radii, each
-    twice the last, rows leaving at their first success; an ``epsilon`` parameter runs that one alone.
-    Their distance is then as good as the bisection of `measure` makes it.
+    Minimisation attacks run once. Fixed-epsilon attacks run on a ladder of ``LADDER`` radii, each twice the one before;
+    rows leave at their first success. With an ``epsilon`` parameter, only that radius runs. The distance is then as
+    tight as the bisection of `measure` makes it.
     """
 
     name: ClassVar[str] = "foolbox"
@@ -46,7 +46,7 @@ class FoolboxAttack(Settings):
 
     @property
     def norms(self) -> frozenset[Norm]:
-        """The attack's own norm; all where it takes a ``distance``."""
+        """The attack's own norm; all norms if it has a parameter ``distance``."""
         return _norms_of(getattr(library, self.attack))
 
     def perturb(
@@ -93,7 +93,9 @@ class FoolboxAttack(Settings):
         options = dict(self.parameters)
         epsilon = options.pop("epsilon", None) if issubclass(cls, library.base.FixedEpsilonAttack) else None
         if epsilon is not None and (isinstance(epsilon, bool) or not isinstance(epsilon, int | float)):
-            raise EstimatorError(f"expected foolbox:{self.attack}'s epsilon to be a number, got {epsilon!r}; write one")
+            raise EstimatorError(
+                f"expected foolbox:{self.attack}'s epsilon to be a number, got {epsilon!r}; give a number"
+            )
         check_values(f"foolbox:{self.attack}", options, inspect.signature(cls).parameters)
         if norm is not None and "distance" in inspect.signature(cls).parameters:
             options["distance"] = getattr(foolbox.distances, norm)

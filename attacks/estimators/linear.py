@@ -1,4 +1,4 @@
-"""The margin of the network linearised at the image, and the step to a linearised boundary that DeepFool repeats."""
+"""Linearised margin: one step to the nearest linearised boundary, lengthened until the class changes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from attacks.estimator import Settings, setting
 from attacks.geometry import least_step
 from attacks.isolation import Classifier
 from attacks.search.linearised import nearest_plane
-from attacks.search.radius import ball_point, likeliest_others
+from attacks.search.radius import ball_point, most_likely_others
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Settings):
-    """The one-step linearised margin (Jiang et al. 2019, eq. 3), the smallest over classes, made a witness.
+    """The one-step linearised margin (Jiang et al. 2019, eq. 3), the smallest over classes, turned into a witness.
 
-    The nearest point of the linearised boundaries is passed by ``overshoot``; where the class has not
-    changed, the length is doubled, up to ``doublings`` times. What `measure` verifies is therefore the
-    distance *along this one direction*, an upper bound; the linearised margin itself (``attack_distance``
-    over 1 + ``overshoot`` where nothing was doubled, in free space) bounds nothing. Costs a forward and a
-    backward for each other class, and a forward for each length but the last.
+    The step ends ``overshoot`` beyond the nearest linearised boundary. Where the class has not changed, the length is
+    doubled, up to ``doublings`` times. `measure` therefore verifies the distance *along this one direction*, an upper
+    bound. The linearised margin itself (``attack_distance`` over 1 + ``overshoot`` if nothing was doubled, in the free
+    domain) is not a bound. Costs a forward and a backward for each other class, and a forward for each length except
+    the last.
 
-    Departs from the paper: at the input only, not at hidden layers; the nearest of the ``candidates``
-    likeliest classes, not the runner-up; the box.
+    Departs from the paper: linearised at the input only, not at hidden layers; the nearest of the ``candidates`` most
+    likely classes, not the runner-up; restricted to the box.
     """
 
     name: ClassVar[str] = "linear"
@@ -54,7 +54,7 @@ class Linear(Settings):
         """See `Estimator.perturb`."""
         leaf = images.clone().requires_grad_()
         logits = model(leaf)
-        others = likeliest_others(logits, labels, self.candidates - 1)
+        others = most_likely_others(logits, labels, self.candidates - 1)
         direction, length = nearest_plane(leaf, logits, labels, others, norm, model.bounds)
         reach = (1 + self.overshoot) * length + least_step(images, norm)
         points = ball_point(images, direction, reach, model.bounds)

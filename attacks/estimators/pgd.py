@@ -1,4 +1,4 @@
-"""Projected gradient descent, run by torchattacks."""
+"""Projected gradient descent (PGD), from torchattacks, with the radius bisected per image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attacks.types import BOTH_NORMS, BOX_ONLY, Domain, Norm
 
 
 class FirstStepFrom(nn.Module):
-    """Shift the first call's images to seeded points of their balls: a restart for attacks that take none."""
+    """Shift the images of the first call to given points of their balls: a restart for attacks without restarts."""
 
     def __init__(self, model: nn.Module, points: Tensor) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class FirstStepFrom(nn.Module):
 class PGD(Settings):
     """torchattacks' PGD and PGDL2 (Madry et al. 2018) with a radius per image, bisected in one batch.
 
-    The distance is the best witness's, not the radius. Departs from the paper: no random start (each
-    of ``restarts`` after the first takes its first gradient at a seeded point of the ball), step size
-    ``2.5 * radius / steps``, and cross-entropy of ``temperature * z / std(z)``, whose gradient does
-    not vanish for confident images; ``temperature=0`` takes the raw logits.
+    The distance is that of the best witness, not the radius. Departs from the paper: no random start (each of
+    ``restarts`` after the first takes its first gradient at a seeded point of the ball); step size
+    ``2.5 * radius / steps``; cross-entropy of ``temperature * z / std(z)``, whose gradient does not vanish for
+    confident images (``temperature=0`` uses the raw logits).
     """
 
     name: ClassVar[str] = "pgd"
@@ -74,14 +74,14 @@ class PGD(Settings):
         def attempt(rows: Tensor, radius: Tensor, record: Record) -> None:
             left = torch.arange(len(rows), device=rows.device)
             for direction in [None, *directions]:
-                here = rows[left]
+                active = rows[left]
                 begin = None
                 if direction is not None:
-                    begin = ball_point(images[here], direction[here], radius[left], model.bounds)
+                    begin = ball_point(images[active], direction[active], radius[left], model.bounds)
                 with model.rows(left):
-                    last = self.at_radius(model, images[here], labels[here], radius[left], norm, begin)
+                    last = self.at_radius(model, images[active], labels[active], radius[left], norm, begin)
                     with torch.no_grad():
-                        model(last)  # shows the last iterate to the record
+                        model(last)  # the record sees the last iterate
                 left = torch.nonzero(misses(record, rows, radius)).flatten()
                 if not len(left):
                     return
@@ -97,7 +97,7 @@ class PGD(Settings):
         norm: Norm,
         begin: Tensor | None = None,
     ) -> Tensor:
-        """torchattacks' result with these radii ``(B,)``; ``begin`` ``(B, ...)`` places the first gradient."""
+        """torchattacks' result for radii ``(B,)``; the first gradient is taken at ``begin`` ``(B, ...)`` if given."""
         view = ScaleFree(model, self.temperature) if self.temperature else model
         if begin is not None:
             view = FirstStepFrom(view, begin)
@@ -108,7 +108,7 @@ class PGD(Settings):
             if norm == "linf":
                 attack = torchattacks.PGD(anchored, eps=epsilon, **options)
             else:
-                # its 1e-10 is beside the gradient of the batch's *mean* loss, which shrinks with the batch
+                # the default 1e-10 is added to the gradient of the batch's *mean* loss, which shrinks with the batch
                 attack = torchattacks.PGDL2(anchored, eps=radius.to(images), eps_for_division=1e-30, **options)
             result: Tensor = attack(images, labels)
         return result

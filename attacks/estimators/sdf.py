@@ -1,4 +1,4 @@
-"""SuperDeepFool (Abdolahpourrostam et al., arXiv 2303.12481): DeepFool's way, straightened by projections."""
+"""SuperDeepFool (Abdolahpourrostam et al., arXiv 2303.12481): DeepFool steps and orthogonal projections in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attacks.estimator import Settings, setting
 from attacks.geometry import least_step, plane_crossing
 from attacks.isolation import Classifier
 from attacks.search.linearised import gap_and_normal, nearest_plane
-from attacks.search.radius import ball_point, likeliest_others
+from attacks.search.radius import ball_point, most_likely_others
 from attacks.trace import Record
 from attacks.types import BOTH_DOMAINS, Domain, Norm
 
@@ -22,23 +22,23 @@ from attacks.types import BOTH_DOMAINS, Domain, Norm
 class SuperDeepFool(Settings):
     """SDF(m, n): rounds of ``m`` DeepFool steps and ``n`` orthogonal projections, until a projected point has crossed.
 
-    DeepFool makes each step short, not the whole way: where the boundary curves, the way it went is not the
-    boundary's normal. A projection goes back to the image and from there along the normal *at the witness*
-    to the witness's level: ``x0 + w (w . (x - x0)) / |w|^2``, w the gradient of the logit difference of the
-    class that the walk landed in, whichever it steered for. ``m = 0`` is the paper's infinity (until the class
-    changes), with ``n = 1`` its default SDF(inf, 1); ``n = 0`` is DeepFool.
+    DeepFool minimises each step, not the whole perturbation: where the boundary curves, the perturbation is not along
+    the boundary's normal. A projection starts again from the image, along the normal *at the witness*, and ends at the
+    witness's level: ``x0 + w (w . (x - x0)) / |w|^2`` with w the gradient of the logit difference to the class that
+    the walk reached, whichever class it steered for. ``m = 0`` stands for the paper's infinity (until the class
+    changes), which with ``n = 1`` is its default SDF(inf, 1); ``n = 0`` is DeepFool.
 
-    Departs from the paper: a row also ends after ``patience`` rounds whose walk found nothing nearer, since on
-    piecewise linear networks rounds go in circles until ``steps`` are spent (a large ``patience``, the paper's
-    rule, took three times the passes for 0.1 to 0.3% of the mean distance on networks trained as usual, 2 to
-    4% on one trained with PGD for 4 epochs); each DeepFool step goes ``overshoot`` of its own length too far, not
-    DeepFool's 0.02 of the whole way; steps and projections end at the nearest point *of the box*; returned
-    is the nearest witness on the way. ``n = 3`` came nearer for a fifth more passes (the mean against the
-    nearest of seven attacks: digits 1.013 to 1.009, Fashion-MNIST 1.038 to 1.023).
+    Departs from the paper: a row also ends after ``patience`` rounds whose walk found no nearer point, since on
+    piecewise linear networks rounds repeat until ``steps`` are spent (a large ``patience``, the paper's rule, took
+    three times the passes for 0.1 to 0.3% of the mean distance on standard networks, and for 2 to 4% on one trained
+    with PGD for 4 epochs); each DeepFool step overshoots by ``overshoot`` of its own length, not by 0.02 of the whole
+    perturbation as in DeepFool; steps and projections end at the nearest point *of the box*; the nearest witness of the
+    whole path is returned. ``n = 3`` gave smaller distances for a fifth more passes (mean relative to the nearest of
+    seven attacks: digits 1.013 to 1.009, Fashion-MNIST 1.038 to 1.023).
 
-    A DeepFool step costs a forward and a backward for each of the ``candidates`` likeliest classes but the
-    label, a projection one of each. Finished rows are not passed again. A batch's graph cannot be walked back
-    for some of its rows alone: where some are to step and others to project, both are passed once more, apart.
+    A DeepFool step costs a forward and a backward for each of the ``candidates`` most likely classes except the label,
+    a projection one of each. Finished rows are not passed again. Autograd cannot propagate back for some rows of a
+    batch only: where some rows step and others project, both groups get a separate further pass.
     """
 
     name: ClassVar[str] = "sdf"
@@ -76,7 +76,7 @@ class SuperDeepFool(Settings):
 
 
 class _Walk:
-    """Where each row is: its point, and the steps, projections and vain walks of its round."""
+    """The state of each row: its point, the steps and projections of its round, and its rounds without progress."""
 
     def __init__(
         self, settings: SuperDeepFool, model: Classifier, images: Tensor, labels: Tensor, record: Record
@@ -87,23 +87,23 @@ class _Walk:
         self.others = torch.empty(0)
 
     def step(self, rows: Tensor) -> Tensor:
-        """Pass these rows ``(A,)`` and move them; returns those that go on."""
+        """Pass these rows ``(A,)`` and move them; returns the rows that continue."""
         before = self.record.distance[rows]
         leaf, logits = self._pass(rows)
         if not len(self.others):
-            self.others = likeliest_others(logits, self.labels, self.settings.candidates - 1)
+            self.others = most_likely_others(logits, self.labels, self.settings.candidates - 1)
         crossed = logits.argmax(1) != self.labels[rows]
         done, turning = self._decide(rows, crossed, nearer=self.record.distance[rows] < before)
         parts = []
         for part, move in ((~done & ~turning, self._deepfool), (turning, self._project)):
-            here = rows[part]
-            if not len(here):
+            active = rows[part]
+            if not len(active):
                 continue
-            moved = move(here, *(leaf, logits) if part.all() else self._pass(here))
-            change = (moved - self.points[here]).flatten(1)
-            self.points[here] = moved
-            # a gradient that is dead or not finite leads nowhere
-            parts.append(here[change.any(1) & change.isfinite().all(1)])
+            moved = move(active, *(leaf, logits) if part.all() else self._pass(active))
+            change = (moved - self.points[active]).flatten(1)
+            self.points[active] = moved
+            # rows end where the gradient is 0 or not finite
+            parts.append(active[change.any(1) & change.isfinite().all(1)])
         return torch.cat(parts) if parts else rows[:0]
 
     def _pass(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class _Walk:
             return leaf, self.model(leaf)
 
     def _decide(self, rows: Tensor, crossed: Tensor, nearer: Tensor) -> tuple[Tensor, Tensor]:
-        """Which rows are done and which are to project; the others are to walk."""
+        """The rows that are done and the rows that project next; the others take a DeepFool step."""
         most, n = self.settings.m or self.settings.steps, self.settings.n
         turned = self.turned[rows]
         arrived = crossed & (turned == 0)
@@ -122,7 +122,7 @@ class _Walk:
         return done, ~done & ready & (turned < n)
 
     def _deepfool(self, rows: Tensor, leaf: Tensor, logits: Tensor) -> Tensor:
-        """A step to the nearest linearised boundary, and a little over; after projections a new round."""
+        """A step slightly beyond the nearest linearised boundary; after projections it starts a new round."""
         self.walked[rows] = torch.where(self.turned[rows] > 0, 0, self.walked[rows]) + 1
         self.turned[rows] = 0
         bounds = self.model.bounds
@@ -131,10 +131,10 @@ class _Walk:
         return ball_point(leaf.detach(), direction, length, bounds)
 
     def _project(self, rows: Tensor, leaf: Tensor, logits: Tensor) -> Tensor:
-        """The image's orthogonal projection on the level of the logit difference at the point, linearised there."""
+        """The image's orthogonal projection onto the level set of the logit difference linearised at the point."""
         self.turned[rows] += 1
         images, labels, bounds = self.images[rows], self.labels[rows], self.model.bounds
-        # where the walk ended before the class changed, the class that leads the others
+        # if the walk ended before the class changed: the largest of the other logits
         landed = logits.detach().scatter(1, labels[:, None], -torch.inf).argmax(1)
         _, normal = gap_and_normal(leaf, logits, labels, landed)
         gain = ((leaf.detach() - images).double() * normal.double()).flatten(1).sum(1)

@@ -24,9 +24,8 @@ from attacks.types import BOX_ONLY, Domain, EstimatorError, Norm
 class TorchAttack(Settings):
     """Any attack of ``torchattacks`` by class name, with its own parameters.
 
-    An attack with an ``eps`` that is not among the parameters runs on a ladder of radii, each twice
-    the last, rows leaving at their first success. Its distance is then as good as the bisection of
-    `measure` makes it.
+    An attack that has an ``eps``, which is not among the parameters, runs on a ladder of radii, each twice the one
+    before; rows leave at their first success. The distance is then as tight as the bisection of `measure` makes it.
     """
 
     name: ClassVar[str] = "torchattacks"
@@ -44,7 +43,7 @@ class TorchAttack(Settings):
                 f"expected an attack that minimises or bounds l2 or linf, got torchattacks:{self.attack} "
                 f"({_stated_norms(cls) or 'no norm stated'}); choose another"
             )
-        # the model is measure's to give, and so is the norm
+        # `perturb` sets the model and the norm
         accepted = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in ("model", "norm")}
         for key, _ in self.parameters:
             if key not in accepted:
@@ -86,7 +85,7 @@ class TorchAttack(Settings):
             anchored = Anchored(model, images.device, images.dtype)
             with quiet_torchattacks():
                 attack = _attack_class(self.attack)(anchored, **options)
-                # some attacks mix float32 into whatever they are given
+                # some attacks mix float32 into their computations
                 result: Tensor = attack(images[rows].float(), labels[rows])
             return result.detach().to(images.dtype)
 
@@ -103,7 +102,7 @@ def torchattacks_attacks() -> list[str]:
 
 
 def norms_of(cls: Any) -> frozenset[Norm]:
-    """Norms of a torchattacks class, which only its documentation states."""
+    """Norms of a torchattacks class, read from its docstring."""
     names: dict[str, Norm] = {"L2": "l2", "Linf": "linf"}
     return frozenset(names[word] for word in re.findall(r"L2|Linf", _stated_norms(cls)))
 

@@ -1,4 +1,4 @@
-"""A frozen evaluation view of a model: nothing that an attack does reaches the caller."""
+"""A frozen evaluation view of a model that isolates the caller's model from attacks."""
 
 from attacks.isolation.view import Classifier, WeightsError, frozen_view
 

@@ -1,4 +1,4 @@
-"""Freeze a network for attacks: a copy that shares the caller's weights, or the caller's own, restored afterwards."""
+"""Freeze a network for attacks: a copy that shares the caller's weights, or the caller's network, later restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attacks.input_gradient import quicken
 from attacks.isolation.snapshot import Snapshot
 from attacks.isolation.unwrapping import check_whole, innermost, run_by_copies, unwrapped
 
-# modules and parameters that are frozen in place, by id, and the thread that has them
+# ids of modules and parameters that are frozen in place -> the thread that uses them
 _TAKEN: dict[int, int] = {}
 _TURN = threading.Condition()
 
@@ -24,34 +24,34 @@ _TURN = threading.Condition()
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the network of ``model`` in eval mode, without gradients of weights and uncompiled.
 
-    A copy that shares the parameters' storage, where one can be made. Else the model itself, which no other thread may
-    use meanwhile; threads that freeze it take turns.
+    The network is a copy that shares the parameters' storage if the model can be copied. Otherwise it is the model
+    itself, which no other thread may use meanwhile; threads that freeze it wait for each other.
 
     Raises:
         InputError: see `check_whole`.
     """
     check_whole(model)
-    own = None
+    network = None
     if not run_by_copies(model):
         try:
-            own = _frozen_copy(unwrapped(model))
+            network = _frozen_copy(unwrapped(model))
         except Exception:
-            own = None  # not every module can be copied (non-leaf tensors, locks, open handles)
+            network = None  # not every module can be copied (non-leaf tensors, locks, open handles)
     with ExitStack() as stack:
         stack.enter_context(_COMPILER.eager())
-        if own is None:
+        if network is None:
             stack.enter_context(_alone(model))
-            own = stack.enter_context(_frozen_in_place(model))
-        yield own
+            network = stack.enter_context(_frozen_in_place(model))
+        yield network
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:
     # autograd refuses to save tensors that were made in inference mode
     plain = {id(p): p.clone() if p.is_inference() else p.detach() for p in network.parameters()}
     shared = {key: nn.Parameter(p, requires_grad=False) for key, p in plain.items()}
-    own = copy.deepcopy(network, dict[int, object](shared)).eval()
-    quicken(own)
-    return own
+    frozen_copy = copy.deepcopy(network, dict[int, object](shared)).eval()
+    quicken(frozen_copy)
+    return frozen_copy
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
         model.eval()
         for p in model.parameters():
             p.requires_grad_(False)
-            # an attack that asks for gradients of weights would add to the caller's
+            # an attack that computes gradients of weights would add them to the caller's
             p.grad = None
         for module in list(model.modules()):
             for name, child in module._modules.items():
@@ -76,22 +76,22 @@ def _frozen_in_place(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[None]:
     """Wait until no other thread has any of the model's modules or parameters frozen in place."""
-    things, here = {id(thing) for thing in (*model.modules(), *model.parameters())}, threading.get_ident()
+    ids, thread = {id(part) for part in (*model.modules(), *model.parameters())}, threading.get_ident()
     with _TURN:
-        _TURN.wait_for(lambda: all(_TAKEN.get(thing, here) == here for thing in things))
-        mine = things - _TAKEN.keys()
-        _TAKEN.update(dict.fromkeys(mine, here))
+        _TURN.wait_for(lambda: all(_TAKEN.get(key, thread) == thread for key in ids))
+        taken = ids - _TAKEN.keys()
+        _TAKEN.update(dict.fromkeys(taken, thread))
     try:
         yield
     finally:
         with _TURN:
-            for thing in mine:
-                del _TAKEN[thing]
+            for key in taken:
+                del _TAKEN[key]
             _TURN.notify_all()
 
 
 class _Stance:
-    """Holds torch's compiler off while any thread measures: what it compiles can be passed back through once only."""
+    """Disables torch's compiler while any thread measures: compiled graphs allow one backward pass only."""
 
     def __init__(self) -> None:
         self._users, self._lock = 0, threading.Lock()

@@ -1,4 +1,4 @@
-"""What a model returns, read as one row of logits per image."""
+"""Read a model's output as one row of logits per image."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from attacks.types import InputError
 
 
 def as_logits(output: Any, binary: bool = False) -> Any:
-    """The logits in what a model returned.
+    """The logits in a model's output.
 
     Args:
-        output: a tensor; an object with an attribute or a mapping with a key ``logits``; a tuple that begins with them.
-        binary: they are one per image, ``(B,)`` or ``(B, 1)``, and become ``(0, z)``.
+        output: a tensor; an object with an attribute or a mapping with a key ``logits``; a tuple of which the logits
+            are the first item.
+        binary: the model returns one logit z per image, ``(B,)`` or ``(B, 1)``, which becomes the row ``(0, z)``.
 
     Returns:
-        ``(B, K)``; anything else as it is, for `check_rows` to refuse.
+        ``(B, K)``; any other output unchanged, for `check_rows` to refuse.
     """
     logits = output if isinstance(output, Tensor) else _logits_inside(output)
     if not binary or not isinstance(logits, Tensor):
         return logits
-    # no question of the shape, which `torch.fx` could not answer
+    # no branch on the shape, which `torch.fx` could not trace
     logit = logits.reshape(-1, 1)
     return torch.cat([torch.zeros_like(logit), logit], 1)
 
@@ -38,7 +39,7 @@ def _logits_inside(output: Any) -> Any:
 
 
 class Logits(nn.Module):
-    """``model`` with its output read as logits; ``binary`` as in `as_logits`. `torch.fx` can trace it."""
+    """``model`` with its output read as logits, see `as_logits`; `torch.fx` can trace it."""
 
     def __init__(self, model: nn.Module, *, binary: bool = False) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ def check_rows(logits: object, count: int, device: torch.device, binary: bool = 
     """Refuse anything but one row of at least two logits for each of ``count`` images.
 
     Raises:
-        InputError: says what it is.
+        InputError: states the type or shape of the output.
     """
     if not isinstance(logits, Tensor):
         got = type(logits).__name__

@@ -1,4 +1,4 @@
-"""The network inside what torch wraps around one, and what keeps a network from being copied or measured."""
+"""Unwrap networks from torch's wrappers, and detect networks that cannot be copied or measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from attacks.types import InputError
 
-# class -> where it keeps the network; by name, as importing them takes seconds
+# class -> attribute that holds the network; by name, as importing the classes takes seconds
 WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -20,12 +20,12 @@ WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": "module",
 }
 SHARDED = "torch.distributed.fsdp."
-# attributes of every module in which nothing is a function, and what `Module.compile` keeps, which is not copied
+# attributes of every module that hold no functions, and that of `Module.compile`, which is not copied
 REGISTERED = frozenset(
     {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}
 )
 PLAIN = (bool, int, float, str, bytes, type(None), Tensor)
-# what is followed at most of one attribute, and of a container
+# the most objects that are followed from one attribute, and the most items of a container
 OBJECTS, ITEMS = 5000, 1000
 
 
@@ -34,30 +34,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Tensors are shared with ``model``, which stays as it is. A network without wrappers is returned itself.
     """
-    found = innermost(model)
-    return _bared(found, {}) if any(_place(type(module)) for module in found.modules()) else found
+    network = innermost(model)
+    return _bared(network, {}) if any(_place(type(module)) for module in network.modules()) else network
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers around ``model`` itself, whose modules may have others."""
+    """The network inside the wrappers around ``model``; its modules may be wrapped too."""
     while place := _place(type(model)):
         model = getattr(model, place)
     return model
 
 
 def _place(kind: type) -> str:
-    """The attribute in which a module of this class wraps another; '' where it does not."""
-    names = (f"{one.__module__}.{one.__qualname__}" for one in kind.__mro__)
+    """The attribute in which a module of this class wraps another; '' if the class is not a wrapper."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
     return next((WRAPPERS[name] for name in names if name in WRAPPERS), "")
 
 
 def _bared(model: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    """A module with the same attributes and tensors, whose modules have no wrappers."""
+    """A module with the same attributes and tensors, without wrappers at any depth."""
     model = innermost(model)
     if id(model) not in done:
-        # not `copy.copy`, which a parametrized module refuses
+        # parametrized modules do not support `copy.copy`
         done[id(model)] = shell = object.__new__(type(model))
-        modules = {name: None if one is None else _bared(one, done) for name, one in model._modules.items()}
+        modules = {name: None if child is None else _bared(child, done) for name, child in model._modules.items()}
         vars(shell).update(vars(model) | {"_modules": modules})
     return done[id(model)]
 
@@ -66,10 +66,10 @@ def check_whole(model: nn.Module) -> None:
     """Refuse a model without all of its weights.
 
     Raises:
-        InputError: lazy layers that have seen no image, weights on the meta device, or weights that are sharded.
+        InputError: lazy layers without weights yet, weights on the meta device, or sharded weights.
     """
     for name, module in model.named_modules():
-        if any(f"{one.__module__}.".startswith(SHARDED) for one in type(module).__mro__):
+        if any(f"{base.__module__}.".startswith(SHARDED) for base in type(module).__mro__):
             raise InputError(
                 f"expected a model with all of its weights here, got sharded ones in {_layer(name, module)}; "
                 "gather them into a plain model on one rank"
@@ -90,67 +90,67 @@ def check_whole(model: nn.Module) -> None:
 
 
 def run_by_copies(model: nn.Module) -> str:
-    """What of the model a deep copy of it would run in place of its own: the first such attribute's name, else ''.
+    """The first attribute through which a deep copy of the model would run the model itself; '' if there is none.
 
-    Copying keeps functions as they are. One that refers to a module or tensor of the model, as ``model.forward = f``
-    and hooks may, runs the model itself when the copy calls it.
+    Copying keeps functions as they are. A function that refers to a module or tensor of the model, such as a hook or
+    ``model.forward = f``, runs the original model when the copy calls it.
     """
-    own = {id(thing) for thing in (*model.modules(), *model.parameters(), *model.buffers())}
+    ids = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key in REGISTERED or isinstance(value, PLAIN) or (isinstance(value, dict) and not value):
                 continue
-            if (key == "forward" and isinstance(value, FunctionType)) or _leads_to(own, value):
+            if (key == "forward" and isinstance(value, FunctionType)) or _leads_to(ids, value):
                 return f"{name}.{key}" if name else key
     return ""
 
 
-def _leads_to(own: set[int], value: object) -> bool:
-    """Whether a function in ``value`` refers to what is ``own``."""
+def _leads_to(ids: set[int], value: object) -> bool:
+    """Whether a function in ``value`` refers to an object whose id is in ``ids``."""
     waiting, seen = [(value, False)], set[tuple[int, bool]]()
     while waiting:
-        thing, inside = waiting.pop()
-        if (id(thing), inside) in seen:
+        item, inside = waiting.pop()
+        if (id(item), inside) in seen:
             continue
-        seen.add((id(thing), inside))
-        if isinstance(thing, weakref.ref):
-            thing, inside = thing(), True
-        if inside and (id(thing) in own or (isinstance(thing, nn.Module) and _shares(own, thing))):
+        seen.add((id(item), inside))
+        if isinstance(item, weakref.ref):
+            item, inside = item(), True
+        if inside and (id(item) in ids or (isinstance(item, nn.Module) and _shares(ids, item))):
             return True
         if len(seen) > OBJECTS:
-            return inside  # too much to tell: to be taken for one costs only the copy
-        further = inside or isinstance(thing, FunctionType)
+            return inside  # too many objects to decide; a wrong yes costs only the copy
+        further = inside or isinstance(item, FunctionType)
         waiting += [
-            (part, further) for part in _parts(thing, inside) if further or not isinstance(part, (*PLAIN, nn.Module))
+            (part, further) for part in _parts(item, inside) if further or not isinstance(part, (*PLAIN, nn.Module))
         ]
     return False
 
 
-def _shares(own: set[int], module: nn.Module) -> bool:
-    return any(id(one) in own for one in module.modules())
+def _shares(ids: set[int], module: nn.Module) -> bool:
+    return any(id(child) in ids for child in module.modules())
 
 
-def _parts(thing: object, inside: bool) -> Iterator[object]:
-    """What a container, a function or, inside of one, an object refers to."""
-    if isinstance(thing, dict | list | tuple | set | frozenset):
-        if len(thing) <= ITEMS:
-            yield from thing.values() if isinstance(thing, dict) else thing
-    elif isinstance(thing, MethodType):
-        yield from (thing.__func__, thing.__self__)
-    elif isinstance(thing, functools.partial):
-        yield from (thing.func, thing.args, thing.keywords)
-    elif isinstance(thing, FunctionType):
-        for cell in thing.__closure__ or ():
+def _parts(item: object, inside: bool) -> Iterator[object]:
+    """The objects that a container, a function or, inside a function, an object refers to."""
+    if isinstance(item, dict | list | tuple | set | frozenset):
+        if len(item) <= ITEMS:
+            yield from item.values() if isinstance(item, dict) else item
+    elif isinstance(item, MethodType):
+        yield from (item.__func__, item.__self__)
+    elif isinstance(item, functools.partial):
+        yield from (item.func, item.args, item.keywords)
+    elif isinstance(item, FunctionType):
+        for cell in item.__closure__ or ():
             try:
                 yield cell.cell_contents
-            except ValueError:  # not filled yet
+            except ValueError:  # an empty cell
                 continue
-        yield from (thing.__defaults__ or (), thing.__kwdefaults__ or {}, vars(thing))
-        if not str(thing.__globals__.get("__name__")).startswith("torch."):
-            names = (thing.__globals__.get(name) for name in _names(thing.__code__))
-            yield from (one for one in names if isinstance(one, nn.Module | FunctionType | MethodType))
-    elif inside and not isinstance(thing, type | ModuleType | nn.Module | Tensor):
-        yield from getattr(thing, "__dict__", {}).values()
+        yield from (item.__defaults__ or (), item.__kwdefaults__ or {}, vars(item))
+        if not str(item.__globals__.get("__name__")).startswith("torch."):
+            names = (item.__globals__.get(name) for name in _names(item.__code__))
+            yield from (value for value in names if isinstance(value, nn.Module | FunctionType | MethodType))
+    elif inside and not isinstance(item, type | ModuleType | nn.Module | Tensor):
+        yield from getattr(item, "__dict__", {}).values()
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""A frozen evaluation view of a model: nothing that an attack does reaches the caller.
+"""A frozen evaluation view of a model that isolates the caller's model from attacks.
 
-The view shares the parameters' storage but never asks for their gradients; its buffers and
-train/eval flags are its own. It maps the estimators' ``[0, 1]`` to the model's pixel bounds, counts
-passes per image and, where asked, records the best verified iterate that passes through it.
+The view shares the storage of the parameters but never computes their gradients; it has its own buffers and train/eval
+flags. It maps the estimators' ``[0, 1]`` to the model's pixel bounds, counts passes per image and can record the best
+verified iterate that passes through it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from attacks.isolation.outputs import as_logits, check_rows
 from attacks.isolation.snapshot import Snapshot
 from attacks.seeds import forked_generators, seed_generators
 from attacks.trace import Record
-from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm
+from attacks.types import Bounds, Domain, EstimatorError, InputError, Norm, one_line
 
 if TYPE_CHECKING:
     from attacks.trace import Trace
 
 
 class WeightsError(EstimatorError):
-    """An estimator wrote the network's parameters; they are as before again."""
+    """An estimator changed the network's parameters; the change has been undone."""
 
     TEXT = "a change of the network's weights (undone)"
 
 
 class Classifier(nn.Module):
-    """What an estimator sees: pixels in ``[0, 1]`` -> logits ``(B, classes)``, counted.
+    """The model that an estimator gets: pixels in ``[0, 1]`` -> logits ``(B, classes)``, with passes counted.
 
     Attributes:
-        bounds: where witnesses may lie, in the estimator's units: ``(0, 1)`` or infinite in the free domain.
+        bounds: smallest and largest value of a witness in the estimator's units: ``(0, 1)``, or infinite in the free
+            domain.
         domain: ``box`` or ``free``.
         classes: the number of outputs.
-        batch_size: how many images a pass should have at most.
+        batch_size: the most images per pass.
         forwards, backwards: ``(B,)`` float64 on the device, passes per image of the current chunk. Where a library
-            hides which rows it passes, the rows are shared out over the chunk.
-        trace: where given, sees every batch of the chunk and its logits.
-        notes: what the estimator said of each image of the current chunk.
-        draws: passes that one pass averages over; see `attacks.measure.measure`, ``expect_over``.
-        draw_seed: from which the generators are seeded before each average.
+            hides which rows it passes, the rows of the pass are divided evenly over the chunk.
+        trace: if set, receives every batch of the chunk and its logits.
+        notes: the estimator's note on each image of the current chunk.
+        draws: number of forward passes that one pass averages over; see `attacks.measure.measure`, ``expect_over``.
+        draw_seed: seed of the generators for each average.
         precision: the dtype of the network's own logits in the latest pass.
     """
 
@@ -68,17 +69,17 @@ class Classifier(nn.Module):
         self._kept = Snapshot(network)
 
     def settle(self) -> None:
-        """Undo what an attack did to the network, by which its results are judged and which may be the caller's.
+        """Undo all changes of the network, which also judges the results and may be the caller's own.
 
         Raises:
-            WeightsError: the attack wrote the parameters.
+            WeightsError: the attack changed the parameters.
         """
         self.training = False
         if self._kept.restore():
             raise WeightsError(WeightsError.TEXT)
 
     def start_chunk(self, size: int) -> None:
-        """Count anew for ``size`` images."""
+        """Begin a chunk of ``size`` images, with counts of 0."""
         self.forwards = torch.zeros(size, dtype=torch.float64, device=self.device)
         self.backwards = torch.zeros(size, dtype=torch.float64, device=self.device)
         self.active = torch.arange(size, device=self.device)
@@ -86,18 +87,18 @@ class Classifier(nn.Module):
         self.notes = [""] * size
 
     def note(self, texts: Sequence[str]) -> None:
-        """Say something of each active row; it becomes the message of those that are found."""
+        """Set a note for each active row; it becomes the row's message if a witness is found."""
         for row, text in zip(self.active.tolist(), texts, strict=True):
             self.notes[row] = text
 
     def charge(self, forwards: Tensor, backwards: Tensor) -> None:
-        """Count passes that each active row ``(A,)`` had elsewhere, as through a copy of the network."""
+        """Count passes of each active row ``(A,)`` through something else, such as a copy of the network."""
         self.forwards.index_add_(0, self.active, forwards)
         self.backwards.index_add_(0, self.active, backwards)
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
-        """Attribute the passes inside to these rows ``(A,)`` of the rows that are active now."""
+        """Within the context, count passes for these rows ``(A,)`` of the currently active rows."""
         before = self.active
         self.active = before[index]
         try:
@@ -107,7 +108,11 @@ class Classifier(nn.Module):
 
     @contextmanager
     def recording(self, images: Tensor, labels: Tensor, norm: Norm) -> Iterator[Record]:
-        """Record each active row's nearest verified iterate; ``images`` and ``labels`` are of the active rows."""
+        """Within the context, record the nearest verified iterate of each active row.
+
+        Args:
+            images, labels: ``(A, ...)`` and ``(A,)`` of the active rows.
+        """
         before, outer = (self.record, self._position), self.active
         position = torch.empty(int(outer.max()) + 1, dtype=torch.int64, device=outer.device)
         position[outer] = torch.arange(len(outer), device=outer.device)
@@ -118,21 +123,21 @@ class Classifier(nn.Module):
             self.record, self._position = before
 
     def to_pixels(self, images: Tensor) -> Tensor:
-        """Map ``[0, 1]`` to the model's bounds; always a new tensor, since some models work in place."""
+        """Map ``[0, 1]`` to the model's bounds; always a new tensor, since some models change their input in place."""
         low, high = self.pixel_bounds
         return images.clone() if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Inverse of `to_pixels`."""
         low, high = self.pixel_bounds
-        # bounds that the images' dtype rounds would put the outermost pixels just outside of 0 and 1
+        # with bounds rounded to the images' dtype, the outermost pixels would lie just outside 0 and 1
         return pixels.clone() if (low, high) == (0.0, 1.0) else ((pixels - low) / (high - low)).clamp(*self.bounds)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images in ``[0, 1]``, differentiable."""
         pixels = self.to_pixels(images)
         if pixels.requires_grad:
-            # a channels_last model gives gradients in its own layout, which torchattacks' `view` refuses
+            # a channels_last model returns gradients in its own layout, which torchattacks' `view` does not accept
             pixels.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits = self.logits(pixels)
         active = self.active
@@ -144,33 +149,33 @@ class Classifier(nn.Module):
         if self.record is not None and len(images) == len(active):
             self.record.see(images.detach(), logits.detach(), self._position[active])
         if self.trace is not None:
-            # mapped again, since the network may have worked in place
+            # mapped again, since the network may have changed its input in place
             self.trace.see(self.to_pixels(images.detach()), logits.detach(), active, self.forwards + self.backwards)
         return logits
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits of images in the model's own bounds, differentiable and not counted.
 
-        With ``draws`` they are the logarithms of the average softmax over that many copies of each image in one batch,
-        with the generators seeded again: a fixed function of the image, whatever else is in the batch.
+        With ``draws`` > 1 they are the logarithms of the average softmax over that many copies of the image in one
+        batch, with the generators seeded: a fixed function of the image, independent of the rest of the batch.
         """
         if self.draws == 1:
             return self.drawn(pixels)
         return torch.cat([self._averaged(image) for image in torch.split(pixels, 1)])
 
     def drawn(self, pixels: Tensor) -> Tensor:
-        """Logits of one pass of the network as it is, no less precise than the pixels."""
+        """Logits of a single pass of the network, at least in the precision of the pixels."""
         logits = as_logits(self.network(pixels), self.binary)
         if not isinstance(logits, Tensor) or not logits.is_floating_point():
-            return logits  # type: ignore[no-any-return]  # `clean_logits` says what is wrong with it
+            return logits  # type: ignore[no-any-return]  # `clean_logits` refuses it
         self.precision = logits.dtype
         if logits.dtype is pixels.dtype:
             return logits
-        # once, here: an estimator computes with logits and images together
+        # estimators compute with logits and images together
         return logits.to(torch.promote_types(logits.dtype, pixels.dtype))
 
     def _averaged(self, image: Tensor) -> Tensor:
-        # the attack's own draws continue where they were
+        # forked, so that the attack's own draws continue as if without this pass
         with forked_generators():
             seed_generators(self.draw_seed)
             logits = self.drawn(image.repeat(self.draws, *[1] * (image.ndim - 1)))
@@ -189,31 +194,35 @@ class Classifier(nn.Module):
     def _in_batches(self, pixels: Tensor) -> Tensor:
         try:
             parts: list[Tensor] = [self.logits(part.clone()) for part in torch.split(pixels, self.batch_size)]
-            # as it is, whatever it is: `clean_logits` says what is wrong with it
+            # an output that is not a tensor is returned as it is: `clean_logits` refuses it
             return torch.cat(parts) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
         except torch.OutOfMemoryError as error:
             self.take_less(len(pixels), error)
         return self._in_batches(pixels)
 
     def take_less(self, count: int, error: torch.OutOfMemoryError) -> None:
-        """Halve the batches, of ``count`` images at most; where they are single images, it is an error after all."""
+        """Halve the batch size after running out of memory with ``count`` images.
+
+        Raises:
+            InputError: the batch was a single image.
+        """
         size = min(self.batch_size, count)
         if size == 1:
             raise InputError(
-                f"expected memory for a pass of one image, got {' '.join(str(error).split())}; use a device with more"
+                f"expected memory for a pass of one image, got {one_line(error, kind=False)}; use a device with more"
             ) from error
         self.batch_size = size // 2
 
     @staticmethod
     def _count(counts: Tensor, active: Tensor, size: int) -> None:
         if len(active):
-            # An image may be active more than once. On the device, which otherwise would be waited for at every pass.
+            # an image may be active more than once; the counts stay on the device, to avoid waiting for it at each pass
             counts.index_add_(0, active, torch.full_like(active, size / len(active), dtype=counts.dtype))
 
 
 @contextmanager
 def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: torch.device) -> Iterator[Classifier]:
-    """Yield a `Classifier` over ``model``; the caller's model is the same afterwards, also after an exception.
+    """Yield a `Classifier` over ``model``; afterwards the caller's model is unchanged, also after an exception.
 
     Raises:
         InputError: a model without all of its weights (see `attacks.isolation.unwrapping.check_whole`).
@@ -224,8 +233,7 @@ def frozen_view(model: nn.Module, pixel_bounds: Bounds, domain: Domain, device: 
 
 @contextmanager
 def _plain_numbers(device: torch.device) -> Iterator[None]:
-    """Compute as a plain call of the model does: the caller's autocast would move witnesses, its default dtype
-    the constants that upstream attacks make."""
+    """Disable autocast, which would move witnesses, and set the default dtype to float32, for attacks' constants."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

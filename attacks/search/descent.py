@@ -1,10 +1,10 @@
-"""Descent to the nearest point of another class: batched fast-minimum-norm steps, several walks an image.
+"""Descent to the nearest point of another class: batched fast-minimum-norm steps, several walks per image.
 
 After Pintor et al. 2021 (FMN, Algorithm 1) with DeepFool's linearised step (Moosavi-Dezfooli et al. 2016) until the
-boundary is first crossed. One forward and one vector-Jacobian product a walk and step. Departs from FMN: steps are
-measured in the radius, not in pixels, and are steepest in the attack's own norm (signs for L-infinity); the radius
-never exceeds the walk's best witness once there is one; the loss is the logit difference to the walk's own target, and
-to whatever class leads once the label no longer does.
+boundary is first crossed. One forward and one vector-Jacobian product per walk and step. Departs from FMN: steps are in
+units of the radius, not of pixels, and are steepest in the attack's own norm (signs for L-infinity); the radius never
+exceeds the distance of the walk's best witness once it has one; the loss is the logit difference to the walk's own
+target, or to the leading class once the label does not lead.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from attacks.search.radius import FREE_REACH, ball_point
 from attacks.seeds import seeded_directions
 from attacks.types import Bounds, Norm
 
-# a linearised step ends this part beyond the boundary: exactly on it, rounding would decide
+# relative overshoot of a linearised step: exactly on the boundary, rounding would decide the class
 OVERSHOOT = 0.02
-# balls are larger by this part, for the same reason
+# relative enlargement of balls, for the same reason
 NUDGE = 1e-3
-# a point that is less than this part across, and went there with this little loss, has nothing left to gain
+# a point is optimal to first order if it is less than this fraction beyond the boundary, and if its move deviates from
+# the gradient's direction by less than this fraction
 ACROSS = 0.01
 ALIGNED = 1e-4
 
 
 @dataclass
 class Walks:
-    """Walks in flight, one row each.
+    """The state of W walks, one row each.
 
     Attributes:
         owner: ``(W,)`` int64, the row of the image that the walk belongs to.
-        target: ``(W,)`` int64, the class that it heads for; the image's own for whichever is next at each step.
-        point: ``(W, ...)`` where it stands.
+        target: ``(W,)`` int64, the target class; the image's label stands for the leading other class at each step.
+        point: ``(W, ...)`` the current point.
         drift: ``(W, ...)`` decaying sum of the normalised gradients.
-        radius: ``(W,)`` float64, of the ball that it may not leave.
-        distance: ``(W,)`` float64, of its nearest witness; inf without one.
-        witness: ``(W, ...)``.
-        done: ``(W,)`` bool, nothing left to gain or no gradient to follow.
+        radius: ``(W,)`` float64, radius of the ball that contains the point.
+        distance: ``(W,)`` float64, distance of the nearest witness; inf without a witness.
+        witness: ``(W, ...)`` the nearest witness.
+        done: ``(W,)`` bool: optimal to first order, or without a gradient to follow.
     """
 
     owner: Tensor
@@ -57,20 +58,20 @@ class Walks:
         return len(self.owner)
 
     def select(self, rows: Tensor) -> Walks:
-        """These walks only: ``rows`` is an index or a mask."""
+        """The walks of ``rows``, an index or a mask."""
         return Walks(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def join(self, other: Walks) -> Walks:
-        """These walks and those."""
+        """These walks, then the others."""
         return Walks(*(torch.cat([getattr(w, field.name) for w in (self, other)]) for field in fields(self)))
 
 
 def set_out(images: Tensor, owner: Tensor, target: Tensor) -> Walks:
-    """Walks that stand on their images."""
+    """New walks that begin at their images."""
     zero = torch.zeros(len(owner), dtype=torch.float64, device=images.device)
     point = images[owner]
-    nothing = torch.zeros_like(point)
-    return Walks(owner, target, point, nothing, zero, zero + torch.inf, point.clone(), torch.zeros_like(owner).bool())
+    drift = torch.zeros_like(point)
+    return Walks(owner, target, point, drift, zero, zero + torch.inf, point.clone(), torch.zeros_like(owner).bool())
 
 
 def advance(
@@ -84,13 +85,13 @@ def advance(
     shrink: Tensor,
     momentum: float,
 ) -> None:
-    """Look at where the walks stand, keep what is a nearer witness, and take one step; in place.
+    """Classify the current points, keep nearer witnesses, and take one step; in place.
 
     Args:
         images, labels: ``(B, ...)`` and ``(B,)``, indexed by ``walks.owner``.
         stride: ``(W,)`` float64, length of the step over the radius.
-        shrink: ``(W,)`` float64, by what part the radius shrinks outside of the class and grows inside.
-        momentum: what remains of the drift.
+        shrink: ``(W,)`` float64, relative reduction of the radius outside the class, and its growth inside.
+        momentum: factor of the drift.
     """
     with model.rows(walks.owner):
         gap, lead, gradient = slopes(model, walks.point, labels[walks.owner], walks.target)
@@ -109,40 +110,43 @@ def kick(
     size: float,
     stream: Tensor,
 ) -> None:
-    """Put those ``chosen`` ``(W,)`` that have a witness beside it, at ``size`` of its distance; in place.
+    """Move the ``chosen`` ``(W,)`` walks to a random point around their witness; in place.
 
-    The direction is drawn from the image's seed, the walk's target and the image's ``stream`` ``(B,)`` int64.
+    Walks without a witness stay. The length is ``size`` times the witness's distance. The direction is drawn from the
+    image's seed, the walk's target and the image's ``stream`` ``(B,)`` int64.
     """
     rows = torch.nonzero(chosen & walks.distance.isfinite()).flatten()
     if not len(rows):
         return
     owner = walks.owner[rows]
-    own = seeds[owner] + 1000003 * walks.target[rows] + 7919 * stream[owner]
-    direction = seeded_directions(images[owner], own, norm, 0)
+    walk_seeds = seeds[owner] + 1000003 * walks.target[rows] + 7919 * stream[owner]
+    direction = seeded_directions(images[owner], walk_seeds, norm, 0)
     walks.point[rows] = ball_point(walks.witness[rows], direction, size * walks.distance[rows], bounds)
     walks.drift[rows] = 0.0
     walks.radius[rows] = row_norm(walks.point[rows] - images[owner], norm)
 
 
 def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit of the label less the target's, or the leader's once the label trails; its gradient; one pass each way.
+    """Logit gaps to the targets and their gradients, by one forward and one backward.
 
-    A target that is the label itself stands for the largest other logit.
+    The gap is the label's logit minus the target's. It is the label's logit minus the largest other one if the label
+    does not lead or if the target is the label itself.
 
     Returns:
-        ``(W,)`` that gap, ``(W,)`` the label's logit less the largest other one, ``(W, ...)`` the gap's gradient.
+        ``(W,)`` the gap, ``(W,)`` the label's logit minus the largest other one, ``(W, ...)`` the gap's gradient.
     """
     leaf = points.detach().clone().requires_grad_()
     logits = model(leaf)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    lead = own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    gap = torch.where((lead < 0) | (targets == labels), lead, own - logits.gather(1, targets[:, None])[:, 0])
+    label_logit = logits.gather(1, labels[:, None])[:, 0]
+    lead = label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    target_gap = label_logit - logits.gather(1, targets[:, None])[:, 0]
+    gap = torch.where((lead < 0) | (targets == labels), lead, target_gap)
     (gradient,) = torch.autograd.grad(gap.sum(), leaf)
     return gap.detach(), lead.detach(), gradient
 
 
 def note_witnesses(walks: Walks, images: Tensor, outside: Tensor, norm: Norm) -> None:
-    """Keep the points that are ``outside`` ``(W,)`` and nearer than what the walk has."""
+    """Keep the points that are ``outside`` ``(W,)`` and nearer than the walk's witness."""
     distance = row_norm(walks.point - images[walks.owner], norm)
     nearer = outside & (distance < walks.distance) & (distance > 0)
     walks.distance = torch.where(nearer, distance, walks.distance)
@@ -150,9 +154,9 @@ def note_witnesses(walks: Walks, images: Tensor, outside: Tensor, norm: Norm) ->
 
 
 def nearest_witnesses(walks: Walks, images: Tensor) -> Tensor:
-    """The nearest witness that any walk of an image has, or the image itself: ``(B, ...)``."""
-    none = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-    least = none.scatter_reduce(0, walks.owner, walks.distance, "amin")
+    """Per image, the nearest witness of its walks, or the image itself without one: ``(B, ...)``."""
+    infinite = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+    least = infinite.scatter_reduce(0, walks.owner, walks.distance, "amin")
     winner = walks.distance.isfinite() & (walks.distance == least[walks.owner])
     result = images.clone()
     result[walks.owner[winner]] = walks.witness[winner]
@@ -174,30 +178,29 @@ def move(
 ) -> None:
     """One step against the gradient ``(W, ...)`` of ``gap`` ``(W,)``, inside the new radius; in place."""
     origin = images[walks.owner]
-    here = row_norm(walks.point - origin, norm)
+    length = row_norm(walks.point - origin, norm)
     slope = dual_norm(gradient, norm)
     linear = gap.double().abs() / slope
     reach = farthest_in_box(origin, norm) * (1.0 if model.domain == "box" else FREE_REACH)
-    found = walks.distance.isfinite()
-    # without a witness the walk goes out to the linearised boundary, yet no farther than twice as far as it is
-    ahead = torch.where(here > 0, here + torch.minimum(linear, here), linear)
+    has_witness = walks.distance.isfinite()
+    # without a witness the radius grows to the linearised boundary, but at most to twice the present distance
+    ahead = torch.where(length > 0, length + torch.minimum(linear, length), linear)
     inward = torch.minimum(walks.radius, walks.distance) * (1 - shrink)
     outward = torch.where(
-        found, torch.minimum(walks.radius * (1 + shrink), walks.distance), torch.maximum(ahead, walks.radius)
+        has_witness, torch.minimum(walks.radius * (1 + shrink), walks.distance), torch.maximum(ahead, walks.radius)
     )
     dead = ~(slope > 0) | ~linear.isfinite()
     walks.done |= _optimal(walks, origin, gap, gradient, slope, outside, norm)
     walks.radius = torch.where(dead, walks.radius, torch.minimum(torch.where(outside, inward, outward), reach))
-    # on an exact tie there is no radius to step by
+    # on an exact tie the radius, and with it the step, is 0
     dead |= walks.radius == 0
     walks.done |= dead
     unit = gradient / per_row(row_norm(gradient, "l2"), gradient)
     walks.drift = torch.where(per_row(dead, unit).bool(), walks.drift, momentum * walks.drift + unit)
-    length = torch.minimum(
-        torch.where(found, stride, torch.maximum(stride, linear * (1 + OVERSHOOT) / walks.radius)), 2.0 + 0 * stride
-    )
-    step = per_row(torch.where(dead, 0.0, length * walks.radius), origin) * steepest_step(walks.drift, norm)
-    # clipped before it is projected: clipped afterwards, points lose length at every step
+    outgoing = torch.maximum(stride, linear * (1 + OVERSHOOT) / walks.radius)
+    radii = torch.minimum(torch.where(has_witness, stride, outgoing), 2.0 + 0 * stride)
+    step = per_row(torch.where(dead, 0.0, radii * walks.radius), origin) * steepest_step(walks.drift, norm)
+    # clipped before the projection: clipped after it, points lose length at every step
     clipped = (walks.point - step).clamp(*model.bounds)
     walks.point = origin + project(clipped - origin, walks.radius * (1 + NUDGE) + least_step(images, norm), norm)
 
@@ -205,9 +208,9 @@ def move(
 def _optimal(
     walks: Walks, origin: Tensor, gap: Tensor, gradient: Tensor, slope: Tensor, outside: Tensor, norm: Norm
 ) -> Tensor:
-    """Whether a point just across went there the shortest way, as the gradient where it stands has it.
+    """Whether points just beyond the boundary are nearest to first order: their move is along the gradient there.
 
-    To first order, and free of the box: the refinement of `measure` takes the rest back on the segment.
+    The box is ignored. The refinement of `measure` moves such points back to the boundary along the segment.
     """
     offset = walks.point - origin
     gained = -(gradient * offset).flatten(1).sum(1).double()

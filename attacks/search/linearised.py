@@ -1,4 +1,4 @@
-"""The linearised boundary: the gap to another class and its normal, and the nearest of several planes."""
+"""Linearised decision boundaries: the logit gap to a class, its normal, and the nearest of several planes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attacks.types import Bounds, Norm
 def gap_and_normal(
     leaf: Tensor, logits: Tensor, labels: Tensor, targets: Tensor, *, retain_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The label's lead over the target ``(A,)`` and the direction ``(A, ...)`` in which it falls; one backward."""
+    """The label's lead over the target ``(A,)`` and minus its gradient ``(A, ...)``; one backward."""
     gap = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
     (rise,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=retain_graph)
     return gap.detach(), -rise
@@ -22,19 +22,18 @@ def gap_and_normal(
 def nearest_plane(
     leaf: Tensor, logits: Tensor, labels: Tensor, others: Tensor, norm: Norm, bounds: Bounds
 ) -> tuple[Tensor, Tensor]:
-    """The way to the nearest linearised boundary between the label and the others; one backward each.
+    """The move to the nearest linearised boundary between the label and the others; one backward per class.
 
-    Moosavi-Dezfooli et al. 2016, Algorithm 2; Jiang et al. 2019, eq. 3. Departs from both in the box, where
-    it is the nearest point of the box on that boundary; where no boundary can be reached there, the way
-    that closes the largest part of a gap.
+    Moosavi-Dezfooli et al. 2016, Algorithm 2; Jiang et al. 2019, eq. 3. Departs from both in the box: the move goes to
+    the nearest point of the box on a boundary or, if the box reaches no boundary, closes the largest fraction of a gap.
 
     Args:
-        leaf: ``(A, ...)``, of which ``logits`` ``(A, K)`` are, with gradients.
+        leaf: ``(A, ...)`` that requires gradients. logits: ``(A, K)`` of ``leaf``, with their graph.
         labels: ``(A,)``. others: ``(A, C)`` classes, C >= 1.
 
     Returns:
-        direction: ``(A, ...)``; 0 where no gradient leads anywhere.
-        length: ``(A,)`` float64; both as of `plane_crossing`.
+        direction: ``(A, ...)``; 0 where all gradients are 0.
+        length: ``(A,)`` float64; both as in `plane_crossing`.
     """
     points, count = leaf.detach(), others.shape[1]
     direction, length = torch.zeros_like(points), torch.zeros(len(points), dtype=torch.float64, device=points.device)

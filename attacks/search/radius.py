@@ -1,4 +1,4 @@
-"""Fixed-radius attacks as margin estimators: every image's own radius, bisected in one batch."""
+"""Fixed-radius attacks as margin estimators: a radius per image, bisected in one batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attacks.isolation import Classifier
 from attacks.trace import Record
 from attacks.types import Norm
 
-# how much farther than the box a free witness is looked for
+# largest distance of a witness in the free domain, as a multiple of the largest in the box
 FREE_REACH = 16.0
 
 
@@ -26,17 +26,17 @@ def bisect_radius(
     rounds: int,
     tolerance: float = 0.01,
 ) -> Tensor:
-    """Shrink each image's radius around its best witness so far.
+    """Bisect the radius of a fixed-radius attack for each image.
 
-    A row starts a little above its first-order margin and triples until the attack succeeds; then
-    its radius is bisected between the largest failure and the best witness's distance, itself
-    bisected on its segment. Failure is not monotone in the radius, so the lower end is heuristic.
+    A row starts slightly above its first-order margin, and its radius triples until the attack succeeds. Then the
+    radius is bisected between the largest failure and the distance of the best witness, which is itself bisected on
+    its segment. Failure is not monotone in the radius, so that the lower end is heuristic.
 
     Args:
-        attempt: runs the attack on these rows ``(A,)`` with these radii ``(A,)``; what it finds is what
-            it sends through ``model``, which keeps it in the record.
-        rounds: calls of ``attempt``.
-        tolerance: a row is done when its bracket is narrower than this part of its distance.
+        attempt: runs the attack on the given rows ``(A,)`` with the given radii ``(A,)``. Its witnesses are the points
+            that it passes through ``model``, which adds them to the record.
+        rounds: the most calls of ``attempt``.
+        tolerance: a row is done when its bracket is narrower than this fraction of its distance.
 
     Returns:
         ``(B, ...)``: each row's nearest witness, or the image itself.
@@ -47,7 +47,7 @@ def bisect_radius(
     with model.recording(images, labels, norm) as record:
         for _ in range(rounds):
             high = record.distance.clone()
-            # a row whose last failure was at its full reach has nothing left to try
+            # a row without a witness is done once it has failed at its full reach
             going = torch.where(high.isfinite(), high - low > tolerance * high, low < reach)
             rows = torch.nonzero(going).flatten()
             if not len(rows):
@@ -65,13 +65,13 @@ def bisect_radius(
 def misses(record: Record, rows: Tensor, radius: Tensor) -> Tensor:
     """Which ``rows`` ``(A,)`` have no witness within ``radius`` ``(A,)`` yet.
 
-    A witness often lies on the sphere itself, where rounding alone would decide.
+    The tolerance of 1e-4 is for witnesses on the sphere itself, where rounding would decide.
     """
     return record.distance[rows] > radius * (1.0 + 1e-4)
 
 
 def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, rows: Tensor) -> None:
-    """Pull new witnesses back along their segments; the record keeps what is nearer."""
+    """Bisect the segments of new witnesses; the record keeps the nearer points."""
     if not len(rows):
         return
     ends = record.points[rows].clone()
@@ -85,9 +85,10 @@ def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, 
 
 
 def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Logit margin over the dual norm of its gradient, inf where that is zero; and the logit margin; ``(B,)`` float64.
+    """The first-order margin and the logit margin, ``(B,)`` float64 each.
 
-    Both are taken absolutely, since a noisy start may already have left its class.
+    The first-order margin is the logit margin over the dual norm of its gradient; inf where the gradient is 0. Both are
+    absolute values, since a noisy start may already have left its class.
     """
     leaf = images.clone().requires_grad_()
     gap = logit_gap(model(leaf), labels)
@@ -100,13 +101,13 @@ def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: 
 
 def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
     """The label's logit minus the largest other one, ``(B,)``."""
-    own = logits.gather(1, labels[:, None])[:, 0]
-    gap: Tensor = own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    label_logit = logits.gather(1, labels[:, None])[:, 0]
+    gap: Tensor = label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return gap
 
 
-def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The classes of largest logit beside the label, ``(B, min(count, K - 1))``; the label need not lead."""
+def most_likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The classes of the largest logits except the label, ``(B, min(count, K - 1))``, in descending order."""
     ranked = logits.detach().argsort(1, descending=True)
     return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
 

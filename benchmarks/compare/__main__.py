@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attacks.registry import check_name, check_needs, create, text_form
-from attacks.types import NORMS, EstimatorError
-from harness.command import run_command
+from attacks.types import NORMS
+from harness.command import DONE, exit_code, run_command
 from harness.config.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from attacks.estimator import Estimator
     from benchmarks.problems import Problem
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
 SEARCHED = ("relu", "relu-deep")
 PROBLEMS = ("affine", "affine-box", "affine-free", "slab", "digits", *SEARCHED)
@@ -32,16 +31,7 @@ IMAGES, EXACT_IMAGES = 200, 100
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        return _compare(given)
-    except (ConfigError, EstimatorError) as error:
-        return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError) as error:
-        return _say_error(error, FAILED, given.debug)
-    except KeyboardInterrupt:
-        print("compare: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    return exit_code("compare", lambda: _compare(given), resume="nothing was written", debug=given.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,13 +86,6 @@ def _check(given: argparse.Namespace) -> None:
         check_needs(check_name(text))
 
 
-def _say_error(error: Exception, code: int, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"compare: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
 def _compare(given: argparse.Namespace) -> int:
     # here, so that --help needs neither torch nor pandas
     import torch
@@ -113,6 +96,7 @@ def _compare(given: argparse.Namespace) -> int:
     from benchmarks.compare.writing import write
     from harness.config.devices import choose_device
 
+    _check(given)
     device = choose_device(given.device)
     torch.set_num_threads(given.threads)
     estimators, references = _create(given.estimator), _create(given.reference)

@@ -19,29 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.types import NORMS
-from harness.command import run_command
+from harness.command import DONE, exit_code, run_command
 from harness.config.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.figure1.measuring import Row, Totals
     from harness.runs import Run
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 MEASURED = (0, 1, 2, 5, 10, 20, 30, 40)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        return _compare(given)
-    except ConfigError as error:
-        return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError) as error:
-        return _say_error(error, FAILED, given.debug)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    resume = "delete the folder --out and run the same command again"
+    return exit_code("figure1", lambda: _compare(given), resume=resume, debug=given.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,13 +68,6 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError(f"expected --at of 0 to {last}, got {', '.join(map(str, given.at))}; choose others")
 
 
-def _say_error(error: Exception, code: int, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"figure1: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
 def _compare(given: argparse.Namespace) -> int:
     # here, so that --help needs no torch
     import torch
@@ -91,6 +76,7 @@ def _compare(given: argparse.Namespace) -> int:
     from harness.data.builtin import load
     from harness.runs import read_run
 
+    _check(given)
     torch.set_num_threads(given.threads)
     ours = _track(given)
     run = read_run(given.out / "run")

@@ -10,44 +10,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduce.running import StepError, run_study
+from benchmarks.reproduce.running import run_study
 from benchmarks.reproduce.study import Study, read_study
-from harness.command import run_command
+from harness.command import DONE, exit_code, run_command
 from harness.config.options import ConfigError, OneLineParser
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 STUDY = Path(__file__).parents[1] / "reproduce.toml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = _parser().parse_args(argv)
-    try:
-        if given.jobs < 1:
-            raise ConfigError(f"expected --jobs of at least 1, got {given.jobs}; give a larger number")
-        whole = read_study(given.study)
-        study = whole.upto(given.stage)
-        if not study.groups:
-            raise ConfigError(f"expected a --stage that {given.study} has, got {given.stage}; give a larger number")
-        if not given.page:
-            run_study(_only(study, given.only), given.runs, given.data_root, given.jobs, _say)
-        if given.only is None:
-            _write(whole, study, given)
-    except ConfigError as error:
-        return _fail(error, USAGE)
-    except (StepError, ValueError, OSError) as error:
-        return _fail(error, FAILED)
-    except KeyboardInterrupt:
-        print("reproduce: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    return DONE
+    return exit_code("reproduce", lambda: _reproduce(given), resume="to resume, run the same command again")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m benchmarks.reproduce",
         description="Run the study of a file, but for what is finished; then keep its summaries and write the page.",
-        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (the same command goes on).",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted (the same command resumes).",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -60,6 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("docs/reproduction"), metavar="DIR", help="default: docs/reproduction")
     add("--page", action="store_true", help="run nothing: make the page from the summaries in --out")
     return parser
+
+
+def _reproduce(given: argparse.Namespace) -> int:
+    if given.jobs < 1:
+        raise ConfigError(f"expected --jobs of at least 1, got {given.jobs}; give a larger number")
+    whole = read_study(given.study)
+    study = whole.upto(given.stage)
+    if not study.groups:
+        raise ConfigError(f"expected a --stage that {given.study} has, got {given.stage}; give a larger number")
+    if not given.page:
+        run_study(_only(study, given.only), given.runs, given.data_root, given.jobs, _say)
+    if given.only is None:
+        _write(whole, study, given)
+    return DONE
 
 
 def _write(whole: Study, study: Study, given: argparse.Namespace) -> None:
@@ -88,11 +83,6 @@ def _only(study: Study, names: Sequence[str] | None) -> Study:
 
 def _say(line: str) -> None:
     print(f"reproduce: {line}", flush=True)
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"reproduce: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -1,36 +1,31 @@
-"""What is kept of a study: tables small enough to commit, and the figures. The page is made of nothing else."""
+"""Keep a study's tables in one file, and the pictures that its groups name. The page is made of nothing else."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
+from PIL import Image
 
 from benchmarks.reproduce.around import around
+from benchmarks.reproduce.stored import FILE
 from benchmarks.reproduce.study import Group, Study
+from benchmarks.reproduce.tables import read_tables, write_tables
 from harness.report.build import evaluate, write_report
-from harness.report.content import ReportContent, RunContent
+from harness.report.content import RunContent
 from harness.runs import Run, read_runs
-from harness.store.files import as_csv, write_atomically
+from harness.store.files import write_atomically
 
 SUMMARY_COLUMNS = (
     *("epoch", "split", "subset", "estimator", "norm", "count", "found", "avg", "se", "median"),
     *("after_noise", "not_found"),
 )
-PAIR_FIGURES = ("margins", "correctness", "flow-train", "ratios", "calibration")
-RUN_FIGURES = ("margins",)
-# runs of a group up to which each has a figure of its own
-FEW = 5
-GROUP_FIGURES = ("distributions-l2", "distributions-linf")
 # of the measures, what the page speaks of: the distance after refinement
 MEASURES = ("distance", "")
 
 
 def collect(study: Study, group: Group, runs: Path, out: Path) -> None:
-    """Report a group's runs together, and keep its tables and figures under ``out``.
+    """Report a group's runs together, and keep its tables and pictures under ``out``.
 
     A run's own tables are those of the first group that it is in: the envelope depends on the company.
 
@@ -42,32 +37,22 @@ def collect(study: Study, group: Group, runs: Path, out: Path) -> None:
     page = runs / f"{group.name}.html"
     write_report(read, content, page)
     tables = {
-        "observations": _of_distance(content.findings),
-        "descriptions": _of_distance(content.descriptions),
-        "verdicts": content.verdicts,
-        "biases": content.biases,
-        "proved": content.proofs,
-        "composition": pd.concat([_composition(run) for run in content.runs], ignore_index=True),
+        (group.name, "observations"): _of_distance(content.findings),
+        (group.name, "descriptions"): _of_distance(content.descriptions),
+        (group.name, "verdicts"): content.verdicts,
+        (group.name, "biases"): content.biases,
+        (group.name, "proved"): content.proofs,
+        (group.name, "composition"): pd.concat([_composition(run) for run in content.runs], ignore_index=True),
     }
-    write_tables(out / group.name, tables)
     first = study.first_of(group)
     for run, own in zip(read, content.runs, strict=True):
-        if run.name not in first:
-            continue
-        write_tables(out / "runs" / run.name, _run_tables(run, own))
-        shutil.copy(run.folder.manifest, out / "runs" / run.name)
-    _copy_figures(content, page.with_name(f"{page.stem}-figures"), out / group.name)
-
-
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """One CSV file each, six significant digits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        _write(folder / f"{name}.csv", as_csv(table, float_format="%.6g"))
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        if run.name in first:
+            tables |= {(run.name, name): table for name, table in _run_tables(run, own).items()}
+    path, collected = out / FILE, {of for of, _ in tables}
+    kept = read_tables(path) if path.exists() else {}
+    write_tables(path, {key: table for key, table in kept.items() if key[0] not in collected} | tables)
+    for picture in group.pictures:
+        _keep(page.with_name(f"{page.stem}-figures") / f"{picture}.png", out / group.place(picture))
 
 
 def _run_tables(run: Run, content: RunContent) -> dict[str, pd.DataFrame]:
@@ -79,6 +64,7 @@ def _run_tables(run: Run, content: RunContent) -> dict[str, pd.DataFrame]:
         "ratios": content.ratios,
         "confidence": confidence(run.predictions),
         "flow": pd.concat([flow(split, table) for split, table in content.correctness.items()], ignore_index=True),
+        "manifest": pd.DataFrame({"manifest": [run.folder.manifest.read_text(encoding="utf-8")]}),
     }
     if len(content.brackets):
         found["brackets"] = content.brackets
@@ -125,12 +111,8 @@ def _of_distance(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["measure"].isin(MEASURES)].drop(columns=["measure"])
 
 
-def _copy_figures(content: ReportContent, source: Path, target: Path) -> None:
-    """Those of a pair all, of several runs the margins, of seeds of one set-up none."""
-    runs = [run.name for run in content.runs]
-    wanted = PAIR_FIGURES if len(runs) <= 2 else RUN_FIGURES if len(runs) <= FEW else ()
-    names = {f"{run}-{name}.png": source / quote(run, safe="") / f"{name}.png" for run in runs for name in wanted}
-    if len(runs) == 2:
-        names |= {f"{name}.png": source / f"{name}.png" for name in GROUP_FIGURES}
-    for kept, drawn in names.items():
-        shutil.copy(drawn, target / kept)
+def _keep(drawn: Path, kept: Path) -> None:
+    """Copy a picture in 256 colours: it looks the same and takes a third of the space."""
+    with Image.open(drawn) as picture:
+        few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    write_atomically(kept, lambda path: few.save(path, "PNG", optimize=True))

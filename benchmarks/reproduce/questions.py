@@ -176,7 +176,7 @@ def certain(stored: Stored) -> pd.DataFrame:
     """The observations, and whether they hold wherever the certified margins are in their brackets."""
     found = []
     for group in stored.groups():
-        table = stored.group(group.name, "proved") if stored.has(group.name, "proved") else pd.DataFrame()
+        table = stored.group(group.name, "proved")
         for _, row in table[table["split"] == "test"].iterrows() if len(table) else ():
             found.append(
                 {

@@ -17,7 +17,7 @@ from harness.sweep import as_arguments
 Say = Callable[[str], None]
 
 
-class StepError(RuntimeError):
+class StepError(ValueError):
     """A step that failed; the message is one line."""
 
 

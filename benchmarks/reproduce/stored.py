@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.reproduce.study import Group, Study
+from benchmarks.reproduce.tables import Key, read_tables
 from harness.store.identity import StoreError
 
-# of checkpoints that a study names none of
-OPTIONAL = ("free", "directions", "brackets")
+FILE = "study.parquet"
+# tables without rows where the study asks for no certificates, free margins or random directions
+OPTIONAL = ("free", "directions", "brackets", "proved")
 NORMS, SPLITS = ("l2", "linf"), ("train", "test")
 
 
@@ -24,19 +28,18 @@ class Stored:
 
     study: Study
     folder: Path
-    _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
     def groups(self) -> list[Group]:
         """Those that have been collected."""
-        return [group for group in self.study.groups if (self.folder / group.name / "observations.csv").exists()]
+        return [group for group in self.study.groups if (group.name, "observations") in self._tables]
 
     def group(self, group: str, table: str) -> pd.DataFrame:
-        """A table of a group."""
-        return self._table(self.folder / group / f"{table}.csv")
+        """A table of a group; without rows where it is one that not every group has.
 
-    def has(self, group: str, table: str) -> bool:
-        """Whether the group has a table that not every group has."""
-        return (self.folder / group / f"{table}.csv").exists()
+        Raises:
+            StoreError: it is missing.
+        """
+        return self._table((group, table), needed=table not in OPTIONAL)
 
     def run(self, run: str, table: str) -> pd.DataFrame:
         """A table of a run; without rows where it is one that not every run has, or the run was not collected.
@@ -44,11 +47,12 @@ class Stored:
         Raises:
             StoreError: it is missing, though the run was collected.
         """
-        path = self.folder / "runs" / run / f"{table}.csv"
         collected = any(run in group.runs for group in self.groups())
-        if not path.exists() and (table in OPTIONAL or not collected):
-            return pd.DataFrame()
-        return self._table(path)
+        return self._table((run, table), needed=collected and table not in OPTIONAL)
+
+    def config(self, run: str) -> dict[str, Any]:
+        """The configuration in the run's manifest."""
+        return dict(json.loads(self.run(run, "manifest")["manifest"].item())["config"])
 
     def options(self, run: str) -> dict[str, Any]:
         """What the run was planned with."""
@@ -67,27 +71,32 @@ class Stored:
 
     def curve(self, run: str, estimator: str, norm: str, split: str, subset: str = "all", of: str = "avg") -> pd.Series:
         """A column of the summary by epoch."""
-        own = self.run(run, "summary")
-        rows = own[
-            (own["estimator"] == estimator)
-            & (own["norm"] == norm)
-            & (own["split"] == split)
-            & (own["subset"] == subset)
-        ]
-        return rows.set_index("epoch")[of].sort_index()
+        whole = self.run(run, "summary")
+        if run not in self._curves:
+            subsets = whole.sort_values("epoch").set_index("epoch").groupby(["estimator", "norm", "split", "subset"])
+            self._curves[run] = dict(list(subsets))
+        rows = self._curves[run].get((estimator, norm, split, subset))
+        return whole.iloc[:0].set_index("epoch")[of] if rows is None else rows[of]
 
     def errors(self, run: str, split: str) -> pd.Series:
         """The error by epoch."""
         own = self.run(run, "epochs")
         return own[own["split"] == split].set_index("epoch")["error"].sort_index()
 
-    def _table(self, path: Path) -> pd.DataFrame:
-        if path not in self._read:
-            try:
-                self._read[path] = pd.read_csv(path)
-            except (OSError, ValueError) as error:
-                raise StoreError(f"expected a table at {path}, got {error}; restore it, or collect again") from None
-        return self._read[path]
+    def _table(self, key: Key, *, needed: bool) -> pd.DataFrame:
+        if needed and key not in self._tables:
+            raise StoreError(
+                f"expected a table {key[1]} of {key[0]} in {self.folder / FILE}, got none; restore it, or collect again"
+            )
+        return self._tables.get(key, pd.DataFrame())
+
+    @cached_property
+    def _curves(self) -> dict[str, dict[Any, pd.DataFrame]]:
+        return {}
+
+    @cached_property
+    def _tables(self) -> dict[Key, pd.DataFrame]:
+        return read_tables(self.folder / FILE)
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -12,7 +12,7 @@ from harness.config.options import ConfigError
 from harness.config.run_config import from_dict
 
 OWN = ("checkpoints",)
-GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "certified", "checkpoints"}
+GROUP_KEYS = {"name", "title", "stage", "options", "runs", "seeds", "added", "certified", "checkpoints", "pictures"}
 Epochs = tuple[int, ...]
 
 
@@ -36,12 +36,21 @@ class Planned:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are reported together."""
+    """Runs that are reported together.
+
+    Attributes:
+        pictures: figure of the report, with its folder -> caption; these figures are kept.
+    """
 
     name: str
     title: str
     stage: int
     runs: tuple[str, ...]
+    pictures: Mapping[str, str]
+
+    def place(self, picture: str) -> Path:
+        """Where a picture is kept, in the folder of the tables."""
+        return Path(self.name, f"{picture.replace('/', '-')}.png")
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ def _study(table: Mapping[str, Any], path: Path) -> Study:
             before = runs.get(planned.name)
             runs[planned.name] = planned if before is None else _merged(before, planned)
             names.append(planned.name)
-        groups.append(Group(given["name"], given["title"], given["stage"], tuple(names)))
+        pictures = dict(given.get("pictures", {}))
+        groups.append(Group(given["name"], given["title"], given["stage"], tuple(names), pictures))
     if not groups:
         raise ConfigError(f"expected groups in {path}, got none; write one")
     return Study(tuple(sorted(groups, key=lambda group: group.stage)), runs)

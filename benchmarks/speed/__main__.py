@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attacks.registry import check_name, check_needs, create
-from attacks.types import NORMS, EstimatorError
-from harness.command import run_command
+from attacks.types import NORMS
+from harness.command import DONE, exit_code, run_command
 from harness.config.options import ConfigError, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.speed.problems import Problem
     from benchmarks.speed.sides import Side
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 PROBLEMS = ("dense-digits", "cnn-digits", "dense-fashion", "cnn-fashion", "resnet18-cifar10", "resnet50-224")
 PEER_NAMES = ("foolbox", "torchattacks", "adv-lib", "art")
 
@@ -29,16 +28,7 @@ PEER_NAMES = ("foolbox", "torchattacks", "adv-lib", "art")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     given = _parser().parse_args(argv)
-    try:
-        _check(given)
-        return _time(given)
-    except (ConfigError, EstimatorError) as error:
-        return _say_error(error, USAGE, given.debug)
-    except (ValueError, OSError) as error:
-        return _say_error(error, FAILED, given.debug)
-    except KeyboardInterrupt:
-        print("speed: interrupted; what is done was written", file=sys.stderr)
-        return INTERRUPTED
+    return exit_code("speed", lambda: _time(given), resume="finished tables are in --out", debug=given.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Refuse what cannot be timed, before any work."""
+    """Refuse options that cannot be timed, before any work."""
     if not given.run and given.epoch:
         raise ConfigError("expected a run folder with --epoch, got none; name one")
     for name in ("batch", "repeats", "threads"):
@@ -87,13 +77,6 @@ def _check(given: argparse.Namespace) -> None:
     given.problem = given.problem or ([] if given.run else ["cnn-fashion"])
 
 
-def _say_error(error: Exception, code: int, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"speed: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
 def _time(given: argparse.Namespace) -> int:
     # here, so that --help needs no torch
     import torch
@@ -102,6 +85,7 @@ def _time(given: argparse.Namespace) -> int:
     from benchmarks.speed.report import LEGEND, lines, write
     from harness.config.devices import choose_device
 
+    _check(given)
     device = choose_device(given.device)
     torch.set_num_threads(given.threads)
     installed = _installed(given)

@@ -1,1 +1,1 @@
-"""Margins in training loops of others: Lightning and Hugging Face's Trainer. Each is an extra."""
+"""Callbacks that measure margins in Lightning and in Hugging Face's Trainer; each is an optional extra."""

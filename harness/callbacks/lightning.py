@@ -1,4 +1,4 @@
-"""A Lightning callback: margins before training and after every epoch."""
+"""Lightning callback that measures margins before training and after every epoch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from harness.tracking.tracker import MarginTracker
 
 
 class MarginCallback(Callback):  # type: ignore[misc]
-    """Measures the tracker's images at epoch 0, before the first update, and after every training epoch.
+    """Measures margins at epoch 0, before the first update, and after every training epoch.
 
-    The rows are those of a plain loop that calls ``tracker.update(epoch, model)``. On several devices the process of
-    rank 0 measures and the others wait. Averages also go to the trainer's loggers.
+    The rows equal those of a plain loop that calls ``tracker.update(epoch, model)``. On several devices the process of
+    rank 0 measures and the others wait. Averages are also sent to the trainer's loggers.
 
     Args:
-        tracker: of the images and estimators; made on every rank, but only rank 0's writes.
-        model: what maps pixels to logits, of the Lightning module; by default itself.
-        every: measure every so many epochs, 0 and 1 always.
+        tracker: holds the probe images and estimators; created on every rank, but only rank 0's tracker writes.
+        model: returns the part of the Lightning module that maps pixels to logits; by default the module itself.
+        every: measure every N epochs; epochs 0 and 1 and the last one are always measured.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class MarginCallback(Callback):  # type: ignore[misc]
         self.measured: list[int] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure epoch 0, unless training goes on from a checkpoint."""
-        # only now are epochs and steps those of the checkpoint
+        """Measure epoch 0, unless training resumes from a checkpoint."""
+        # in this hook, epochs and steps are already those of the checkpoint
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self._measure(0, trainer, pl_module)
 
@@ -48,7 +48,7 @@ class MarginCallback(Callback):  # type: ignore[misc]
             self._measure(epoch, trainer, pl_module, last=last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epochs were measured; the margins themselves are in the run folder."""
+        """The measured epochs; the margins are in the run folder."""
         return {"measured": list(self.measured)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

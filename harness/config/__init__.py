@@ -1,1 +1,1 @@
-"""Options, the definition of a run and the choice of a device."""
+"""The options of a run, the checks of their values, and the choice of a device."""

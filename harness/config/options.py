@@ -1,6 +1,6 @@
-"""Options that are fields of a dataclass: what they may be, how the command line and a file give them.
+"""Options as fields of a dataclass: checks of values, command-line arguments and TOML files.
 
-No torch: ``--help`` and usage errors answer at once.
+This module does not import torch, so ``--help`` and usage errors answer at once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ def option(
     many: bool = False,
     later: bool = False,
 ) -> Any:
-    """A field that is also an option of the command line.
+    """A dataclass field that is also an option of the command line.
 
     Args:
-        fixed: part of the fingerprint: another value is another run.
-        unset: what ``None`` means, for ``--help``.
-        many: repeatable; the value is a tuple.
-        later: left out of the fingerprint while it is at its default, as runs without it are the same runs.
+        default: value when the option is not given.
+        about: description for ``--help``.
+        choices: allowed values; empty for any.
+        least: smallest allowed number.
+        above: number that the value must exceed.
+        fixed: whether the option is part of the fingerprint, so that another value means another run.
+        unset: meaning of ``None``, for ``--help``.
+        many: whether the option is repeatable; the value is a tuple.
+        later: whether the option was added after version 0.1.0 and is left out of the fingerprint at its default, so
+            that older runs keep theirs.
     """
     metadata = {"about": about, "choices": choices, "least": least, "above": above, "fixed": fixed, "unset": unset}
     return field(default=default, metadata=metadata | {"many": many, "later": later})
@@ -48,22 +54,22 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        # argparse's own words name the argument first: "argument --probe: expected one argument"
+        # argparse's messages name the argument first: "argument --probe: expected one argument"
         unknown = message.removeprefix("unrecognized arguments: ")
-        argument, _, trouble = message.removeprefix("argument ").partition(": ")
+        argument, _, problem = message.removeprefix("argument ").partition(": ")
         if unknown != message:
             near = difflib.get_close_matches(unknown.split()[0], self._option_string_actions, 1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            message = f"expected options that there are, got {unknown}; {hint}"
-        elif trouble == "expected one argument":
+            kind = "unknown option" if unknown.startswith("-") else "unexpected argument"
+            message = f"{kind} {unknown}; {f'did you mean {near[0]}?' if near else 'see --help'}"
+        elif problem == "expected one argument":
             message = f"expected a value for {argument}, got none; give one"
         elif not message.startswith("expected "):
-            message = f"expected options as in --help, got {message}; mend them"
+            message = f"expected options as in --help, got {message}; fix them"
         self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message}\n")
 
 
 def add_options(parser: argparse.ArgumentParser, fields: Iterable[dataclasses.Field[Any]]) -> None:
-    """Give the parser an option a field; what is not given stays out of the namespace."""
+    """Add one option per field to the parser; options that are not given are absent from the namespace."""
     for f in fields:
         flag, meta = "--" + f.name.replace("_", "-"), f.metadata
         shown = meta["unset"] if f.default is None else _shown(f.default)
@@ -84,23 +90,23 @@ def add_options(parser: argparse.ArgumentParser, fields: Iterable[dataclasses.Fi
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Options in a TOML file, by the names of fields.
+    """Read options from a TOML file, by field name.
 
     Raises:
-        ConfigError: no such file, or an option twice.
+        ConfigError: the file is missing or not TOML, or has an option twice.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; fix the file or its path") from None
     return undashed(table, path)
 
 
 def undashed(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A table's options by the names of fields.
+    """A table's options by field name, dashes replaced by underscores.
 
     Raises:
-        ConfigError: an option with dashes and with underscores.
+        ConfigError: an option is given with dashes and with underscores.
     """
     values = {key.replace("-", "_"): value for key, value in table.items()}
     if len(values) < len(table):
@@ -112,10 +118,10 @@ def undashed(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_option(f: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a value that the option cannot have.
+    """Check the value of an option: its type, choices and limits.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: the option cannot have the value; the message is one line.
     """
     flag, meta = "--" + f.name.replace("_", "-"), f.metadata
     if value is None and f.default is None:
@@ -137,7 +143,7 @@ def check_option(f: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(f"expected {flag} of at least {meta['least']}, got {value}; give a larger number")
     if meta["above"] is not None and not value > meta["above"]:
         raise ConfigError(f"expected {flag} above {meta['above']}, got {value}; give a larger number")
-    # torch's generators and sizes are 64-bit
+    # torch's seeds and sizes are 64-bit
     if isinstance(value, int | float) and value >= 2**63:
         raise ConfigError(f"expected {flag} below 2**63, got {value}; give a smaller number")
 
@@ -149,7 +155,7 @@ def _kind(f: dataclasses.Field[Any]) -> tuple[type, ...]:
 
 
 def _converted(kind: Callable[[str], Any], text: str) -> Any:
-    """The value, or the text itself, which `RunConfig` then refuses in its own words."""
+    """The converted value, or the text itself, which `check_option` then refuses with our message."""
     try:
         return kind(text)
     except ValueError:

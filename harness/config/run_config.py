@@ -1,6 +1,6 @@
-"""One frozen definition of a run: command line, file, manifest and fingerprint all come from it.
+"""The configuration of a run: one frozen dataclass for the command line, files, the manifest and the fingerprint.
 
-No torch: ``--help`` and usage errors answer at once.
+This module does not import torch, so ``--help`` and usage errors answer at once.
 """
 
 from __future__ import annotations
@@ -16,54 +16,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import check_certifier, check_name
+from attacks.registry import CERTIFIERS, check_certifier, check_name
 from attacks.types import DOMAINS, NORMS, EstimatorError
 from harness.config.options import ConfigError, check_option, option, read_options
+from harness.config.registry import (
+    DATASETS,
+    ENGINES,
+    LIBRARIES,
+    LOGGERS,
+    MODELS,
+    SOURCES,
+    described,
+    either,
+    forms,
+)
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
-# data of the user's own: a prefix and a place
-SOURCES = ("npz", "folder", "torchvision")
 TRAININGS = ("standard", "pgd", "trades", "gaussian")
-# of them those that attack the images
+# trainings that attack the images
 ADVERSARIAL = ("pgd", "trades")
 LOSSES = ("cross-entropy", "label-smoothing", "hinge", "squared-error")
 AUGMENTATIONS = ("none", "shift", "flip")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-ENGINES = ("local", "ray")
-BUILT_IN_MODELS = ("dense", "cnn", "resnet18")
 
-# L-infinity radii that the literature trains with. mnist, cifar10: Madry et al. 2018,
+# L-infinity radii of adversarial training in the literature. mnist, cifar10: Madry et al. 2018,
 # https://arxiv.org/abs/1706.06083, section 5; fashion-mnist: Wong & Kolter 2018,
-# https://arxiv.org/abs/1711.00851, table 1; digits has no literature, 0.1 is ours
+# https://arxiv.org/abs/1711.00851, table 1. For digits there is no literature; 0.1 is our choice.
 PGD_EPSILON = {"mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255, "digits": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that defines a run; ``None`` where the data set decides (see `resolve`)."""
+    """All options of a run; an option is ``None`` where the data set decides (see `resolve`)."""
 
-    dataset: str = option(
-        "digits", "digits, mnist, fashion-mnist, cifar10, npz:FILE, folder:DIR (train/ and test/) or torchvision:NAME"
-    )
+    dataset: str = option("digits", either(described(DATASETS, SOURCES)))
     data_root: str = option("data", "folder of the data, in torchvision's layout", fixed=False)
-    download: bool = option(False, "fetch the data set where it is missing", fixed=False)
+    download: bool = option(False, "download the data set if it is missing", fixed=False)
     train_images: int | None = option(None, "use only N training images, drawn by --probe-seed", least=2, unset="all")
     test_images: int | None = option(None, "use only N test images, drawn by --probe-seed", least=1, unset="all")
     model: str = option(
         "cnn",
-        "dense, cnn, resnet18, torchvision:NAME, timm:NAME, robustbench:NAME (trained) or pkg.module:factory (which "
-        "runs that code)",
+        f"{', '.join(described(MODELS, LIBRARIES))} or pkg.module:factory (which runs that code)",
     )
     normalize: str = option(
-        "", "MEAN:STD of pixels in [0, 1], each one number or one a channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
+        "", "MEAN:STD of pixels in [0, 1], each one number or one per channel (0.49,0.48,0.45:0.2,0.2,0.2)", later=True
     )
     checkpoints: str = option(
         "",
-        "track these ('ckpt/*.pt') instead of training; the epoch is the number after 'epoch' or 'ep' in a name, else "
-        "the only one that varies",
+        "track these files ('ckpt/*.pt') instead of training; the epoch is the number after 'epoch' or 'ep' in a name, "
+        "else the only number that varies",
         fixed=False,
     )
-    weights: str = option("", "safetensors or state dict to begin with", later=True)
+    weights: str = option("", "safetensors file or state dict to start from", later=True)
     training: str = option("standard", "standard, PGD-adversarial, TRADES or Gaussian noise", choices=TRAININGS)
     pgd_epsilon: float | None = option(
         None,
@@ -73,13 +76,13 @@ class RunConfig:
     )
     pgd_steps: int = option(10, "PGD steps of adversarial training", least=1)
     pgd_step_size: float | None = option(None, "PGD step size", above=0, unset="2.5 * epsilon / steps")
-    pgd_norm: str = option("linf", "of the ball of adversarial training", choices=("linf", "l2"), later=True)
+    pgd_norm: str = option("linf", "norm of the ball of adversarial training", choices=("linf", "l2"), later=True)
     trades_beta: float = option(6.0, "weight of the divergence of trades training", least=0, later=True)
     noise_sigma: float = option(0.25, "standard deviation of the noise of gaussian training", above=0, later=True)
     loss: str = option("cross-entropy", "training loss", choices=LOSSES)
     augment: str = option(
         "none",
-        "move training images by up to an eighth of a side (shift), also mirror them (flip)",
+        "shift training images by up to an eighth of a side (shift), also mirror them (flip)",
         choices=AUGMENTATIONS,
         later=True,
     )
@@ -99,41 +102,47 @@ class RunConfig:
     every: int = option(1, "measure every N epochs (0, 1 and the last always)", least=1, fixed=False)
     warm_start: bool = option(
         False,
-        "start estimators that can from the witnesses of the epoch before; measure their cold form beside",
+        "start estimators from the witnesses of the epoch before, where they can; also measure their cold forms",
         later=True,
     )
     cold_every: int = option(
         5, "with --warm-start, measure the cold forms every N epochs (0, 1 and the last always)", least=1, fixed=False
     )
     keep_checkpoints: int = option(
-        1, "keep the checkpoints of every N epochs, or 0 of none (0, 1 and the last two always)", least=0, fixed=False
+        1,
+        "keep the checkpoints of every N epochs, or of none with N = 0 (epochs 0, 1 and the last two always)",
+        least=0,
+        fixed=False,
     )
     certify: tuple[str, ...] = option(
-        (), "certifier of lower bounds: crown, ibp or exact, NAME[:key=value,...], repeatable", fixed=False, many=True
+        (),
+        f"certifier of lower bounds: {either(CERTIFIERS)}, NAME[:key=value,...], repeatable",
+        fixed=False,
+        many=True,
     )
     certify_every: int = option(5, "certify every N epochs (0 and the last always)", least=1, fixed=False)
     certify_probe: int = option(100, "images of each split that are certified", least=1, later=True)
     expect_over: int = option(
-        1, "of a model that draws at random in evaluation, average the softmax over N draws", least=1, later=True
+        1, "for a model that draws at random in evaluation: average the softmax over N draws", least=1, later=True
     )
     binary: bool = option(False, "the model returns one logit z per image, which is read as (0, z)", later=True)
     seed: int = option(0, "seed of initialisation, batches and attacks", least=0)
     deterministic: bool = option(False, "deterministic CUDA kernels (slower)")
     log: tuple[str, ...] = option(
-        (), "send averages to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable", fixed=False, many=True
+        (), f"send averages to {either(described(LOGGERS))}, repeatable", fixed=False, many=True
     )
-    engine: str = option("local", "where attacks run: on this machine, or on Ray", choices=ENGINES, fixed=False)
+    engine: str = option("local", "where attacks run: on this machine, or on Ray", choices=tuple(ENGINES), fixed=False)
     workers: int = option(
         0,
-        "processes that attack beside each other; 0 for this one, on Ray for all there is room for",
+        "processes that attack in parallel; 0 for this process, on Ray for as many as fit",
         least=0,
         fixed=False,
     )
-    gpus_per_worker: float = option(0.0, "of each of Ray's tasks, such as 0.25; 0 for the CPU", least=0, fixed=False)
+    gpus_per_worker: float = option(0.0, "GPUs of each Ray task, such as 0.25; 0 for the CPU", least=0, fixed=False)
     unit_timeout: float | None = option(
         None,
-        "seconds for an estimator in a norm at an epoch, from its first image on, in a worker (certifiers: no limit); "
-        "then it is stopped, and --resume tries it again",
+        "seconds that an estimator may take in a norm at an epoch, from its first image on, in a worker (certifiers "
+        "have no limit); then it is stopped, and --resume tries it again",
         above=0,
         fixed=False,
         unset="no limit",
@@ -143,7 +152,7 @@ class RunConfig:
         None, "torch threads", least=1, fixed=False, unset="1 on digits, too small to share, else torch's choice"
     )
     measure_batch: int | None = option(
-        None, "images a pass at most", least=1, unset="500 on digits, else 128, on CUDA all of a split"
+        None, "images per pass at most", least=1, unset="500 on digits, else 128, on CUDA all of a split"
     )
 
     def __post_init__(self) -> None:
@@ -154,13 +163,13 @@ class RunConfig:
             near = difflib.get_close_matches(self.dataset, DATASETS, 1)
             hint = f"did you mean {near[0]}?" if near else "choose one"
             raise ConfigError(
-                f"expected --dataset to be one of {', '.join(DATASETS)} or npz:FILE, folder:DIR, torchvision:NAME, got "
+                f"expected --dataset to be one of {', '.join(DATASETS)} or {', '.join(forms(SOURCES))}, got "
                 f"{self.dataset!r}; {hint}"
             )
-        if self.model not in BUILT_IN_MODELS and ":" not in self.model:
+        if self.model not in MODELS and ":" not in self.model:
             raise ConfigError(
-                f"expected --model {', '.join(BUILT_IN_MODELS)}, torchvision:NAME, timm:NAME, robustbench:NAME or "
-                f"pkg.module:factory, got {self.model!r}; choose one"
+                f"expected --model {', '.join(forms(MODELS, LIBRARIES))} or pkg.module:factory, got {self.model!r}; "
+                "choose one"
             )
         parse_normalize(self.normalize)
         check_provable(self.expect_over, self.certify)
@@ -173,38 +182,38 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The options that make it this run and no other; estimators, norms and epochs may grow."""
+        """The options that identify the run; a resumed run may add estimators, norms and epochs."""
         values = {f: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["fixed"]}
         return {f.name: _plain(v) for f, v in values.items() if not (f.metadata["later"] and v == f.default)}
 
 
 def check_provable(expect_over: int, certifiers: Collection[object]) -> None:
-    """Refuse to prove bounds of an average over random draws.
+    """Refuse certifiers together with an average over random draws.
 
     Raises:
-        ConfigError: both are asked for.
+        ConfigError: both are given.
     """
     if expect_over != 1 and certifiers:
         raise ConfigError(
-            f"expected no certifiers with --expect-over {expect_over}, got {len(certifiers)}: bounds are proved of one "
-            "fixed network; leave one of the two out"
+            f"expected no certifiers with --expect-over {expect_over}, got {len(certifiers)}: bounds are proved for "
+            "one fixed network; leave one of the two out"
         )
 
 
 def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Means and standard deviations of ``MEAN:STD``; None of an empty text.
+    """Parse ``MEAN:STD`` into means and standard deviations, one number each or one per channel; None if empty.
 
     Raises:
-        ConfigError: not two lists of as many numbers, or a deviation that is not above 0.
+        ConfigError: not two lists of equal length, or a deviation that is not above 0.
     """
     if not text:
         return None
     try:
         mean, deviation = (tuple(float(number) for number in part.split(",")) for part in text.split(":"))
-        right = len(mean) == len(deviation) and all(map(math.isfinite, (*mean, *deviation))) and min(deviation) > 0
+        valid = len(mean) == len(deviation) and all(map(math.isfinite, (*mean, *deviation))) and min(deviation) > 0
     except ValueError:
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise ConfigError(
             f"expected --normalize as MEAN:STD, numbers by commas and deviations above 0, got {text!r}; write it so"
         )
@@ -233,7 +242,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(f"expected options of {', '.join(sorted(names))}, got {', '.join(unknown)}; remove them")
     options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     for f in dataclasses.fields(RunConfig):
-        # a file may hold 1 for 1.0, which is the same run
+        # a file may hold 1 for 1.0; both are the same run
         value = options.get(f.name)
         if "float" in str(f.type) and type(value) is int and abs(value) < 2**63:
             options[f.name] = float(value)
@@ -241,32 +250,39 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Fill in what the data set decides."""
+    """Replace options that are ``None`` by the data set's defaults.
+
+    Raises:
+        ConfigError: adversarial training in L2 without a radius, which has no default.
+    """
     small = config.dataset == "digits"
     if config.training in ADVERSARIAL and config.pgd_norm == "l2" and config.pgd_epsilon is None:
         raise ConfigError("expected --pgd-epsilon with --pgd-norm l2, got none; give the radius, such as 0.5")
     epsilon = PGD_EPSILON.get(config.dataset, 8 / 255) if config.pgd_epsilon is None else config.pgd_epsilon
-    chosen: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "pgd_epsilon": epsilon,
         "pgd_step_size": 2.5 * epsilon / config.pgd_steps,
         "batch_size": 32 if small else 128,
-        # else the device decides, which is not known here
+        # otherwise the device decides, see harness.config.devices.sized
         "measure_batch": 500 if small else None,
         "epochs": 20 if small else 40,
         "threads": 1 if small else None,
     }
-    unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    unset = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return RunConfig(**vars(config) | unset)
 
 
 def from_namespace(given: argparse.Namespace, before: dict[str, Any] | None = None) -> RunConfig:
-    """Defaults, then the run that is resumed, then ``--config``'s file, then the command line, resolved.
+    """The resolved configuration of a command line.
+
+    Later sources win: defaults, the resumed run, ``--config``'s file, the command line.
 
     Args:
-        before: options of the run that is resumed (`as_dict`), which gets no shorter.
+        given: parsed command line.
+        before: options of the resumed run (`as_dict`); ``epochs`` is at least as large as there.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: an option cannot be used; the message is one line.
     """
     names = {f.name for f in dataclasses.fields(RunConfig)}
     values = read_options(Path(given.config)) if given.config else {}

@@ -1,4 +1,4 @@
-"""What a data set is: its images as uint8, its splits, and the probe drawn from a split."""
+"""Data sets: images as uint8, training and test split, and the choice of probe images."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
-
-
-CLASSES = 10  # of every one of them
+# number of classes of each built-in data set
+CLASSES = 10
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or asked for by a wrong name; the message says what to do."""
+    """A data set that is missing, damaged or unknown; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images ``(N, C, H, W)`` uint8 in ``[0, levels]``, where ``levels`` means 1.0; labels ``(N,)`` int64.
+    """Images and labels of one split of a data set.
 
-    ``ids`` ``(N,)`` int64 are the images' places in the data set's split, which a subset keeps; by default
-    their rows.
+    Attributes:
+        images: ``(N, C, H, W)`` in ``[0, levels]``; uint8, or float32 with ``levels`` 1.
+        labels: ``(N,)`` int64.
+        levels: value of an image that means 1.0.
+        ids: ``(N,)`` int64 row numbers in the data set's split, which a subset keeps; by default ``0..N-1``.
     """
 
     images: Tensor
@@ -39,12 +40,12 @@ class Split:
         return len(self.images)
 
     def pixels(self, index: Tensor | slice | None = None) -> Tensor:
-        """Return the images at ``index`` (default all): ``(B, C, H, W)`` float32 in ``[0, 1]``."""
+        """The images at ``index`` (default: all) as ``(B, C, H, W)`` float32 in ``[0, 1]``."""
         images = self.images if index is None else self.images[index]
         return images.float() / self.levels
 
     def subset(self, index: Tensor) -> Split:
-        """The images at ``index`` ``(M,)`` int64, in that order."""
+        """The split of the images at ``index``, ``(M,)`` int64, in that order."""
         return Split(self.images[index], self.labels[index], self.levels, self.ids[index])
 
 
@@ -52,8 +53,11 @@ class Split:
 class Dataset:
     """A training and a test split.
 
-    ``checksums`` holds the SHA-256 of the unpacked content of every file read (of the arrays for ``digits``),
-    which does not depend on how the files were packed.
+    Attributes:
+        name: text that names the data set on the command line.
+        classes: number of classes.
+        checksums: SHA-256 per file read, of its unpacked content, so that packing does not matter; of ``digits`` and
+            of the user's own data, SHA-256 per array.
     """
 
     name: str
@@ -70,9 +74,13 @@ class Dataset:
 
 
 def draw_probe(split: Split, count: int, seed: int) -> Tensor:
-    """Draw the images to track: sorted distinct ``(min(count, len(split)),)`` int64 indices.
+    """Draw the indices of the probe images, without repetition; the global generator is not used.
 
-    The global generator is left alone. A ``count`` below 1 raises ValueError.
+    Returns:
+        ``(min(count, len(split)),)`` int64, sorted.
+
+    Raises:
+        ValueError: ``count`` below 1.
     """
     if count < 1:
         raise ValueError(f"expected a probe of at least 1 image, got {count}; ask for more")

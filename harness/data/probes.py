@@ -1,4 +1,4 @@
-"""The tracked images: the same in every epoch and for every estimator."""
+"""Probes: the tracked images of each split, the same in every epoch and for every estimator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from attacks.checks import FEW, ModelWarning, check_images, check_model, look_ch
 from attacks.isolation import frozen_view
 from attacks.measure import MeasureOptions
 from attacks.seeds import forked_generators
-from attacks.types import InputError
+from attacks.types import InputError, one_line
 from harness.config.devices import device_of
 from harness.store import RunFolder
 from harness.store.identity import StoreError
 from harness.store.manifest import probe_checksums
 
-# what the parts of a split are called where they have names
+# names of the parts of a split, in dicts
 KEYS = {
     "images": ("images", "image", "pixel_values"),
     "labels": ("labels", "label", "target"),
@@ -33,7 +33,7 @@ KEYS = {
 
 
 class LayoutWarning(ModelWarning):
-    """Images that look like ``(N, H, W, C)``, which the model happens to take."""
+    """Images that look like ``(N, H, W, C)`` although the model accepts them."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Probe:
     ids: Tensor
 
 
-# a split as a caller may give it: arrays or tensors of images, labels and perhaps ids, or something that holds them
+# a split as a caller may give it: images, labels and optionally ids, or an object that holds them
 Given: TypeAlias = "Sequence[Any] | Mapping[str, Any] | Probe | data.Dataset[Any] | data.DataLoader[Any]"
 
 
 def as_probes(given: Mapping[str, Given], bounds: tuple[float, float]) -> dict[str, Probe]:
-    """`as_probe` of every split.
+    """Call `as_probe` for every split.
 
     Raises:
-        InputError: no split, or one whose name is not a text.
+        InputError: not a dict, no split, a name that is not a text, or what `as_probe` raises.
     """
     if not isinstance(given, Mapping):
         raise InputError(
@@ -64,17 +64,25 @@ def as_probes(given: Mapping[str, Given], bounds: tuple[float, float]) -> dict[s
     for name in given:
         if not isinstance(name, str) or not name:
             raise InputError(f"expected names of splits as texts, got {shown(name)}; call it 'test', for example")
-    return {name: as_probe(name, one, bounds) for name, one in given.items()}
+    return {name: as_probe(name, split, bounds) for name, split in given.items()}
 
 
 def as_probe(name: str, given: Given, bounds: tuple[float, float]) -> Probe:
-    """Check what a caller gives for the split ``name`` and copy it to the CPU.
+    """Check the images, labels and ids of a split and copy them to the CPU.
 
     Args:
-        given: ``(images, labels)`` or ``(images, labels, ids)``, each a tensor, a NumPy array, a column of pandas or a
-            list of tensors or numbers; a dict of them by these names; a map-style Dataset whose items are
-            ``(image, label)`` or such a dict, or a DataLoader of batches of them, which may neither shuffle nor drop
-            an item. Ids default to row numbers, of a `torch.utils.data.Subset` to its indices.
+        name: of the split, for messages.
+        given: one of these:
+
+            - ``(images, labels)`` or ``(images, labels, ids)``, each a tensor, a NumPy array, a pandas column, or a
+              list of tensors or numbers;
+            - a dict of them with these names as keys;
+            - a map-style Dataset with items ``(image, label)`` or such dicts;
+            - a DataLoader of batches of such items, which must neither shuffle nor drop items.
+
+            Images are ``(N, C, H, W)`` floating, labels and ids ``(N,)`` integers. Ids default to row numbers; for a
+            `torch.utils.data.Subset` they default to its indices.
+        bounds: smallest and largest pixel value.
 
     Raises:
         InputError: wrong shapes or types, images outside ``bounds``, an id given twice, or a loader that shuffles or
@@ -83,14 +91,14 @@ def as_probe(name: str, given: Given, bounds: tuple[float, float]) -> Probe:
     if isinstance(given, data.Dataset | data.DataLoader):
         items: Sequence[Tensor] = _collected(name, given)
     else:
-        items = tuple(_plain(name, what, value) for what, value in zip(KEYS, _parts(name, given), strict=False))
+        items = tuple(_plain(name, part, value) for part, value in zip(KEYS, _parts(name, given), strict=False))
     images, labels, *rest = items
     check_images(images, bounds)
     ids = rest[0] if rest else torch.arange(len(images))
-    for what, value in (("labels", labels), ("ids", ids)):
+    for part, value in (("labels", labels), ("ids", ids)):
         if value.shape != (len(images),) or value.is_floating_point() or value.is_complex():
             raise InputError(
-                f"expected {what} of {name} as ({len(images)},) integers, got {tuple(value.shape)} {value.dtype}; "
+                f"expected {part} of {name} as ({len(images)},) integers, got {tuple(value.shape)} {value.dtype}; "
                 "give one per image"
             )
     if len(set(ids.tolist())) < len(ids):
@@ -99,16 +107,16 @@ def as_probe(name: str, given: Given, bounds: tuple[float, float]) -> Probe:
 
 
 def _parts(name: str, given: object) -> Sequence[Any]:
-    """Images, labels and perhaps ids of what holds them."""
+    """Images, labels and optionally ids of a tuple, dict or probe."""
     if isinstance(given, Probe):
         return given.images, given.labels, given.ids
     if isinstance(given, Mapping):
-        found = [next((given[key] for key in keys if key in given), None) for keys in KEYS.values()]
-        if found[0] is None or found[1] is None:
+        parts = [next((given[key] for key in keys if key in given), None) for keys in KEYS.values()]
+        if parts[0] is None or parts[1] is None:
             raise InputError(
                 f"expected images and labels by these names in {name}, got {shown(list(given))}; rename them"
             )
-        return found if found[2] is not None else found[:2]
+        return parts if parts[2] is not None else parts[:2]
     if not isinstance(given, list | tuple):
         raise InputError(
             f"expected (images, labels) or (images, labels, ids) for {name}, got {type(given).__name__}; give them so"
@@ -120,8 +128,8 @@ def _parts(name: str, given: object) -> Sequence[Any]:
     return given
 
 
-def _plain(name: str, what: str, value: Any) -> Tensor:
-    """A dense tensor of the values on the CPU; a copy, as the caller may continue to write its own."""
+def _plain(name: str, part: str, value: Any) -> Tensor:
+    """A dense copy of the values on the CPU; a copy, as the caller may change the original later."""
     try:
         if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
             value = torch.stack(list(value))
@@ -131,7 +139,7 @@ def _plain(name: str, what: str, value: Any) -> Tensor:
                 if array.size and int(array.max()) >= 2**63:
                     raise ValueError(f"{array.max()} of {array.dtype}")
                 array = array.astype(np.int64)
-            # torch takes neither negative strides nor another machine's order of bytes
+            # torch accepts neither negative strides nor a foreign byte order
             value = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         copied: Tensor = value.detach().to_dense().cpu().clone()
         return copied
@@ -139,12 +147,12 @@ def _plain(name: str, what: str, value: Any) -> Tensor:
         kind = getattr(value, "dtype", None)
         got = f"{type(value).__name__}{'' if kind is None else f' of {kind}'} ({type(error).__name__})"
         raise InputError(
-            f"expected {what} of {name} as a tensor or an array of numbers, got {got}; convert them"
+            f"expected {part} of {name} as a tensor or an array of numbers, got {got}; convert them"
         ) from error
 
 
 def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """All images, labels and ids of a data set or loader, in order; the caller's generators stay as they were."""
+    """All images, labels and ids of a data set or loader, in order; the caller's generators are not advanced."""
     source = given.dataset if isinstance(given, data.DataLoader) else given
     if isinstance(source, data.IterableDataset):
         raise InputError(
@@ -155,7 +163,7 @@ def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tu
         _check_order(name, given)
     images, labels = [], []
     try:
-        with forked_generators(), _unmoved(getattr(given, "generator", None)):
+        with forked_generators(), _state_restored(getattr(given, "generator", None)):
             for batch in given if isinstance(given, data.DataLoader) else data.DataLoader(given, 64):
                 if isinstance(batch, Tensor) or len(batch) < 2:
                     raise InputError(
@@ -171,25 +179,25 @@ def _collected(name: str, given: data.Dataset[Any] | data.DataLoader[Any]) -> tu
         raise
     except Exception as error:  # a data set may raise anything
         raise InputError(
-            f"expected items (image, label) of {name}, images as tensors, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; add a transform such as ToTensor()"
+            f"expected items (image, label) of {name}, images as tensors, got "
+            f"{one_line(error, most=200)}; add a transform such as ToTensor()"
         ) from error
     if len(whole) != count:
         raise InputError(
             f"expected all {count} images of {name}, got {len(whole)} from its DataLoader; give drop_last=False, or a "
-            "Subset of the images that are to be measured"
+            "Subset of the images to measure"
         )
     ids = list(source.indices) if isinstance(source, data.Subset) else range(count)
     return _plain(name, "images", whole), _plain(name, "labels", classes), _plain(name, "ids", ids)
 
 
 def _check_order(name: str, loader: data.DataLoader[Any]) -> None:
-    """Refuse a loader that may draw its images in another order every time.
+    """Check that a loader yields its images in the same order every time.
 
     Raises:
-        InputError: it has a sampler other than torch's sequential one.
+        InputError: its sampler is not torch's sequential one.
     """
-    # one of batches that is given hides the order from the loader's own sampler
+    # a batch sampler given by the caller decides the order instead of the loader's own sampler
     batches = loader.batch_sampler
     sampler = loader.sampler if batches is None else batches
     sampler = sampler.sampler if type(sampler) is data.BatchSampler else sampler
@@ -201,8 +209,8 @@ def _check_order(name: str, loader: data.DataLoader[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _unmoved(generator: torch.Generator | None) -> Iterator[None]:
-    """Give a loader's own generator back as it was."""
+def _state_restored(generator: torch.Generator | None) -> Iterator[None]:
+    """Restore the state of a loader's own generator at the end."""
     state = None if generator is None else generator.get_state()
     try:
         yield
@@ -211,29 +219,26 @@ def _unmoved(generator: torch.Generator | None) -> Iterator[None]:
             generator.set_state(state)
 
 
-def check_probes(
-    probes: Mapping[str, Probe],
-    model: nn.Module,
-    options: MeasureOptions,
-) -> list[ModelWarning]:
-    """Refuse a model that is not a fixed function of the image, and labels that it has no logit for.
+def check_probes(probes: Mapping[str, Probe], model: nn.Module, options: MeasureOptions) -> list[ModelWarning]:
+    """Check that the model is a fixed function of the image and has a logit for each label of the probes.
 
     Returns:
-        What else spoils the model's margins (see `attacks.checks.check_model`).
+        Warnings about other properties that distort margins (see `attacks.checks.check_model`), and about images that
+        look like ``(N, H, W, C)``.
 
     Raises:
-        InputError: names the split and the label, or says by how much two passes differ.
+        InputError: two passes of the same images differ, or a label has no logit; the message names the values.
     """
     device = device_of(model)
     few = next(iter(probes.values())).images[:FEW].to(device)
     with forked_generators(), frozen_view(model, options.bounds, options.domain, device) as view:
         view.draws, view.binary = options.expect_over, options.binary
-        told, classes = check_model(view, few), view.classes
+        warnings, classes = check_model(view, few), view.classes
     if not classes:
-        return told
+        return warnings
     for split, probe in probes.items():
         if look_channels_last(probe.images):
-            told.append(
+            warnings.append(
                 LayoutWarning(
                     f"the images of {split} look like (N, H, W, C), being {tuple(probe.images.shape)}; the model "
                     "takes them, but give images.permute(0, 3, 1, 2) if it was trained on (N, C, H, W)"
@@ -243,9 +248,9 @@ def check_probes(
         if len(wrong):
             raise InputError(
                 f"expected labels of {split} in 0..{classes - 1}, got {int(wrong[0])}; fix them, or give a model "
-                "with a logit for each class"
+                "with one logit per class"
             )
-    return told
+    return warnings
 
 
 def checksum(probe: Probe) -> str:
@@ -258,10 +263,10 @@ def checksum(probe: Probe) -> str:
 
 
 def read_probe(folder: RunFolder, split: str) -> Probe:
-    """The images that a run keeps of a split.
+    """Read the probe images that a run has stored for a split.
 
     Raises:
-        StoreError: damaged, or others than the manifest says.
+        StoreError: the file is damaged, or its images are not those of the manifest.
     """
     path = folder.probes(split)
     tensors = folder.load_tensors(path)
@@ -272,7 +277,7 @@ def read_probe(folder: RunFolder, split: str) -> Probe:
     wanted = probe_checksums(folder.read_manifest()).get(split)
     if wanted is not None and checksum(probe) != wanted:
         raise StoreError(
-            f"expected the probe images {wanted[:12]} of {split} at {path}, got {checksum(probe)[:12]}; "
-            "restore the file, or delete it and --resume"
+            f"checksum mismatch in {path}: not the probe images of {split} that the manifest names; restore the file, "
+            "or delete it and --resume"
         )
     return probe

@@ -4,37 +4,24 @@ Distances are in units where the pixel range is 1. Images without a distance (``
 is said. Where there is nothing to draw, the figure says in one sentence what is missing.
 """
 
-from harness.figures.brackets import bracket_bands
-from harness.figures.calibration import calibration_curves, confidence_margins
-from harness.figures.canvas import save
-from harness.figures.classes import boundary_classes, class_margins
-from harness.figures.curves import correctness_curves, margin_curves
-from harness.figures.distributions import margin_distributions, nearest_epochs
-from harness.figures.flow import flow_epochs, image_flow
-from harness.figures.images import image_paths
-from harness.figures.style import CORRECT, ENVELOPE_COLOUR, INCORRECT, MARKERS, NORM_LABELS, PALETTE, SPLIT_STYLES
-from harness.figures.trust import estimator_ratios
-
-__all__ = [
-    "CORRECT",
-    "ENVELOPE_COLOUR",
-    "INCORRECT",
-    "MARKERS",
-    "NORM_LABELS",
-    "PALETTE",
-    "SPLIT_STYLES",
-    "boundary_classes",
-    "bracket_bands",
-    "calibration_curves",
-    "class_margins",
-    "confidence_margins",
-    "correctness_curves",
-    "estimator_ratios",
-    "flow_epochs",
-    "image_flow",
-    "image_paths",
-    "margin_curves",
-    "margin_distributions",
-    "nearest_epochs",
-    "save",
-]
+from harness.figures.brackets import bracket_bands as bracket_bands
+from harness.figures.calibration import calibration_curves as calibration_curves
+from harness.figures.calibration import confidence_margins as confidence_margins
+from harness.figures.canvas import save as save
+from harness.figures.classes import boundary_classes as boundary_classes
+from harness.figures.classes import class_margins as class_margins
+from harness.figures.curves import correctness_curves as correctness_curves
+from harness.figures.curves import margin_curves as margin_curves
+from harness.figures.distributions import margin_distributions as margin_distributions
+from harness.figures.distributions import nearest_epochs as nearest_epochs
+from harness.figures.flow import flow_epochs as flow_epochs
+from harness.figures.flow import image_flow as image_flow
+from harness.figures.images import image_paths as image_paths
+from harness.figures.style import CORRECT as CORRECT
+from harness.figures.style import ENVELOPE_COLOUR as ENVELOPE_COLOUR
+from harness.figures.style import INCORRECT as INCORRECT
+from harness.figures.style import MARKERS as MARKERS
+from harness.figures.style import NORM_LABELS as NORM_LABELS
+from harness.figures.style import PALETTE as PALETTE
+from harness.figures.style import SPLIT_STYLES as SPLIT_STYLES
+from harness.figures.trust import estimator_ratios as estimator_ratios

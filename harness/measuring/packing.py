@@ -14,6 +14,7 @@ from typing import cast
 from torch import nn
 
 from attacks.isolation.unwrapping import run_by_copies, unwrapped
+from attacks.types import one_line
 from harness.config.devices import device_of
 from harness.tasks import EngineError, Outcome, ProcessSettings, Task, run_task
 
@@ -36,7 +37,7 @@ def packed_model(model: nn.Module, dumps: Pickler = pickle.dumps) -> bytes:
         return dumps(network if device_of(network).type == "cpu" else copy.deepcopy(network).cpu())
     except Exception as error:  # picklers raise many kinds
         raise EngineError(
-            f"expected a model that can be sent to another process, got {type(model).__name__}: {_one_line(error)}; "
+            f"expected a model that can be sent to another process, got {type(model).__name__}: {one_line(error)}; "
             "define it and its parts at the top of a module, or measure without workers"
         ) from None
 
@@ -52,7 +53,7 @@ def packed_task(task: Task, dumps: Pickler = pickle.dumps) -> bytes:
         return dumps(replace(task, images=task.images.clone(), start=start))
     except Exception as error:
         raise EngineError(
-            f"expected an estimator that can be sent to another process, got {task.unit.estimator}: {_one_line(error)}"
+            f"expected an estimator that can be sent to another process, got {task.unit.estimator}: {one_line(error)}"
             "; define it at the top of a module, or measure without workers"
         ) from None
 
@@ -93,7 +94,7 @@ class Packed:
             unpacked = cast(Task, pickle.loads(task))
         except (AttributeError, ImportError) as error:
             raise EngineError(
-                f"expected workers that can import the model and the estimator, got {_one_line(error)}; define them "
+                f"expected workers that can import the model and the estimator, got {one_line(error)}; define them "
                 "in a module (a notebook is none), or measure without workers"
             ) from error
         on_begin()
@@ -107,8 +108,4 @@ def sendable(error: Exception) -> Exception:
             return error
     except Exception:
         pass
-    return EngineError(f"expected margins, got {_one_line(error)} in a worker; mend it, or measure without workers")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return EngineError(f"expected margins, got {one_line(error)} in a worker; mend it, or measure without workers")

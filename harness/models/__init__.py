@@ -1,1 +1,1 @@
-"""Classifiers: built here, taken from libraries, or with the weights of an existing checkpoint."""
+"""Classifiers: built here, from libraries, or with weights from a file."""

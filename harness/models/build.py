@@ -1,6 +1,6 @@
-"""The classifiers that are trained: three architectures and anything a user's factory returns.
+"""Build classifiers: three architectures, those of libraries, and those of a user's factory.
 
-All take ``(B, C, H, W)`` float32 pixels in ``[0, 1]`` and return ``(B, classes)`` logits.
+All models map ``(B, C, H, W)`` float32 pixels in ``[0, 1]`` to ``(B, classes)`` logits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.isolation.outputs import as_logits
-from harness.models.libraries import LIBRARIES, Shape, one_line
+from attacks.types import one_line
+from harness.config.registry import LIBRARIES, MODELS, definition, forms
+from harness.models.libraries import Shape
 from harness.models.weights import Normalized, load_weights
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -37,31 +39,28 @@ def build(
     say: Callable[[str], object] = lambda line: None,
     binary: bool = False,
 ) -> nn.Module:
-    """Build a freshly initialised classifier, the same one for the same ``seed``.
+    """Build a freshly initialised classifier; the same ``seed`` gives the same weights.
 
     Args:
         name: ``dense``, ``cnn``, ``resnet18``, ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME`` (trained), or
-            ``pkg.module:factory``, which is called with those of the keyword arguments ``shape`` and ``classes`` that
-            it has. The working directory is importable.
+            ``pkg.module:factory``. A factory is called with ``shape`` and ``classes`` as keyword arguments, as far as
+            it has them, and is found from the working directory.
         shape: ``(C, H, W)`` of the images.
         classes: number of logits.
-        seed: of the initialisation; torch's global generator is left as it was.
-        normalize: mean and standard deviation of pixels, one for all channels or one each, that are taken off before
-            the model; distances stay in pixels.
-        weights: a file that `load_weights` reads into the model.
-        say: gets the lines of `load_weights`.
-        binary: the model has one logit per image, of data with two classes; a factory is asked for one class.
+        seed: seed of the initialisation; torch's global generator is not advanced.
+        normalize: mean and standard deviation of pixels, one for all channels or one per channel; the model gets
+            normalised pixels (see `Normalized`), distances stay in pixels.
+        weights: file whose weights are loaded into the model (see `load_weights`).
+        say: called with each line that `load_weights` returns.
+        binary: the model has one logit per image, for data with two classes; a factory gets ``classes=1``.
 
     Raises:
-        ValueError: unknown name, a factory that cannot be imported or called, weights of another model, or a model that
-            does not map images of ``shape`` to ``classes`` finite logits.
+        ValueError: the name is unknown, a factory cannot be imported or called, the weights are of another model, or
+            the model does not map images of ``shape`` to ``classes`` finite logits.
     """
-    if name not in _ARCHITECTURES and ":" not in name:
-        known = ", ".join(_ARCHITECTURES)
-        raise ValueError(
-            f"expected a model of {known}, torchvision:NAME, timm:NAME, robustbench:NAME or pkg.module:factory, got "
-            f"{name!r}; choose one"
-        )
+    if name not in MODELS and ":" not in name:
+        known = ", ".join(forms(MODELS, LIBRARIES))
+        raise ValueError(f"expected a model of {known} or pkg.module:factory, got {name!r}; choose one")
     if binary and classes != 2:
         raise ValueError(f"expected data of 2 classes with --binary, got {classes}; leave --binary out")
     with seeded(seed):
@@ -76,28 +75,28 @@ def build(
 
 
 def _maker(name: str) -> Callable[[Shape, int], nn.Module]:
-    library, _, own = name.partition(":")
+    library, _, model = name.partition(":")
     if library in LIBRARIES:
-        return partial(LIBRARIES[library], own)
-    return _ARCHITECTURES.get(name) or partial(_from_factory, name)
+        return partial(definition(LIBRARIES[library]), model)
+    return definition(MODELS[name]) if name in MODELS else partial(_from_factory, name)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
-    """Seed the global generators of the CPU and ``device``, then give them back as they were."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    """Seed the global generators of the CPU and ``device``; their states are restored at the end."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         # torch.manual_seed would also reseed the devices that are not forked
         torch.default_generator.manual_seed(seed)
-        for one in cuda:
-            with torch.cuda.device(one):
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
         yield
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to eval mode, then restore the flag of each of its modules, not the root's on all."""
+    """Switch ``model`` to eval mode, then restore the training flag of each module."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -107,7 +106,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _dense(shape: Shape, classes: int) -> nn.Module:
+def dense(shape: Shape, classes: int) -> nn.Module:
     """Fully connected: 784-256-256-10 for 28x28 pixels, 64-64-64-10 for digits."""
     channels, height, width = shape
     pixels = channels * height * width
@@ -124,7 +123,7 @@ def _dense(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def _cnn(shape: Shape, classes: int) -> nn.Module:
+def cnn(shape: Shape, classes: int) -> nn.Module:
     """The small strided CNN of Wong & Kolter, 2018, https://arxiv.org/abs/1711.00851 (3x3 up to 8 pixels)."""
     channels, height, width = shape
     kernel = 3 if min(height, width) <= 8 else 4
@@ -140,10 +139,10 @@ def _cnn(shape: Shape, classes: int) -> nn.Module:
 
 
 def _initialised(model: nn.Sequential) -> nn.Sequential:
-    """He et al., 2015, https://arxiv.org/abs/1502.01852: uniform weights, zero biases.
+    """Initialise as He et al., 2015, https://arxiv.org/abs/1502.01852: uniform weights, zero biases.
 
-    With torch's default biases an untrained small network predicts one class nearly everywhere, so that
-    most images have no boundary to measure at epoch 0.
+    With torch's default biases an untrained small network predicts one class nearly everywhere, and most images have
+    no boundary to measure at epoch 0.
     """
     for layer in model:
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -153,7 +152,7 @@ def _initialised(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-def _resnet18(shape: Shape, classes: int) -> nn.Module:
+def resnet18(shape: Shape, classes: int) -> nn.Module:
     """ResNet-18 in its CIFAR form, He et al., 2016: a 3x3 stem that keeps the resolution, no max-pooling."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -164,15 +163,8 @@ def _resnet18(shape: Shape, classes: int) -> nn.Module:
     return model
 
 
-_ARCHITECTURES: Mapping[str, Callable[[Shape, int], nn.Module]] = {
-    "dense": _dense,
-    "cnn": _cnn,
-    "resnet18": _resnet18,
-}
-
-
 def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
-    """Import and call a user's factory; whatever goes wrong in it becomes one line."""
+    """Import and call a user's factory; any error becomes a ValueError with a one-line message."""
     module, _, attribute = name.partition(":")
     with _working_directory_importable():
         try:
@@ -183,25 +175,25 @@ def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
                 "give it as pkg.module:factory, found from the working directory"
             ) from error
         if not callable(factory):
-            found = type(factory).__name__
-            raise ValueError(f"expected {name!r} to be callable, got {found}; name a function or a class")
+            kind = type(factory).__name__
+            raise ValueError(f"expected {name!r} to be callable, got {kind}; name a function or a class")
         arguments = _arguments(name, factory, {"shape": shape, "classes": classes})
         try:
             model = factory(**arguments)
         except Exception as error:
-            raise ValueError(f"expected {name!r} to return a model, got {one_line(error)}; mend it") from error
+            raise ValueError(f"expected {name!r} to return a model, got {one_line(error)}; fix it") from error
     if not isinstance(model, nn.Module):
-        found = type(model).__name__
-        raise ValueError(f"expected {name!r} to return a torch.nn.Module, got {found}; return the model")
+        kind = type(model).__name__
+        raise ValueError(f"expected {name!r} to return a torch.nn.Module, got {kind}; return the model")
     return model
 
 
 def _arguments(name: str, factory: Callable[..., object], offered: dict[str, object]) -> dict[str, object]:
-    """Return those of the ``offered`` arguments that ``factory`` has; it must require no others."""
+    """Those of the ``offered`` arguments that ``factory`` has; it must not require others."""
     accepted: dict[str, object] = {}
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # a builtin, which does not tell
+    except ValueError:  # a builtin without a signature
         return accepted
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -218,7 +210,7 @@ def _arguments(name: str, factory: Callable[..., object], offered: dict[str, obj
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    # as `python -m` has it; an installed command has its own folder in front instead
+    # as under `python -m`; for an installed command its own folder comes first instead
     entry = str(Path.cwd())
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
@@ -229,7 +221,11 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 def _check_logits(model: nn.Module, shape: Shape, classes: int, binary: bool) -> None:
-    """Raise ValueError unless ``model`` has weights and maps two images to ``(2, classes)`` finite logits."""
+    """Check that ``model`` has trainable weights and maps two images to ``(2, classes)`` finite logits.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("expected a model with weights to train, got none; leave at least one trainable")
     try:
@@ -249,8 +245,8 @@ def _check_logits(model: nn.Module, shape: Shape, classes: int, binary: bool) ->
     if logits.shape != (2, classes):
         raise ValueError(
             f"expected logits of shape {(2, classes)}, got {tuple(logits.shape)}; "
-            "return one logit for each image and class of the data set"
+            "return one logit per image and class of the data set"
         )
     if not logits.is_floating_point() or not logits.isfinite().all():
-        found = f"{logits.dtype} with {int((~logits.isfinite()).sum())} that are NaN or infinite"
-        raise ValueError(f"expected finite floating logits, got {found}; check the initialisation")
+        got = f"{logits.dtype} with {int((~logits.isfinite()).sum())} that are NaN or infinite"
+        raise ValueError(f"expected finite floating logits, got {got}; check the initialisation")

@@ -1,4 +1,4 @@
-"""Checkpoints that another training left, by epoch."""
+"""Find the checkpoints of another training and read their epochs from the file names."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from harness.config.options import ConfigError
 NUMBER = re.compile(r"(\d+)")
 # epoch=0, epoch_010, Epoch 3, ep12, but not step12
 NAMED = re.compile(r"(?:epoch|(?<![a-z])ep)[^a-z\d]*(\d+)", re.IGNORECASE)
-# a number that stands alone, unlike that of resnet18
+# a number without letters next to it, unlike that of resnet18
 ALONE = re.compile(r"(?<![a-z\d])\d+(?![a-z\d])", re.IGNORECASE)
-# epochs are in file names; a larger number there is a step or a date
+# a larger number in a file name is not an epoch but a step or a date
 LARGEST = 1_000_000
+# pairs in `mapping_line`
 SHOWN = 4
 
 
 def existing_checkpoints(pattern: str) -> dict[int, Path]:
-    """Files that a pattern such as ``ckpt/*.safetensors`` matches, by epoch, in order.
+    """The files that a pattern such as ``ckpt/*.safetensors`` matches, by epoch, in ascending order.
 
-    The epoch is the number after ``epoch`` or ``ep`` in a file's name (``epoch=3-loss=0.90.ckpt``, ``net_ep12.pt``).
-    Where no name says so, it is the only number that differs between the names (``resnet18_0.pt``, ``resnet18_1.pt``).
-    A single file has the only number that stands alone in its name.
+    The epoch is the number after ``epoch`` or ``ep`` in a file name (``epoch=3-loss=0.90.ckpt``, ``net_ep12.pt``).
+    If no name has one, the epoch is the only number that differs between the names (``resnet18_0.pt``,
+    ``resnet18_1.pt``). For a single file it is the only number that stands alone in the name.
 
     Args:
-        pattern: a file or folder that exists under a name with brackets in it is taken by that name.
+        pattern: glob pattern. A part with brackets that exists as a file or folder is taken literally.
 
     Raises:
-        ConfigError: no file, an epoch twice, or a name that does not say its epoch.
+        ConfigError: no file matches, two files have the same epoch, or a name has no epoch.
     """
     paths = _matching(pattern)
     if not paths:
         raise ConfigError(f"expected files that --checkpoints matches, got none for {pattern!r}; quote the pattern")
-    found: dict[int, Path] = {}
+    by_epoch: dict[int, Path] = {}
     for path, epoch in zip(paths, _epochs(paths), strict=True):
-        if epoch in found:
+        if epoch in by_epoch:
             raise ConfigError(
-                f"expected one checkpoint per epoch, got {found[epoch].name} and {path.name}; narrow --checkpoints"
+                f"expected one checkpoint per epoch, got {by_epoch[epoch].name} and {path.name}; narrow --checkpoints"
             )
-        found[epoch] = path
-    return dict(sorted(found.items()))
+        by_epoch[epoch] = path
+    return dict(sorted(by_epoch.items()))
 
 
 def mapping_line(existing: Mapping[int, Path]) -> str:
-    """Which file is taken for which epoch; of many files, the first ones and the last."""
+    """One line that says which file is used for which epoch; of many files, the first ones and the last."""
     pairs = [f"{path.name} -> {epoch}" for epoch, path in existing.items()]
     more = len(pairs) - SHOWN
     if more > 0:
@@ -57,16 +58,16 @@ def mapping_line(existing: Mapping[int, Path]) -> str:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The files of a pattern; a part that exists under exactly this name is taken literally."""
-    given = Path(pattern)
-    if given.is_file():
-        return [given]
-    literal = next(parent for parent in given.parents if parent.is_dir() or parent == parent.parent)
-    rest = given.relative_to(literal)
-    # where brackets match as a set of characters, they are one; else they stand for themselves
-    for tried in (str(rest), str(rest).replace("[", "[[]")):
-        found = glob.glob(os.path.join(glob.escape(str(literal)), tried), recursive=True)
-        if files := sorted(path for path in map(Path, found) if path.is_file()):
+    """The files that a pattern matches; a part that exists under exactly this name is taken literally."""
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    literal = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
+    rest = path.relative_to(literal)
+    # brackets are first read as a set of characters, then literally
+    for form in (str(rest), str(rest).replace("[", "[[]")):
+        matches = glob.glob(os.path.join(glob.escape(str(literal)), form), recursive=True)
+        if files := sorted(match for match in map(Path, matches) if match.is_file()):
             return files
     return []
 
@@ -75,7 +76,7 @@ def _epochs(paths: Sequence[Path]) -> list[int]:
     """The epoch of each file.
 
     Raises:
-        ConfigError: a name that does not say it.
+        ConfigError: a name without an epoch.
     """
     named = [set(map(int, NAMED.findall(path.stem))) for path in paths]
     if not any(named):
@@ -90,10 +91,10 @@ def _epochs(paths: Sequence[Path]) -> list[int]:
 
 
 def _varying(paths: Sequence[Path]) -> list[int]:
-    """The only number that differs between names that are alike in all else; of one name, its only one.
+    """The only number that differs between names that are otherwise equal; of a single name, its only number.
 
     Raises:
-        ConfigError: names a file that is unlike the others, or says that several numbers differ.
+        ConfigError: a file's name differs in more than numbers, or several numbers differ.
     """
     if len(paths) == 1:
         alone = ALONE.findall(paths[0].stem)
@@ -101,11 +102,11 @@ def _varying(paths: Sequence[Path]) -> list[int]:
     pieces = [NUMBER.split(path.stem) for path in paths]
     words = [tuple(piece[::2]) for piece in pieces]
     usual = Counter(words).most_common(1)[0][0]
-    for path, said in zip(paths, words, strict=True):
-        if said != usual or len(usual) == 1:
-            like = paths[words.index(usual)].name
+    for path, between in zip(paths, words, strict=True):
+        if between != usual or len(usual) == 1:
+            other = paths[words.index(usual)].name
             raise ConfigError(
-                f"expected names of checkpoints that differ in the epoch alone, got {path.name} next to {like}; "
+                f"expected names of checkpoints that differ in the epoch alone, got {path.name} next to {other}; "
                 "narrow --checkpoints, or rename them to say epoch-N"
             )
     numbers = list(zip(*([int(number) for number in piece[1::2]] for piece in pieces), strict=True))

@@ -1,19 +1,21 @@
-"""Classifiers of libraries: torchvision's and timm's architectures, RobustBench's trained networks."""
+"""Models from libraries: architectures of torchvision and timm, trained networks of RobustBench."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import Any
 
 from torch import nn
 
+from attacks.types import one_line
+
 Shape = tuple[int, int, int]
 
-# what RobustBench has networks for, by the number of classes
+# RobustBench's data sets by number of classes
 ROBUSTBENCH_DATA = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 ROBUSTBENCH_THREATS = ("Linf", "L2", "corruptions")
 
@@ -22,7 +24,7 @@ def torchvision_model(name: str, shape: Shape, classes: int) -> nn.Module:
     """A freshly initialised model of ``torchvision.models.list_models()``.
 
     Raises:
-        ValueError: unknown, or it cannot be made.
+        ValueError: the name is unknown, or the model cannot be made.
     """
     from torchvision.models import get_model, list_models
 
@@ -35,7 +37,7 @@ def timm_model(name: str, shape: Shape, classes: int) -> nn.Module:
     """A freshly initialised model of ``timm.list_models()``.
 
     Raises:
-        ValueError: no timm, unknown, or it cannot be made.
+        ValueError: timm is not installed, the name is unknown, or the model cannot be made.
     """
     try:
         import timm
@@ -50,14 +52,15 @@ def timm_model(name: str, shape: Shape, classes: int) -> nn.Module:
 def robustbench_model(name: str, shape: Shape, classes: int) -> nn.Module:
     """A trained network of RobustBench (Croce et al. 2021, https://arxiv.org/abs/2010.09670), with its weights.
 
-    RobustBench looks for them under ``models/`` and fetches them where they are not there.
+    RobustBench looks for the weights under ``models/`` and downloads them if they are missing.
 
     Args:
-        name: ``NAME``, or ``THREAT/NAME`` of another threat model than ``Linf``.
-        classes: says which data set's network is meant: 10 CIFAR-10, 100 CIFAR-100, 1000 ImageNet.
+        name: ``NAME`` for the threat model ``Linf``, or ``THREAT/NAME`` for another one.
+        shape: not used; RobustBench's networks have a fixed input.
+        classes: selects the data set: 10 CIFAR-10, 100 CIFAR-100, 1000 ImageNet.
 
     Raises:
-        ValueError: no RobustBench, no such network, or its weights cannot be had.
+        ValueError: RobustBench is not installed, has no such network, or the weights cannot be loaded.
     """
     check_robustbench()
     try:
@@ -66,10 +69,10 @@ def robustbench_model(name: str, shape: Shape, classes: int) -> nn.Module:
         from robustbench.utils import load_model
     except ImportError as error:
         raise ValueError(
-            f"expected RobustBench with all that it needs, got {one_line(error)}; install that (pkg_resources is in "
-            "setuptools before 82)"
+            f"expected RobustBench with its dependencies, got {one_line(error)}; install the missing one "
+            "(pkg_resources is in setuptools before 82)"
         ) from error
-    threat, _, own = name.rpartition("/")
+    threat, _, network = name.rpartition("/")
     threat, data = threat or ROBUSTBENCH_THREATS[0], ROBUSTBENCH_DATA.get(classes)
     if data is None or threat not in ROBUSTBENCH_THREATS:
         raise ValueError(
@@ -77,30 +80,30 @@ def robustbench_model(name: str, shape: Shape, classes: int) -> nn.Module:
             f"classes, got {name!r} for {classes}; choose one"
         )
     known = model_dicts[BenchmarkDataset(data)].get(ThreatModel(threat), {})
-    if own not in known:
-        raise ValueError(f"expected a network of RobustBench for {data}, {threat}, got {own!r}; see its model zoo")
-    return _made(f"robustbench:{name}", lambda: load_model(own, dataset=data, threat_model=threat))
+    if network not in known:
+        raise ValueError(f"expected a network of RobustBench for {data}, {threat}, got {network!r}; see its model zoo")
+    return _made(f"robustbench:{name}", lambda: load_model(network, dataset=data, threat_model=threat))
 
 
 def check_robustbench() -> None:
-    """Tell RobustBench from the folder of the same name that torchattacks brings along.
+    """Check that RobustBench is installed, and not just the folder of the same name that torchattacks installs.
 
     Raises:
-        ValueError: the package is not installed, or torchattacks' files lie over it.
+        ValueError: the package is not installed, or torchattacks has overwritten its files.
     """
     try:
         files = metadata.distribution("robustbench").files or []
     except metadata.PackageNotFoundError:
         raise ValueError(
-            "expected the package robustbench, got none (torchattacks has a folder of that name, which is not it); "
-            "install it"
+            "expected the package robustbench, got none (torchattacks installs a folder of that name, which "
+            "is not it); install it"
         ) from None
     for file in files:
         if str(file) == "robustbench/utils.py" and file.hash is not None:
             digest = hashlib.new(file.hash.mode, file.read_binary()).digest()
             if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
                 raise ValueError(
-                    "expected RobustBench's own files, got torchattacks' over them; reinstall robustbench after it"
+                    "expected RobustBench's own files, got torchattacks' in their place; reinstall robustbench after it"
                 )
 
 
@@ -110,15 +113,3 @@ def _made(name: str, make: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         raise ValueError(f"expected {name} to be made, got {one_line(error)}; choose another model") from error
     return model
-
-
-def one_line(error: Exception) -> str:
-    """Name an exception and its message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-LIBRARIES: Mapping[str, Callable[[str, Shape, int], nn.Module]] = {
-    "torchvision": torchvision_model,
-    "timm": timm_model,
-    "robustbench": robustbench_model,
-}

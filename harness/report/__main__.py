@@ -1,4 +1,4 @@
-"""``python -m harness.report``: one page, and figures, of finished runs."""
+"""``python -m harness.report``: write the report page and the figures of runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.command import run_command
+from harness.command import DONE, exit_code, run_command
 from harness.config.options import OneLineParser
-
-DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = OneLineParser(
         prog="python -m harness.report",
         description="Draw runs and test what they show: one self-contained page, and figures in the runs' folders.",
@@ -26,16 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     given = parser.parse_args(argv)
-    try:
-        return _report(given.run, given.out)
-    except (ValueError, OSError) as error:
-        if given.debug:
-            raise
-        print(f"report: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("report: interrupted; the same command begins again", file=sys.stderr)
-        return INTERRUPTED
+    resume = "run the same command again, from the beginning"
+    return exit_code("report", lambda: _report(given.run, given.out), resume=resume, debug=given.debug)
 
 
 def _report(paths: list[Path], out: Path | None) -> int:

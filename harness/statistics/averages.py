@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from attacks.estimator import Status
 
-SUMMARY_COLUMNS = (
-    "epoch",
-    "split",
-    "subset",
-    "estimator",
-    "norm",
-    "domain",
-    "count",
-    "found",
-    "avg",
-    "se",
-    "attack_avg",
-    "attack_se",
-    "median",
-    "q05",
-    "q25",
-    "q75",
-    "q95",
-    "forwards",
-    "backwards",
-    "seconds",
-    "after_noise",
-    "tied",
-    "not_found",
-    "failed",
-)
-QUANTILES = {"median": 0.5, "q05": 0.05, "q25": 0.25, "q75": 0.75, "q95": 0.95}
 FOUND = (Status.FOUND.value, Status.FOUND_AFTER_NOISE.value)
+# what statistics are given of the rows, besides "found": whether an image has a witness
+READ = ("status", "distance", "attack_distance", "forwards", "backwards", "seconds")
+Columns: TypeAlias = Mapping[str, np.ndarray]
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -58,6 +36,38 @@ def quantile(values: np.ndarray, q: float) -> float:
     return float(low + (position - math.floor(position)) * (high - low))
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _count(rows: Columns, status: Status) -> int:
+    return int((rows["status"] == status.value).sum())
+
+
+# a column of the summary: a number of the rows of one epoch, split, subset, estimator, norm and domain, given as arrays
+STATISTICS: dict[str, Callable[[Columns], float]] = {
+    "count": lambda rows: len(rows["status"]),
+    "found": lambda rows: int(rows["found"].sum()),
+    "avg": lambda rows: _mean(rows["distance"][rows["found"]]),
+    "se": lambda rows: standard_error(rows["distance"][rows["found"]]),
+    "attack_avg": lambda rows: _mean(rows["attack_distance"][rows["found"]]),
+    "attack_se": lambda rows: standard_error(rows["attack_distance"][rows["found"]]),
+    "median": lambda rows: quantile(rows["distance"], 0.5),
+    "q05": lambda rows: quantile(rows["distance"], 0.05),
+    "q25": lambda rows: quantile(rows["distance"], 0.25),
+    "q75": lambda rows: quantile(rows["distance"], 0.75),
+    "q95": lambda rows: quantile(rows["distance"], 0.95),
+    "forwards": lambda rows: _mean(rows["forwards"]),
+    "backwards": lambda rows: _mean(rows["backwards"]),
+    "seconds": lambda rows: float(rows["seconds"].sum()),
+    "after_noise": lambda rows: _count(rows, Status.FOUND_AFTER_NOISE),
+    "tied": lambda rows: _count(rows, Status.TIED),
+    "not_found": lambda rows: _count(rows, Status.NOT_FOUND),
+    "failed": lambda rows: _count(rows, Status.FAILED),
+}
+SUMMARY_COLUMNS = ("epoch", "split", "subset", "estimator", "norm", "domain", *STATISTICS)
+
+
 def summarise(margins: pd.DataFrame) -> pd.DataFrame:
     """One row for every epoch, split, subset, estimator and norm.
 
@@ -73,32 +83,8 @@ def summarise(margins: pd.DataFrame) -> pd.DataFrame:
     for values, group in margins.groupby(keys, sort=False):
         key = dict(zip(keys, values, strict=True))
         for subset, chosen in (("all", group), ("correct", group[group.correct]), ("incorrect", group[~group.correct])):
-            rows.append({**key, "subset": subset, **_describe(chosen)})
+            columns = {name: chosen[name].to_numpy() for name in READ}
+            columns["found"] = np.isin(columns["status"], FOUND)
+            numbers = {name: statistic(columns) for name, statistic in STATISTICS.items()}
+            rows.append({**key, "subset": subset, **numbers})
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-
-
-def _describe(group: pd.DataFrame) -> dict[str, float]:
-    status = group["status"].to_numpy()
-    found = np.isin(status, FOUND)
-    every, distance = group["distance"].to_numpy(), group["distance"].to_numpy()[found]
-    attack_distance = group["attack_distance"].to_numpy()[found]
-    return {
-        "count": len(group),
-        "found": int(found.sum()),
-        "avg": _mean(distance),
-        "se": standard_error(distance),
-        "attack_avg": _mean(attack_distance),
-        "attack_se": standard_error(attack_distance),
-        **{name: quantile(every, q) for name, q in QUANTILES.items()},
-        "forwards": _mean(group["forwards"].to_numpy()),
-        "backwards": _mean(group["backwards"].to_numpy()),
-        "seconds": float(group["seconds"].sum()),
-        "after_noise": int((status == Status.FOUND_AFTER_NOISE.value).sum()),
-        "tied": int((status == Status.TIED.value).sum()),
-        "not_found": int((status == Status.NOT_FOUND.value).sum()),
-        "failed": int((status == Status.FAILED.value).sum()),
-    }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan

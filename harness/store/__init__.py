@@ -1,4 +1,4 @@
-"""The run folder: a manifest and immutable parts. The directory listing is the state."""
+"""The run folder: a manifest and immutable parts; the directory listing is the state."""
 
 from harness.store.folder import BOUND_COLUMNS, LOCK, MARGIN_COLUMNS, RunFolder
 from harness.store.identity import StoreError

@@ -1,6 +1,7 @@
-"""Files of a run: written whole or not at all, and checked when they are read.
+"""Read and write the files of a run: atomically, with checksums that are verified when a file is read.
 
-Tables are Parquet, tensors safetensors, a trainer's state a torch file of plain values: no code is in any.
+Tables are Parquet, tensors are safetensors, and a trainer's state is a torch file of tensors and plain values. None of
+these formats contains code.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-# facts of a file: our checksum of what is in it, and what pyarrow and pandas write of their own
+# metadata entries of a file: the checksum of its content, and those that pyarrow and pandas write
 CHECKSUM = "sha256"
 FORMAT = ("pandas", "ARROW:schema")
+# facts of parts, and names of tensors, that earlier versions wrote without a checksum or facts
 FACTS = {"epoch", "seconds", "weights", "start"}
-# of tensors that are kept
 NAMES = {"images", "labels", "ids", "image", "witness", "distance", "label", "lower", "upper"}
-# no run writes a part with more rows, or a file with more tensors besides a checkpoint; reading would take hours
+# most rows of a part and most tensors of a file other than a checkpoint; reading more would take hours
 ROWS, TENSORS = 10_000_000, 1_000
-# what safetensors calls the file that it renames to the one that it was told to write, and the folders that have such
+# names of safetensors' own temporary files, and the folders that can contain them
 SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 OF_TENSORS = ("probes", "checkpoints", "witnesses", "shards", "unsound")
-# a text that a spreadsheet computes; one of ours with the quote that prevents it
+# a text that a spreadsheet evaluates as a formula, and the same text after quoting
 FORMULA, QUOTED = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it: all of it or nothing.
+    """Write a file completely or not at all: ``write`` fills a temporary file, which is synced and renamed to ``path``.
 
     Raises:
-        StoreError: the disk is full, or the folder cannot be written.
+        StoreError: the file cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -65,13 +66,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise StoreError(
-            f"expected to write {path}, got {_reason(error)}; make room or give permission, then go on as before"
-        ) from error
+        raise StoreError(f"cannot write {path}: {_reason(error)}; make room or give permission, then resume") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    # directories cannot be opened for syncing everywhere
+    # some systems cannot open a directory for syncing
     with contextlib.suppress(OSError):
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -81,20 +80,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file."""
+    """Write a text file, replacing an existing one."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Replace a derived table; blank where a statistic is undefined."""
+    """Write a derived table as CSV, replacing an existing one; undefined statistics are blank."""
     write_atomically(path, lambda temporary: temporary.write_text(as_csv(table), encoding="utf-8"))
 
 
 def as_csv(table: pd.DataFrame, *, header: bool = True, float_format: str | None = None) -> str:
-    """A table as CSV, in which no text is a formula to a spreadsheet; `from_csv` reads it back.
+    """A table as CSV in which a spreadsheet evaluates no text as a formula; `from_csv` reads it back.
 
-    A text that begins with ``= + - @``, a tab or a carriage return gets a single quote before it, and so does one that
-    has such quotes already. Numbers are left as they are.
+    A text that begins with ``= + - @``, a tab or a carriage return, possibly after single quotes, gets one more single
+    quote in front. Numbers are not changed.
     """
     texts = [place for place, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
     table = table.copy(deep=False)
@@ -123,19 +122,19 @@ def _defused(value: object) -> object:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left behind; only for the one process that writes to the folder."""
+    """Delete temporary files of killed writers; only for the one process that writes to the folder."""
     for temporary in folder.rglob(".*tmp*"):
-        theirs = temporary.relative_to(folder).parts[0] in OF_TENSORS and SAFETENSORS.fullmatch(temporary.name)
-        if temporary.suffix == ".tmp" or theirs:
+        of_safetensors = temporary.relative_to(folder).parts[0] in OF_TENSORS and SAFETENSORS.fullmatch(temporary.name)
+        if temporary.suffix == ".tmp" or of_safetensors:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
 def facts_of(path: Path) -> dict[str, str]:
-    """What a file says of itself, without reading the rest of it; nothing where it cannot be read.
+    """The facts in a file's metadata, without reading the rest; empty if they cannot be read.
 
     Raises:
-        StoreError: no file, but a pipe, a socket, a device or a folder.
+        StoreError: the path is a pipe, a socket, a device or a folder.
     """
     check_regular(path)
     try:
@@ -145,30 +144,30 @@ def facts_of(path: Path) -> dict[str, str]:
         if path.suffix == ".safetensors":
             return expanded(header_of(path).get("__metadata__", {}))
         return _trainer(path)[1]
-    except Exception:  # whoever reads all of it says what is wrong
+    except Exception:  # reading the whole file later reports the error
         return {}
 
 
 def write_part(path: Path, table: pd.DataFrame, **facts: str) -> None:
-    """Write one Parquet part with ``facts`` in its metadata, a checksum of every page and one of all of it."""
+    """Write a Parquet part with ``facts`` and a checksum of the whole in its metadata, and a checksum per page."""
     content = pa.Table.from_pandas(table, preserve_index=False)
-    said = {**facts, CHECKSUM: _part_checksum(table, facts)}
-    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **said})
+    metadata = {**facts, CHECKSUM: _part_checksum(table, facts)}
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), **metadata})
     write_atomically(
         path, lambda temporary: pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
     )
 
 
 def read_part(path: Path, place: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A Parquet part and the facts in its metadata.
+    """Read a Parquet part and the facts in its metadata.
 
-    Pages have checksums of their own; the footer, which says what the pages mean, is covered by that of all values.
+    Page checksums cover the pages; the checksum of all values also covers the footer, which defines their meaning.
 
     Args:
-        place: what the file should say of itself (see `check_identity`).
+        place: the expected identity (see `check_identity`).
 
     Raises:
-        StoreError: the file is damaged, too long, or another one.
+        StoreError: the file is damaged, has too many rows, or belongs to another place.
     """
     check_regular(path)
     try:
@@ -176,22 +175,22 @@ def read_part(path: Path, place: Mapping[str, str] | None = None) -> tuple[pd.Da
         if rows > ROWS:
             raise ValueError(f"{rows} rows, more than {ROWS}")
         content = pq.read_table(path, page_checksum_verification=True)
-        said = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
+        metadata = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
         table = content.to_pandas()
-    except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
+    except Exception as error:  # pyarrow and pandas raise many types for a damaged file
         raise StoreError(f"expected a Parquet part at {path}, got {_reason(error)}; delete it and --resume") from None
-    wanted = said.pop(CHECKSUM, None)
-    facts = {key: value for key, value in said.items() if key not in FORMAT}
-    # parts of earlier versions have none, but facts; one that there is not may have been the checksum's name
+    wanted = metadata.pop(CHECKSUM, None)
+    facts = {key: value for key, value in metadata.items() if key not in FORMAT}
+    # parts of earlier versions have facts but no checksum; an unknown fact may be a damaged name of the checksum
     earlier = bool(facts) and facts.keys() <= FACTS
     if not earlier if wanted is None else _part_checksum(table, facts) != wanted:
-        raise StoreError(f"expected the values that a part had at {path}, got others; delete it and --resume")
+        raise StoreError(f"checksum mismatch in {path}: the part is damaged; delete it and --resume")
     check_identity(path, facts, place or {})
     return table, facts
 
 
 def _part_checksum(table: pd.DataFrame, facts: Mapping[str, str]) -> str:
-    """SHA-256 of the facts, the names and types of columns, and all values."""
+    """SHA-256 of the facts, the names and dtypes of the columns, and all values."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name, column in table.items():
         values = column.to_numpy()
@@ -202,10 +201,10 @@ def _part_checksum(table: pd.DataFrame, facts: Mapping[str, str]) -> str:
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and bytes of all parameters and buffers; of a wrapped model, the network's.
+    """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers; of the network inside wrappers.
 
     Raises:
-        InputError: a model without all of its weights.
+        InputError: some weights of the model are elsewhere (sharded or on the meta device).
     """
     import torch
 
@@ -231,25 +230,25 @@ def _facts_text(facts: Mapping[str, str]) -> str:
 
 
 def save_checkpoint(path: Path, model: nn.Module, epoch: int, facts: Mapping[str, str] | None = None) -> None:
-    """Write the network's parameters and buffers as safetensors, with their checksum and facts; tied weights once."""
+    """Write the network's parameters and buffers as safetensors, with a checksum and facts; tied weights once."""
     from safetensors.torch import save_model
 
     from attacks.isolation.unwrapping import unwrapped
 
-    said = {**(facts or {}), "epoch": str(epoch), "weights": weights_checksum(model)}
-    said[CHECKSUM] = hashlib.sha256(_facts_text(said).encode()).hexdigest()
+    metadata = {**(facts or {}), "epoch": str(epoch), "weights": weights_checksum(model)}
+    metadata[CHECKSUM] = hashlib.sha256(_facts_text(metadata).encode()).hexdigest()
     network = unwrapped(model)
-    write_atomically(path, lambda temporary: save_model(network, str(temporary), metadata=said))
+    write_atomically(path, lambda temporary: save_model(network, str(temporary), metadata=metadata))
 
 
 def load_checkpoint(path: Path, model: nn.Module, place: Mapping[str, str] | None = None) -> None:
-    """Load a checkpoint into ``model``, or into the network that it wraps.
+    """Load a checkpoint into ``model``, or into the network inside its wrappers.
 
     Args:
-        place: what the file should say of itself (see `check_identity`).
+        place: the expected identity (see `check_identity`).
 
     Raises:
-        StoreError: missing, damaged, of another model, or another file.
+        StoreError: the file is missing or damaged, is of another model, or belongs to another place.
     """
     from safetensors import safe_open
     from safetensors.torch import load_model
@@ -257,13 +256,13 @@ def load_checkpoint(path: Path, model: nn.Module, place: Mapping[str, str] | Non
     from attacks.isolation.unwrapping import unwrapped
 
     network = unwrapped(model)
-    # a model has no more than it would write, and the facts
+    # more than any checkpoint of this model has
     check_tensors(path, 2 * len(network.state_dict()) + TENSORS)
     try:
         with safe_open(str(path), framework="pt") as handle:
-            said = handle.metadata() or {}
-        # safetensors itself keeps there which weights are tied
-        facts = {name: value for name, value in said.items() if name in (*IDENTITY, "weights")}
+            metadata = handle.metadata() or {}
+        # safetensors also stores there which weights are tied
+        facts = {name: value for name, value in metadata.items() if name in (*IDENTITY, "weights")}
         check_identity(path, facts, place or {})
         load_model(network, str(path))
     except StoreError:
@@ -274,33 +273,31 @@ def load_checkpoint(path: Path, model: nn.Module, place: Mapping[str, str] | Non
         ) from None
     wanted = facts.get("weights")
     if weights_checksum(model) != wanted:
-        raise StoreError(
-            f"expected weights {str(wanted)[:12]} in {path}, got others; the file is damaged: delete it and --resume"
-        )
+        raise StoreError(f"checksum mismatch in {path}: the weights are damaged; delete it and --resume")
     # checkpoints of version 0.1.0 have no checksum of their facts
     digest = hashlib.sha256(_facts_text(facts).encode()).hexdigest()
-    if said.get(CHECKSUM, "" if "kind" in facts else digest) != digest:
-        raise StoreError(f"expected the facts that a checkpoint had at {path}, got others; delete it and --resume")
+    if metadata.get(CHECKSUM, "" if "kind" in facts else digest) != digest:
+        raise StoreError(f"checksum mismatch in {path}: the metadata is damaged; delete it and --resume")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
     """Write named tensors as safetensors, with facts and a checksum of both."""
     from safetensors.torch import save_file
 
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    said = {**facts, CHECKSUM: _tensors_checksum(whole, facts)}
-    # one entry: safetensors writes several in a random order, and the same tensors are to be the same bytes
-    write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata={FACTS_OF: _facts_text(said)}))
+    dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = _facts_text({**facts, CHECKSUM: _tensors_checksum(dense, facts)})
+    # one entry: safetensors writes several in random order, but the same tensors should give the same bytes
+    write_atomically(path, lambda temporary: save_file(dense, str(temporary), metadata={FACTS_OF: text}))
 
 
 def load_tensors(path: Path, place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Read named tensors.
 
     Args:
-        place: what the file should say of itself (see `check_identity`).
+        place: the expected identity (see `check_identity`).
 
     Raises:
-        StoreError: missing, damaged, or another one.
+        StoreError: the file is missing or damaged, or belongs to another place.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -314,38 +311,38 @@ def load_tensors(path: Path, place: Mapping[str, str] | None = None) -> dict[str
         raise StoreError(
             f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
         ) from None
-    # files of earlier versions say nothing of themselves, but have these names
+    # files of earlier versions have no facts, but these names of tensors
     earlier = not facts and {name.rpartition(".")[2] for name in tensors} <= NAMES
     wanted = facts.pop(CHECKSUM, None)
     if not earlier and wanted != _tensors_checksum(tensors, facts):
         raise StoreError(
-            f"expected the tensors that were at {path}, got others; restore the file, or delete it and --resume"
+            f"checksum mismatch in {path}: the tensors are damaged; restore the file, or delete it and --resume"
         )
     check_identity(path, facts, place or {})
     return tensors
 
 
 def save_trainer(path: Path, state: Mapping[str, object], **facts: str) -> None:
-    """Write a trainer's state, tensors and plain values only, and facts."""
+    """Write a trainer's state (tensors and plain values only) with facts."""
     import torch
 
     def save(temporary: Path) -> None:
         try:
             torch.save({**state, "facts": facts}, temporary)
-        except RuntimeError as error:  # torch's way of saying that the disk is full
+        except RuntimeError as error:  # torch raises it when the disk is full
             raise OSError(f"{str(error).splitlines()[0]} (is the disk full?)") from error
 
     write_atomically(path, save)
 
 
 def load_trainer(path: Path, place: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Read a trainer's state; no code in it is run.
+    """Read a trainer's state; no code in the file is run.
 
     Args:
-        place: what the file should say of itself (see `check_identity`).
+        place: the expected identity (see `check_identity`).
 
     Raises:
-        StoreError: missing, damaged, or another one.
+        StoreError: the file is missing or damaged, or belongs to another place.
     """
     state, facts = _trainer(path)
     check_identity(path, facts, place or {})
@@ -358,12 +355,12 @@ def _trainer(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     check_regular(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+        with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums that it writes
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise StoreError(f"expected a trainer's state at {path}, got {error}; delete it and --resume") from None
-    except Exception:  # torch raises many kinds for a damaged file, most of them with advice that is none here
+    except Exception:  # torch raises many types for a damaged file, most with advice that does not apply
         state = None
     # version 0.1.0 wrote no facts
     facts = state.pop("facts", {}) if isinstance(state, dict) else None
@@ -373,11 +370,11 @@ def _trainer(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a library says of a damaged file."""
+    """The type and the first line of the message of a library's error."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def concatenate(tables: Iterable[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
-    """One table of all; with the columns also where there is none."""
+    """One table of all non-empty tables; an empty table with ``columns`` if there is none."""
     kept = [table for table in tables if len(table)]
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(columns))

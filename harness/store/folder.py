@@ -1,6 +1,6 @@
-"""The run folder: a manifest and immutable parts; the directory listing is the state.
+"""The run folder: read, write, lock, start and resume a run.
 
-A part that exists is complete (see `harness.store.files`).
+A part that exists is complete (see `harness.store.files`), so the directory listing is the state of the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-# of the manifest: since 2 it has a checksum
+# schema of the manifest: since 2 it has a checksum
 SCHEMA, READABLE = 2, (1, 2)
 LOCK = ".lock"
 MARGIN_COLUMNS = (
@@ -49,24 +49,25 @@ BOUND_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "certifier", "norm", "domain"),
     *("lower", "upper", "solved", "seconds"),
 )
-WITNESSES_KEPT = 8  # smallest and as many largest, of epochs before the latest
+# witnesses kept of epochs before the latest: this many with the smallest distances, and as many with the largest
+WITNESSES_KEPT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder(RunPaths):
-    """All paths of one run, and how its parts are written and read.
+    """All paths of one run; reads and writes its parts.
 
-    Every file is written with what it is, and what it says of itself is compared with its place when it is read.
+    Every file is written with facts that identify it, and they are compared with its place when it is read.
     """
 
     def facts(self, place: Place | None) -> dict[str, str]:
-        """What a file at this place says of itself; the run is the manifest's digest, whatever its folder is called."""
+        """The facts of a file at this place; ``run`` is the digest in the manifest and not the name of the folder."""
         run = {"run": self.digest} if self.digest else {}
         return {**place.facts, **run} if place else {}
 
     @property
     def digest(self) -> str:
-        """Of the run's fingerprint; nothing where there is no manifest that says it."""
+        """The digest of the run's fingerprint; empty if there is no manifest or it has none."""
         if not self._known.get("digest") and self.exists():
             self._known["digest"] = str(self.read_manifest().get("digest", ""))
         return str(self._known.get("digest", ""))
@@ -77,7 +78,7 @@ class RunFolder(RunPaths):
         self._wrote(path)
 
     def read_part(self, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-        """One of the run's parts and its facts (see `harness.store.files.read_part`)."""
+        """Read one of the run's parts and its facts (see `harness.store.files.read_part`)."""
         rows, facts = read_part(path, self.facts(self.place(path)))
         self._read(path, facts)
         return rows, facts
@@ -110,7 +111,7 @@ class RunFolder(RunPaths):
         return load_trainer(self.trainer(epoch), self.facts(Place("trainer", epoch)))
 
     def drop(self, path: Path) -> None:
-        """Delete a file of the run, which may be gone already."""
+        """Delete a file of the run, if it exists."""
         path.unlink(missing_ok=True)
         place = self.place(path)
         if place is not None and "listings" in self._known:
@@ -122,10 +123,10 @@ class RunFolder(RunPaths):
             self._listing(path.relative_to(self.path).parts[0]).add(place, path)
 
     def check_places(self) -> None:
-        """Hold what every file says of itself against its place, without reading the rest of it.
+        """Check the facts of every file against its place, without reading the rest of the file.
 
         Raises:
-            StoreError: one that is another file than its place says; names both.
+            StoreError: a file belongs to another place; the message names both.
         """
         for folder in FOLDERS:
             for path in self._listing(folder).paths():
@@ -138,7 +139,7 @@ class RunFolder(RunPaths):
             self._known.setdefault("silent", path)
 
     def remarks(self) -> list[str]:
-        """What is to be said of the folder: files that are left out, and files that do not say what they are."""
+        """Lines about files that are ignored, and about files of version 0.1.0, which have no identity."""
         lines = []
         foreign = [path.relative_to(self.path).as_posix() for name in FOLDERS for path in self._listing(name).foreign]
         if foreign:
@@ -146,8 +147,8 @@ class RunFolder(RunPaths):
             lines.append(f"{self.path}: {', '.join(foreign[:3])}{more} left out: not the name of a file of a run")
         if "silent" in self._known:
             lines.append(
-                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not say what they are: "
-                "taken for what they are called"
+                f"{self.path}: files of version 0.1.0, such as {self._known['silent'].name}, do not record their "
+                "identity; their names are trusted"
             )
         return lines
 
@@ -156,36 +157,36 @@ class RunFolder(RunPaths):
         return self.manifest.exists()
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest.
+        """Read and check the manifest.
 
         Raises:
-            StoreError: missing, damaged, of another schema, or with values of other types.
+            StoreError: it is missing or damaged, has another schema, or has values of other types.
         """
         check_regular(self.manifest)
         try:
-            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+            content = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"expected a run's manifest at {self.manifest}, got {error}; restore it") from None
-        if not isinstance(found, dict) or found.get("schema") not in READABLE:
-            got = found.get("schema") if isinstance(found, dict) else type(found).__name__
+        if not isinstance(content, dict) or content.get("schema") not in READABLE:
+            got = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise StoreError(f"expected schema {SCHEMA} in {self.manifest}, got {got}; use the version that wrote it")
-        wanted = found.pop(CHECKSUM, None)
-        if (wanted or found["schema"] != 1) and manifest_checksum(found) != wanted:
+        wanted = content.pop(CHECKSUM, None)
+        if (wanted or content["schema"] != 1) and manifest_checksum(content) != wanted:
             raise StoreError(
-                f"expected the values that the manifest had at {self.manifest}, got others; restore it, or "
-                f"take {CHECKSUM} out and write schema 1 if you changed it on purpose"
+                f"checksum mismatch in {self.manifest}: the manifest is damaged or was edited; restore it, or, if you "
+                f"edited it on purpose, remove {CHECKSUM} and write schema 1"
             )
-        check_shape(self.manifest, found)
-        return found
+        check_shape(self.manifest, content)
+        return content
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep all other processes from writing to the run; what killed ones left half-written is removed.
+        """Lock the run against writes by other processes, and delete temporary files of killed processes.
 
-        The same process may take the lock again. A folder that is not there is made.
+        The same process may take the lock again. A missing folder is created.
 
         Raises:
-            StoreError: another process has it, or the folder cannot be written or holds something else.
+            StoreError: another process holds the lock, or the folder cannot be written or holds other files.
         """
         if not self.exists():
             self._refuse_foreign()
@@ -195,8 +196,7 @@ class RunFolder(RunPaths):
             lock.acquire()
         except Timeout:
             raise StoreError(
-                f"expected a run that no other process writes to, got {self.path} in use; wait for it to end, "
-                "or choose another folder"
+                f"{self.path} is in use by another process; wait for it to end, or choose another folder"
             ) from None
         except OSError as error:
             raise StoreError(
@@ -215,27 +215,28 @@ class RunFolder(RunPaths):
             lock.release()
 
     def _refuse_foreign(self) -> None:
-        """Refuse a folder with something in it that is no run, or a path that is not UTF-8.
+        """Check that the folder is new, empty or a run, and that its path is UTF-8.
 
         Raises:
-            StoreError: it is one.
+            StoreError: it is not.
         """
         if str(self.path) != str(self.path).encode(errors="replace").decode():
-            # safetensors opens no other
+            # safetensors cannot open other paths
             raise StoreError(f"expected a folder whose path is UTF-8, got {str(self.path)!a}; choose another one")
-        ours = (LOCK, f".{self.manifest.name}.")  # of a process that was killed before its first file was there
+        # left by a process that was killed before it wrote its first file
+        ours = (LOCK, f".{self.manifest.name}.")
         if self.path.exists() and not (
             self.path.is_dir() and all(path.name.startswith(ours) for path in self.path.iterdir())
         ):
-            if self.exists():  # another process has just started it: the manifest is the first file
+            if self.exists():  # another process has just written the manifest, a run's first file
                 return
             raise StoreError(f"expected a new or empty folder, got {self.path}; choose another one")
 
     def start(self, manifest: dict[str, Any], *, resume: bool) -> None:
-        """Begin a run here, or go on with the same one; on an error nothing is changed.
+        """Start a run in the folder, or continue the same run; on an error nothing is changed.
 
         Raises:
-            StoreError: a run is here and ``resume`` is false, or the runs differ; names the fields.
+            StoreError: the folder has a run and ``resume`` is false, or the runs differ; the message names the fields.
         """
         if not self.exists():
             self._refuse_foreign()
@@ -250,22 +251,22 @@ class RunFolder(RunPaths):
             raise StoreError(f"expected a new folder, got {self.path} with a run in it; add --resume or choose another")
         self.check(manifest)
         before = self.read_manifest()
-        # 1 and 1.0 are the same options, but have other digests, which the run's files carry
+        # 1 and 1.0 are equal options with different digests; the run's files carry the first one
         kept: dict[str, Any] = {name: before[name] for name in ("created", "fingerprint", "digest") if name in before}
         for kind in ("estimators", "certifiers"):
-            # those that are not asked for again keep their parts, and so their entries
+            # estimators that are not named again keep their parts, and therefore their entries
             entries = (*before.get(kind, ()), *manifest.get(kind, ()))
             kept[kind] = list({entry["estimator"]: entry for entry in entries}.values())
         if "notes" in manifest:
-            # what was noted of epochs that are not measured again
+            # notes about epochs that are not measured again
             kept["notes"] = list(dict.fromkeys((*before.get("notes", ()), *manifest["notes"])))
         self.write_manifest({**before, **manifest, **kept, "resumed": now()})
 
     def check(self, manifest: dict[str, Any]) -> None:
-        """Refuse a folder that `start` would not continue; nothing is written and no lock is taken.
+        """Check that `start` could continue the run in the folder; nothing is written and no lock is taken.
 
         Raises:
-            StoreError: it holds something else than a run, or another run; names the fields.
+            StoreError: the folder holds other files, or another run; the message names the fields.
         """
         if not self.exists():
             self._refuse_foreign()
@@ -284,24 +285,27 @@ class RunFolder(RunPaths):
         self._check_revisions("bounds", manifest.get("certifiers", ()))
 
     def _check_revisions(self, folder: str, entries: Iterable[dict[str, Any]]) -> None:
-        """Refuse to add to units that an estimator measured whose numbers have changed since.
+        """Check that the estimators' revisions are those that the run was measured with.
+
+        An estimator's revision changes when its numbers change.
 
         Raises:
-            StoreError: names the estimator and both revisions.
+            StoreError: they differ; the message names the estimator and both revisions.
         """
         revisions = {entry["estimator"]: entry.get("revision", 1) for entry in entries}
         for series, files in self._listing(folder).epochs.items():
             text = series.unit.estimator if series.unit else ""
-            # no run adds to units of another revision: one epoch stands for all
+            # all epochs of a unit have the same revision
             if text in revisions and files:
-                found = facts_of(files[max(files)]).get("revision", "1")
-                if found != str(revisions[text]):
+                revision = facts_of(files[max(files)]).get("revision", "1")
+                if revision != str(revisions[text]):
                     raise StoreError(
-                        f"expected `{text}` revision {revisions[text]}, got {found} in {self.path}; "
+                        f"expected `{text}` revision {revisions[text]}, got {revision} in {self.path}; "
                         "measure into a new run or remove its units"
                     )
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest with its schema and checksum."""
         whole = {**manifest, "schema": SCHEMA}
         whole[CHECKSUM] = manifest_checksum(whole)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"

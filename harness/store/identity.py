@@ -1,4 +1,4 @@
-"""Compare what a file says of itself with its place in the run folder, and refuse what cannot be a file of a run."""
+"""Check that a file belongs to its place in the run folder: its identity, file type and size of header."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# what a file is, which its place says too (see `harness.store.places.Place`)
+# facts that identify a file; its path gives the same ones (see `harness.store.places.Place`)
 IDENTITY = ("kind", "run", "epoch", "unit", "split")
-FACTS_OF = "facts"  # the entry of a safetensors file that holds all of them, where the library writes no others
-HEADER = 100_000_000  # bytes of a safetensors header, at most, as that library has it
-ENTRY = 1_000  # of which a tensor takes less
+# metadata entry of a safetensors file that holds all facts
+FACTS_OF = "facts"
+# largest header of a safetensors file in bytes (that library's limit); one tensor takes less than ENTRY of them
+HEADER = 100_000_000
+ENTRY = 1_000
 
 
 class StoreError(ValueError):
@@ -20,10 +22,12 @@ class StoreError(ValueError):
 
 
 def check_regular(path: Path) -> None:
-    """Refuse a pipe, socket, device or folder in the place of a file: opening one may wait for ever.
+    """Check that a path is not a pipe, socket, device or folder; opening one could block forever.
+
+    A missing file passes.
 
     Raises:
-        StoreError: names it.
+        StoreError: it is one; the message names the kind.
     """
     try:
         mode = path.stat().st_mode
@@ -36,18 +40,20 @@ def check_regular(path: Path) -> None:
 
 
 def check_identity(path: Path, facts: Mapping[str, str], place: Mapping[str, str]) -> None:
-    """Refuse a file that says of itself that it is another one than its place says.
+    """Check that a file's facts agree with its place in the run folder.
 
-    What a file does not say, as one of version 0.1.0, is not compared.
+    Args:
+        facts: from the file's metadata. Missing ones, as in files of version 0.1.0, are not compared.
+        place: the expected facts, from the path and the manifest.
 
     Raises:
-        StoreError: names what both say.
+        StoreError: they differ; the message names both.
     """
     other = [name for name in IDENTITY if name in facts and facts[name] != place.get(name, facts[name])]
     if other:
-        # the first digits tell a digest
-        short = [{**said, "run": said.get("run", "")[:12]} for said in (place, facts)]
-        wanted, got = (", ".join(f"{name} {said[name]}" for name in other) for said in short)
+        # the first digits are enough of a digest
+        short = [{**known, "run": known.get("run", "")[:12]} for known in (place, facts)]
+        wanted, got = (", ".join(f"{name} {known[name]}" for name in other) for known in short)
         raise StoreError(f"expected {wanted} at {path}, got {got}; put the right file there, or delete it and --resume")
 
 
@@ -55,33 +61,33 @@ def header_of(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: its tensors by name, and ``__metadata__``.
 
     Raises:
-        ValueError: damaged.
+        ValueError: the header is damaged.
     """
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        found = json.loads(handle.read(length)) if length <= HEADER else None
-    if not isinstance(found, dict) or not isinstance(found.get("__metadata__", {}), dict):
+        header = json.loads(handle.read(length)) if length <= HEADER else None
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ValueError("not a safetensors header")
-    return found
+    return header
 
 
 def expanded(metadata: Mapping[str, object]) -> dict[str, str]:
     """The facts in the metadata of a safetensors file.
 
     Raises:
-        ValueError: damaged.
+        ValueError: the metadata is damaged.
     """
-    found = json.loads(str(metadata[FACTS_OF])) if FACTS_OF in metadata else metadata
-    if not isinstance(found, Mapping):
-        raise ValueError("facts of no names")
-    return {str(name): str(value) for name, value in found.items()}
+    facts = json.loads(str(metadata[FACTS_OF])) if FACTS_OF in metadata else metadata
+    if not isinstance(facts, Mapping):
+        raise ValueError("facts without names")
+    return {str(name): str(value) for name, value in facts.items()}
 
 
 def check_tensors(path: Path, most: int) -> None:
-    """Refuse a safetensors file with more tensors than it can have: reading each costs time.
+    """Check that a safetensors file's header is short enough for ``most`` tensors; reading each tensor costs time.
 
     Raises:
-        StoreError: its header is longer than that many tensors need; or it is a pipe, a socket, a device or a folder.
+        StoreError: the header is longer; or the path is a pipe, a socket, a device or a folder.
     """
     check_regular(path)
     try:

@@ -1,4 +1,4 @@
-"""The manifest: its shape, what a resumed run may not change, and the environment that it names."""
+"""Checks of the manifest: types of its entries, changes that a resumed run may not make; the environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.store.identity import StoreError
 
-# of what is read back from it, of its options, and of an entry of an estimator
+# types of the entries that are read back, of options, and of the entry of an estimator
 TYPES: dict[str, type] = {
     **dict.fromkeys(("config", "fingerprint", "probes"), dict),
     **dict.fromkeys(("estimators", "certifiers", "notes", "command"), list),
@@ -28,20 +28,20 @@ LIBRARIES = ("torch", "torchvision", "foolbox", "torchattacks", "eagerpy", "nump
 
 
 def check_shape(path: Path, manifest: dict[str, Any]) -> None:
-    """Refuse what was written by hand with other types.
+    """Check the types of the entries that are read back; a manifest edited by hand may have others.
 
     Raises:
-        StoreError: names the entry.
+        StoreError: an entry has another type; the message names it.
     """
     wrong = _other_types(manifest, TYPES)
     if not wrong:
         wrong = _other_types(manifest.get("config", {}), OPTIONS)
         for name in ("estimators", "certifiers"):
             entries = manifest.get(name, ())
-            right = (isinstance(e, dict) and "estimator" in e and not _other_types(e, ENTRY) for e in entries)
-            wrong += [] if all(right) else [name]
-        ends = manifest.get("fingerprint", {}).get("bounds", [0.0, 1.0])
-        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+            valid = (isinstance(e, dict) and "estimator" in e and not _other_types(e, ENTRY) for e in entries)
+            wrong += [] if all(valid) else [name]
+        bounds = manifest.get("fingerprint", {}).get("bounds", [0.0, 1.0])
+        if not (isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)):
             wrong.append("bounds")
         if not all(isinstance(value, str) for value in probe_checksums(manifest).values()):
             wrong.append("probes")
@@ -57,21 +57,26 @@ def _other_types(values: Mapping[str, Any], types: Mapping[str, type]) -> list[s
 
 
 def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest's canonical JSON, without its checksum."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def probe_checksums(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Split -> checksum of its probe images, as the manifest has them; `MarginTracker`'s fingerprint always did."""
+    """Checksums of the probe images by split; a run of `MarginTracker` has them in its fingerprint."""
     fingerprint = manifest.get("fingerprint", {})
-    found = manifest.get("probes", fingerprint.get("probes", {}))
-    return dict(found) if isinstance(found, dict) else {}
+    checksums = manifest.get("probes", fingerprint.get("probes", {}))
+    return dict(checksums) if isinstance(checksums, dict) else {}
 
 
 def check_probes(before: Mapping[str, Any], after: Mapping[str, str]) -> None:
-    """A run measures the same images for ever.
+    """Check that the probe images of a resumed run are those that it began with.
+
+    Args:
+        before: the run's manifest.
+        after: checksums by split.
 
     Raises:
-        StoreError: other images; names the split.
+        StoreError: they differ; the message names the split.
     """
     known = probe_checksums(before)
     for split, checksum in after.items():
@@ -83,28 +88,35 @@ def check_probes(before: Mapping[str, Any], after: Mapping[str, str]) -> None:
 
 
 def check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:
-    """A text leaves out parameters at their defaults, which another version may have changed.
+    """Check that estimators have the parameters that the run was measured with.
+
+    An estimator's text leaves out parameters at their defaults, which another version may have changed.
+
+    Args:
+        before: entries of the run's manifest.
+        after: entries of the estimators that are asked for.
 
     Raises:
-        StoreError: an estimator that the run has measured with other parameters.
+        StoreError: the run has measured an estimator with other parameters.
     """
     known = {entry["estimator"]: entry.get("parameters") for entry in before}
     for entry in after:
-        text, now_meant = entry["estimator"], entry.get("parameters")
-        if text in known and known[text] != now_meant:
+        text, parameters = entry["estimator"], entry.get("parameters")
+        if text in known and known[text] != parameters:
             raise StoreError(
-                f"expected {text} with the parameters that the run was measured with, {known[text]}, got {now_meant}; "
+                f"expected {text} with the parameters that the run was measured with, {known[text]}, got {parameters}; "
                 "write them out, or use another folder"
             )
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The entries that differ between two fingerprints, as text; empty if they are equal."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {after.get(name)!r} (the run has {before.get(name)!r})" for name in names)
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
-    """Versions and machine, for the manifest."""
+    """Versions of libraries, the machine and the command line, for the manifest."""
     versions = {"python": platform.python_version()}
     for library in ("margin-harness", *LIBRARIES):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -114,5 +126,5 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Read a run's parts and check their rows against the names of their files and the types of their columns."""
+"""Read the parts of a run and check their rows: columns, types, ranges, and agreement with the file name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ TEXTS = ("split", "estimator", "certifier", "norm", "domain", "status", "message
 TRUTHS = ("correct", "solved")
 PREDICTION_COLUMNS = ("split", "image", "label", "prediction", "confidence", "loss")
 ALLOWED = {"domain": DOMAINS, "status": tuple(map(str, Status))}
-# none of them is NaN or below 0
+# columns without NaN and negative values
 DISTANCES = ("distance", "attack_distance", "lower", "upper")
 
 
 def read_margins(folder: RunFolder, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A margin part in `MARGIN_COLUMNS`, and its facts.
+    """Read a margin part, with `MARGIN_COLUMNS`, and its facts.
 
     Raises:
-        StoreError: damaged, another part than its name says, or rows that margins cannot have.
+        StoreError: the part is damaged, belongs to another place, or has rows that margins cannot have.
     """
     return _read(folder, path, MARGIN_COLUMNS, "estimator")
 
 
 def read_bounds(folder: RunFolder, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A certifier's part in `BOUND_COLUMNS`, and its facts.
+    """Read a part of a certifier, with `BOUND_COLUMNS`, and its facts.
 
     Raises:
         StoreError: see `read_margins`.
@@ -40,7 +40,7 @@ def read_bounds(folder: RunFolder, path: Path) -> tuple[pd.DataFrame, dict[str, 
 
 
 def read_predictions(folder: RunFolder, path: Path) -> tuple[pd.DataFrame, int, float]:
-    """The predictions of an epoch in `PREDICTION_COLUMNS`, the epoch, and the seconds that training it took.
+    """Read an epoch's predictions, with `PREDICTION_COLUMNS`, its number, and the seconds that its training took.
 
     Raises:
         StoreError: see `read_margins`.
@@ -64,12 +64,19 @@ def _read(folder: RunFolder, path: Path, columns: Iterable[str], method: str) ->
 
 
 def _checked(path: Path, rows: pd.DataFrame, columns: Iterable[str], same: Mapping[str, object]) -> pd.DataFrame:
-    """The columns, where every row has the values that ``same`` names and none that it cannot have."""
+    """The rows with ``columns``, checked.
+
+    Args:
+        same: values that all rows must have, by column.
+
+    Raises:
+        StoreError: a column is missing or of another type, or a row has a value that it cannot have.
+    """
     missing = [name for name in columns if name not in rows]
     if missing:
         raise StoreError(f"expected the columns of a part at {path}, got none of {missing}; delete it and --resume")
     rows = rows[list(columns)]
-    for name, kinds in map(_kind, columns):
+    for name, kinds in map(_dtype_kinds, columns):
         if rows[name].dtype.kind not in kinds:
             raise StoreError(
                 f"expected the types of a part's columns at {path}, got {rows[name].dtype} as {name}; "
@@ -77,20 +84,20 @@ def _checked(path: Path, rows: pd.DataFrame, columns: Iterable[str], same: Mappi
             )
     allowed = {name: values for name, values in ALLOWED.items() if name in rows}
     distances = [name for name in DISTANCES if name in rows]
-    for name, wanted, right in (
+    for name, wanted, valid in (
         *((name, f"{name} {value}", rows[name] == value) for name, value in same.items()),
         *((name, f"{name} of {', '.join(values)}", rows[name].isin(values)) for name, values in allowed.items()),
         *((name, f"{name} of at least 0", rows[name] >= 0) for name in distances),
         ("image", "every image once", ~rows.duplicated(["split", "image"])),
     ):
-        if not right.all():
-            got = rows[name][~right].iloc[0]
+        if not valid.all():
+            got = rows[name][~valid].iloc[0]
             raise StoreError(f"expected {wanted} in the rows of {path}, got {name} {got}; delete it and --resume")
     return rows
 
 
-def _kind(name: str) -> tuple[str, str]:
-    """The kinds of types that a column may have, as NumPy calls them."""
+def _dtype_kinds(name: str) -> tuple[str, str]:
+    """A column and the kinds that its dtype may have (`numpy.dtype.kind`)."""
     if name in INTEGERS:
         return name, "iu"
     if name in TEXTS:

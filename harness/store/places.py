@@ -1,4 +1,4 @@
-"""Names of a run's files: which path each has, and what a path says that its file is."""
+"""Paths of a run's files, and the identity (kind, epoch, unit, split) that a path gives its file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from urllib.parse import quote, unquote
 
 from attacks.types import NORMS
 
-# exactly what `epoch_name` writes: `epoch-1` and `epoch-0001` are other names
+# only the names that `epoch_name` writes: `epoch-1` and `epoch-0001` do not match
 EPOCH = re.compile(r"epoch-([0-9]{3}|[1-9][0-9]{3,})")
-# a folder of every epoch with a file of every unit, or a file of every epoch
+# folders with one folder per epoch and one file per unit in it; folders with one file per epoch
 BY_UNIT = {"margins": ".parquet", "bounds": ".parquet", "witnesses": ".safetensors"}
 BY_EPOCH = {
     "checkpoints": {".trainer.pt": "trainer", ".safetensors": "checkpoint"},
@@ -26,7 +26,12 @@ FOLDERS = ("probes", *BY_EPOCH, *BY_UNIT)
 
 @dataclass(frozen=True)
 class Unit:
-    """One part's work: an estimator or certifier (canonical text) in one norm."""
+    """An estimator or certifier in one norm: what one part holds.
+
+    Attributes:
+        estimator: canonical text of the estimator or certifier.
+        norm: ``l2`` or ``linf``.
+    """
 
     estimator: str
     norm: str
@@ -42,11 +47,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Place:
-    """What the name of a file says that it is.
+    """The identity of a file, from its path.
 
     Attributes:
-        kind: one of `FOLDERS`, or ``checkpoint`` and ``trainer`` of ``checkpoints``.
-        epoch, unit, split: those that the kind has; else -1 and None.
+        kind: one of `FOLDERS`; in ``checkpoints``, ``checkpoint`` or ``trainer``.
+        epoch: -1 for kinds without epochs.
+        unit: None for kinds without units.
+        split: None for kinds without splits.
     """
 
     kind: str
@@ -56,18 +63,18 @@ class Place:
 
     @property
     def facts(self) -> dict[str, str]:
-        """As they stand in a file."""
+        """The identity as texts, as in a file's metadata."""
         known = {"epoch": None if self.epoch < 0 else self.epoch, "unit": self.unit, "split": self.split}
         return {"kind": self.kind} | {name: str(value) for name, value in known.items() if value is not None}
 
 
 def epoch_name(epoch: int) -> str:
-    """Of a folder or file of the epoch."""
+    """Name of the epoch's folder, or stem of its file."""
     return f"epoch-{epoch:03d}"
 
 
 def place_of(parts: Sequence[str]) -> Place | None:
-    """What the parts of a path below the run folder say; None where no file of a run has that name."""
+    """The place of a path, given its parts below the run folder; None if no run writes such a file."""
     folder, name = parts[0], parts[-1]
     if folder in BY_UNIT:
         epoch = epoch_of(parts[1]) if len(parts) == 3 else None
@@ -85,9 +92,9 @@ def place_of(parts: Sequence[str]) -> Place | None:
 
 
 def epoch_of(name: str) -> int | None:
-    """The epoch of which `epoch_name` writes this name."""
-    found = EPOCH.fullmatch(name)
-    return int(found[1]) if found else None
+    """Inverse of `epoch_name`; None for other names."""
+    match = EPOCH.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 @lru_cache
@@ -99,40 +106,40 @@ def _unit_of(filename: str) -> Unit | None:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in one folder of a run.
+    """The files in one folder of a run.
 
     Attributes:
-        epochs: of every kind and unit, or kind and split, the files by epoch (-1 where there are no epochs).
-        foreign: what has a name that no file of a run has, and is left out.
+        epochs: files by epoch (-1 for kinds without epochs), per kind and unit or kind and split.
+        foreign: files with names that no run writes; they are ignored.
     """
 
     epochs: dict[Place, dict[int, Path]]
     foreign: list[Path]
 
     def add(self, place: Place, path: Path) -> None:
-        """The file is there."""
+        """Add a file."""
         self.epochs.setdefault(replace(place, epoch=-1), {})[place.epoch] = path
 
     def drop(self, place: Place) -> None:
-        """The file is gone."""
+        """Remove a file, if it is listed."""
         self.epochs.get(replace(place, epoch=-1), {}).pop(place.epoch, None)
 
     def epochs_of(self, place: Place) -> list[int]:
-        """Epochs that there is a file of, in order; ``place`` without an epoch."""
+        """Epochs with a file, in ascending order; ``place`` has no epoch."""
         return sorted(self.epochs.get(place, ()))
 
     def paths(self, epoch: int | None = None) -> list[Path]:
-        """All files, or those of one epoch, by epoch and name."""
+        """All files, or those of one epoch, ordered by epoch and name."""
         if epoch is None:
-            found = [item for files in self.epochs.values() for item in files.items()]
+            listed = [item for files in self.epochs.values() for item in files.items()]
         else:
-            found = [(epoch, files[epoch]) for files in self.epochs.values() if epoch in files]
-        return [path for _, path in sorted(found, key=lambda item: (item[0], item[1].name))]
+            listed = [(epoch, files[epoch]) for files in self.epochs.values() if epoch in files]
+        return [path for _, path in sorted(listed, key=lambda item: (item[0], item[1].name))]
 
 
 def list_folder(root: Path, folder: str) -> Listing:
-    """Look a folder of a run up; names that begin with a dot are of files that are being written."""
-    found = Listing({}, [])
+    """List a folder of a run; names that begin with a dot are files being written and are left out."""
+    listing = Listing({}, [])
     for name in _names(root / folder):
         inside: list[tuple[str, ...]] = [(folder, name)]
         if folder in BY_UNIT and epoch_of(name) is not None and (root / folder / name).is_dir():
@@ -140,10 +147,10 @@ def list_folder(root: Path, folder: str) -> Listing:
         for parts in inside:
             place, path = place_of(parts), root.joinpath(*parts)
             if place is None:
-                found.foreign.append(path)
+                listing.foreign.append(path)
             else:
-                found.add(place, path)
-    return found
+                listing.add(place, path)
+    return listing
 
 
 def _names(folder: Path) -> list[str]:
@@ -155,7 +162,7 @@ def _names(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """All paths of one run, and which of them are there."""
+    """All paths of one run, and which of its files exist."""
 
     path: Path
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -212,47 +219,47 @@ class RunPaths:
         return self.path / "report.html"
 
     def margin_parts(self, epoch: int | None = None) -> list[Path]:
-        """Finished margin parts, by epoch and unit; of one epoch where it is given."""
+        """Finished margin parts, ordered by epoch and unit; only those of ``epoch`` if it is given."""
         return self._listing("margins").paths(epoch)
 
     def measured_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that the unit has margins of, in order."""
+        """Epochs with margins of the unit, in ascending order."""
         return self._listing("margins").epochs_of(Place("margins", unit=unit))
 
     def bound_parts(self) -> list[Path]:
-        """Finished parts of certifiers, by epoch and unit."""
+        """Finished parts of certifiers, ordered by epoch and unit."""
         return self._listing("bounds").paths()
 
     def bounded_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that the unit has lower bounds of, in order."""
+        """Epochs with lower bounds of the unit, in ascending order."""
         return self._listing("bounds").epochs_of(Place("bounds", unit=unit))
 
     def prediction_parts(self) -> list[Path]:
-        """Finished prediction parts, by epoch."""
+        """Finished prediction parts, ordered by epoch."""
         return self._listing("predictions").paths()
 
     def witness_epochs(self, unit: Unit) -> list[int]:
-        """Epochs that witnesses of the unit are kept of, in order."""
+        """Epochs with stored witnesses of the unit, in ascending order."""
         return self._listing("witnesses").epochs_of(Place("witnesses", unit=unit))
 
     def witness_files(self) -> list[Path]:
-        """Witnesses of all units, by epoch and unit."""
+        """Files of witnesses of all units, ordered by epoch and unit."""
         return self._listing("witnesses").paths()
 
     def probe_splits(self) -> list[str]:
-        """Splits that probe images are kept of."""
+        """Splits with stored probe images."""
         return [place.split for place in self._listing("probes").epochs if place.split is not None]
 
     def checkpoint_epochs(self) -> list[int]:
-        """Epochs that there is a checkpoint of, in order."""
+        """Epochs with a checkpoint, in ascending order."""
         return self._listing("checkpoints").epochs_of(Place("checkpoint"))
 
     def trainer_epochs(self) -> list[int]:
-        """Epochs that there is a trainer's state of, in order."""
+        """Epochs with a trainer's state, in ascending order."""
         return self._listing("checkpoints").epochs_of(Place("trainer"))
 
     def _listing(self, folder: str) -> Listing:
-        """What is in one of the run's folders: looked up once while the run is locked, as nobody else writes then."""
+        """The listing of one of the run's folders; cached while the run is locked, as no other process writes then."""
         listings: dict[str, Listing] | None = self._known.get("listings")
         if listings is None:
             return list_folder(self.path, folder)
@@ -261,5 +268,5 @@ class RunPaths:
         return listings[folder]
 
     def place(self, path: Path) -> Place | None:
-        """What a file is by its name; None for a name that no run writes."""
+        """The place of a file of this run by its path; None for a path that no run writes."""
         return place_of(path.relative_to(self.path).parts)

@@ -1,1 +1,1 @@
-"""The training loop and what it minimises."""
+"""The training loop and the training objectives."""

@@ -1,4 +1,4 @@
-"""What a training minimises, and on which images: losses, attacks, noise and augmentation."""
+"""Training objectives: losses, adversarial training (PGD, TRADES) and augmentation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.models.build import eval_mode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# of the side of an image, what an augmented one is moved by at most: 4 pixels of 32
+# largest shift of an augmented image, as a fraction of its side: 4 pixels of 32
 SHIFT = 1 / 8
-# standard deviation of the start of the attack of TRADES: at the image itself its gradient is 0
+# standard deviation of the start of TRADES' attack; at the image itself the gradient is 0
 TRADES_START = 1e-3
 
 
@@ -51,18 +51,24 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
 
 
 def loss_function(name: str) -> Loss:
-    """Return the named loss of ``(B, K)`` logits and ``(B,)`` int64 labels: ``(B,)``, one value an image."""
+    """The named loss: maps ``(B, K)`` logits and ``(B,)`` int64 labels to ``(B,)``, one value per image.
+
+    Raises:
+        ValueError: unknown name.
+    """
     _require_one_of("loss", name, _LOSSES)
     return _LOSSES[name]
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What determines a training, given the initial network, the images and the number of epochs.
+    """The options of a training; with the initial network, the images and the number of epochs they determine it.
 
-    The ``pgd_*`` fields matter to ``pgd`` and ``trades`` training only, ``trades_beta`` to the latter, ``noise_sigma``
+    The ``pgd_*`` fields apply to ``pgd`` and ``trades`` training only, ``trades_beta`` to ``trades``, ``noise_sigma``
     to ``gaussian``. ``binary``: the model returns one logit per image (see `attacks.isolation.outputs.as_logits`).
-    Unknown names, sizes below 1 and negative numbers raise ValueError.
+
+    Raises:
+        ValueError: an unknown name, a size below 1 or a negative number.
     """
 
     training: str = "standard"
@@ -94,10 +100,15 @@ class TrainingOptions:
 
 
 def augmented(images: Tensor, how: str, draws: torch.Generator) -> Tensor:
-    """Images moved by up to an eighth of their side, zeros coming in, and for ``flip`` mirrored half the time.
+    """Shift images by up to an eighth of their side, padded with zeros; ``flip`` also mirrors half of them.
 
     Args:
-        images: ``(B, C, H, W)``. how: one of `AUGMENTATIONS`.
+        images: ``(B, C, H, W)``.
+        how: one of `harness.config.run_config.AUGMENTATIONS`.
+        draws: CPU generator of shifts and mirrorings.
+
+    Returns:
+        ``(B, C, H, W)``.
     """
     if how == "none":
         return images
@@ -111,8 +122,8 @@ def augmented(images: Tensor, how: str, draws: torch.Generator) -> Tensor:
         mirrored = torch.rand(count, generator=draws) < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     columns = columns.to(images.device)
-    each = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 class _Box:
@@ -133,7 +144,7 @@ class _Box:
 
 
 class _Ball:
-    """The L2 ball: normalised steps; projected onto the ball, then clipped to the pixels, which moves no point out."""
+    """The L2 ball: normalised steps; projection onto the ball, then clipping to [0, 1], which stays in the ball."""
 
     @staticmethod
     def start(images: Tensor, epsilon: float, draws: torch.Generator) -> Tensor:
@@ -148,9 +159,9 @@ class _Ball:
 
     @staticmethod
     def project(points: Tensor, images: Tensor, epsilon: float) -> Tensor:
-        move = points - images
-        shrink = (epsilon / move.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1)
-        return (images + _per_image(shrink) * move).clamp(0, 1)
+        perturbation = points - images
+        shrink = (epsilon / perturbation.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1)
+        return (images + _per_image(shrink) * perturbation).clamp(0, 1)
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -166,11 +177,11 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, options: TrainingOptio
     Madry et al., 2018, https://arxiv.org/abs/1706.06083, section 2.1.
 
     Args:
-        model: any mode; its flags, buffers and ``param.grad`` are left as they are.
+        model: in any mode; its training flags, buffers and ``param.grad`` are not changed.
         images: ``(B, C, H, W)`` float32 in ``[0, 1]``.
-        labels: ``(B,)`` int64, the true ones.
-        options: its ``pgd_norm``, ``pgd_epsilon``, ``pgd_steps`` and ``pgd_step_size`` are used.
-        draws: CPU generator of the starts.
+        labels: ``(B,)`` int64, the true labels.
+        options: ``pgd_norm``, ``pgd_epsilon``, ``pgd_steps`` and ``pgd_step_size`` are used.
+        draws: CPU generator of the starting points.
 
     Returns:
         ``(B, C, H, W)`` float32 in ``[0, 1]``, within ``pgd_epsilon`` of ``images``.
@@ -186,12 +197,18 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, options: TrainingOptio
 def trades_loss(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, options: TrainingOptions, draws: torch.Generator
 ) -> Tensor:
-    """The loss of the images plus ``beta`` times how far an attack gets the output from theirs.
+    """TRADES: the loss of the images plus ``beta`` times the divergence between clean and attacked output.
 
-    Zhang et al., 2019, https://arxiv.org/abs/1901.08573, eq. 5: ``KL(f(x) || f(x'))``, x' found by PGD on the same.
+    Zhang et al., 2019, https://arxiv.org/abs/1901.08573, eq. 5. The divergence is ``KL(f(x) || f(x'))``, where PGD
+    finds ``x'`` by maximising it.
 
     Args:
-        model: in training mode. loss: of one image each.
+        model: in training mode.
+        images: ``(B, C, H, W)`` float32 in ``[0, 1]``.
+        labels: ``(B,)`` int64.
+        loss: per image (see `loss_function`).
+        options: the ``pgd_*`` fields and ``trades_beta`` are used.
+        draws: CPU generator of the starting points.
 
     Returns:
         The scalar to minimise.
@@ -205,17 +222,18 @@ def trades_loss(
     start = images + TRADES_START * torch.randn(images.shape, generator=draws).to(images.device)
     attacked = _ascend(model, images, start, divergence, options).detach()
     logits = model(images)
-    apart = functional.kl_div(model(attacked).log_softmax(1), logits.softmax(1), reduction="batchmean")
-    return loss(logits, labels).mean() + options.trades_beta * apart
+    robust = functional.kl_div(model(attacked).log_softmax(1), logits.softmax(1), reduction="batchmean")
+    return loss(logits, labels).mean() + options.trades_beta * robust
 
 
 def _ascend(
     model: nn.Module, images: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor], options: TrainingOptions
 ) -> Tensor:
+    """Projected gradient ascent on ``loss`` from ``start``."""
     ball = _BALLS[options.pgd_norm]
     points = ball.project(start, images, options.pgd_epsilon)
-    # Eval mode, since in training mode every forward pass would move batch norm's running statistics
-    # towards the attack's intermediate iterates (and dropout would attack a different network each step).
+    # eval mode: in training mode, forward passes would move batch norm's running statistics towards the attack's
+    # iterates, and dropout would attack a different network at each step
     with eval_mode(model), torch.enable_grad():
         for _ in range(options.pgd_steps):
             points.requires_grad_(True)
@@ -226,6 +244,6 @@ def _ascend(
     return points
 
 
-def _require_one_of(what: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+def _require_one_of(kind: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
     if name not in known:
-        raise ValueError(f"expected {what} of {', '.join(known)}, got {name!r}; choose one of them")
+        raise ValueError(f"expected {kind} of {', '.join(known)}, got {name!r}; choose one of them")

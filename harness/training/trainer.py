@@ -1,8 +1,8 @@
-"""Training as an iterator over epochs, resumable bit for bit; what is minimised is in `harness.training.objectives`.
+"""Training as an iterator over epochs that resumes bit for bit; see `harness.training.objectives` for the losses.
 
-Everything that an epoch draws (shuffling, dropout, which images are attacked and from where) comes from
-generators seeded from (run seed, epoch). So neither what a caller draws between two epochs nor where a run
-was interrupted changes the network, and a trainer's state is no more than its optimizer's and the epoch.
+All random draws of an epoch (shuffling, dropout, choice and start of attacked images) come from generators seeded with
+(run seed, epoch). Therefore neither a caller's draws between epochs nor an interruption changes the network, and the
+state of a trainer is the optimizer's state and the epoch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OnBatch = Callable[[int, int], None]
 
 
 class TrainerState(TypedDict):
-    """What a resumed trainer needs beside the network's weights; loadable with ``weights_only=True``."""
+    """The state of a trainer apart from the network's weights; loadable with ``weights_only=True``."""
 
     epoch: int
     optimizer: dict[str, object]
 
 
 class Trainer:
-    """Train ``model`` in place, an epoch at a time; ``epoch`` counts the completed ones."""
+    """Train ``model`` in place, one epoch at a time; ``epoch`` is the number of completed epochs."""
 
     def __init__(self, model: nn.Module, split: Split, options: TrainingOptions, device: torch.device) -> None:
         """Move ``model`` to ``device`` and prepare to train it on ``split``."""
@@ -49,17 +49,18 @@ class Trainer:
         )
 
     def run_epoch(self, on_batch: OnBatch | None = None) -> None:
-        """Train for one pass over the images; the caller's generators are left as they were.
+        """Train for one pass over the images; the caller's generators are not advanced.
 
-        ``on_batch`` is called after every batch with the number of batches done and their total.
+        Args:
+            on_batch: called after every batch with the number of finished batches and their total.
 
         Raises:
-            ValueError: the loss or a weight is not finite; the model is then of no further use.
+            ValueError: the loss or a weight is not finite; the model cannot be trained further.
         """
         entropy = np.random.SeedSequence((self.options.seed, self.epoch))
-        own_seed, global_seed = map(int, entropy.generate_state(2, np.uint64))
-        # on the CPU on every device, so that the draws are the same
-        draws = torch.Generator().manual_seed(own_seed)
+        draws_seed, global_seed = map(int, entropy.generate_state(2, np.uint64))
+        # always a CPU generator, so that the draws are the same on every device
+        draws = torch.Generator().manual_seed(draws_seed)
         batches = self._batches(draws)
         self._classifier.train()
         with torch.enable_grad(), seeded(global_seed, self.device):
@@ -69,15 +70,21 @@ class Trainer:
                     on_batch(done, len(batches))
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             epoch = self.epoch + 1
-            raise ValueError(f"expected finite weights, got others after epoch {epoch}; lower the learning rate")
+            raise ValueError(
+                f"expected finite weights, got NaN or infinity after epoch {epoch}; lower the learning rate"
+            )
         self.epoch += 1
 
     def state_dict(self) -> TrainerState:
-        """Return a snapshot of the training, without the model's weights, that later epochs do not change."""
+        """A snapshot of the training without the model's weights; later epochs do not change it."""
         return {"epoch": self.epoch, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
 
     def load_state_dict(self, state: TrainerState) -> None:
-        """Continue from a snapshot; the model's weights of the same epoch are the caller's to load."""
+        """Continue from a snapshot; the caller loads the model's weights of the same epoch.
+
+        Raises:
+            ValueError: ``state`` has other keys than epoch and optimizer.
+        """
         if set(state) != set(TrainerState.__annotations__):
             raise ValueError(
                 f"expected a trainer state of epoch and optimizer, got {sorted(state)}; load what state_dict returned"
@@ -86,11 +93,11 @@ class Trainer:
         self.epoch = state["epoch"]
 
     def _batches(self, draws: torch.Generator) -> list[Tensor]:
-        """Return the shuffled image indices of each batch, the last incomplete one included."""
+        """The shuffled image indices of each batch, including the last incomplete one."""
         order = torch.randperm(len(self._split), generator=draws)
         batches = list(torch.split(order, self.options.batch_size))
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        # batch norm has no variance of a single row
+        # batch norm cannot compute the variance of a single row
         if has_batch_norm and len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
@@ -110,7 +117,7 @@ class Trainer:
         self._optimizer.step()
 
     def _prepared(self, images: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
-        """The images that the loss is taken of."""
+        """The training images of a batch: clean, half of them attacked, or with noise."""
         if self.options.training == "pgd":
             return self._attack_half(images, labels, draws)
         if self.options.training == "gaussian":
@@ -139,9 +146,12 @@ def epochs(trainer: Trainer, last: int, on_batch: OnBatch | None = None) -> Iter
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier says of the images: ``(N,)`` int64, float32 in ``[0, 1]``, float32, on the CPU.
+    """A classifier's predictions, on the CPU.
 
-    ``confidence`` is the softmax of the predicted class.
+    Attributes:
+        prediction: ``(N,)`` int64, the predicted class.
+        confidence: ``(N,)`` float32 in ``[0, 1]``, softmax of the predicted class.
+        loss: ``(N,)`` float32, per image.
     """
 
     prediction: Tensor
@@ -158,18 +168,18 @@ def evaluate(
     *,
     binary: bool = False,
 ) -> Predictions:
-    """Classify every image in eval mode; the model's flags and the global generators are left as they were.
+    """Classify every image in eval mode; training flags and global generators are restored.
 
     Args:
         model: on ``device``.
-        loss: the name of the per-image loss to report.
-        batch_size: by default 1000, but 200 on a CPU, out of whose cache larger ones fall.
+        loss: name of the per-image loss to report (see `harness.training.objectives.loss_function`).
+        batch_size: by default 1000; on a CPU 200, as larger batches fall out of the cache.
         binary: see `attacks.isolation.outputs.as_logits`.
     """
     per_image = loss_function(loss)
     size = batch_size or (200 if device.type == "cpu" else 1000)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    # seeded, because a user's model may draw in eval mode too
+    # seeded, as a user's model may draw in eval mode too
     with eval_mode(model), torch.no_grad(), seeded(0, device):
         for begin in range(0, len(split), size):
             part = slice(begin, begin + size)

@@ -1,4 +1,4 @@
-"""Points of other classes to start a search from: Newton steps on one class's lead at a time."""
+"""First witnesses for a search: Newton steps on the lead of one class at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from attacks.certify.branch_and_bound.region import Array, HalfSpace, Region
 from attacks.certify.branch_and_bound.relu_network import ReluNetwork
 
-# a piecewise linear lead is met after as many steps as pieces are crossed
+# a piecewise linear lead needs one step per piece that is crossed
 STEPS = 20
-# how far beyond the linearised boundary a step goes, so that it arrives on the other side
+# overshoot beyond the linearised boundary, relative to the step, so that a step arrives on the other side
 OVERSHOOT = 1e-3
 
 
-def approach(network: ReluNetwork, image: Array, region: Region, own: int, other: int) -> Iterator[Array]:
-    """Moves ``(n,)`` towards class ``other``, of which some, but perhaps none, arrive.
+def approach(network: ReluNetwork, image: Array, region: Region, label: int, other: int) -> Iterator[Array]:
+    """Moves ``(n,)`` towards class ``other``; some, none or all of them reach it.
 
-    The lead of ``other`` is linearised where the last move ended, and the next is the shortest one from the image
-    into that half-space, inside the box (as in DeepFool, Moosavi-Dezfooli et al. 2016, Algorithm 2, but from the image
-    every time, as Croce & Hein 2020, https://arxiv.org/abs/1907.02044, do).
+    The lead of ``other`` is linearised where the last move ended. The next move is the shortest one from the image
+    into that half-space, inside the box (as in DeepFool, Moosavi-Dezfooli et al. 2016, Algorithm 2, but always from
+    the image, as in Croce & Hein 2020, https://arxiv.org/abs/1907.02044).
     """
-    functional = network.lead(other, own)
+    functional = network.lead(other, label)
     outputs, move = network.blocks(image), np.zeros_like(image)
     for _ in range(STEPS):
         gradient = network.slope(outputs, functional)

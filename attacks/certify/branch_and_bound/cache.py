@@ -1,4 +1,4 @@
-"""Brackets that were found before, one small file each, believed only after checks."""
+"""Cache of brackets in a folder, one small JSON file each, checked when read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import numpy as np
 
 from attacks.certify.branch_and_bound.bracket import Bracket, Budget
 
-# what a change of the solver that may change its brackets must raise
+# raise with every change of the solver that may change its brackets
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a search found, after how many seconds, and with what budget.
+    """The result of a search, its wall time in seconds and its budget.
 
     Attributes:
-        lower, upper, move, nodes: see `Bracket`; no move where ``upper`` is inf.
+        lower, upper, move, nodes: see `Bracket`; ``move`` is empty where ``upper`` is inf.
     """
 
     lower: float
@@ -38,7 +38,7 @@ class Record:
 
     @classmethod
     def of(cls, bracket: Bracket, seconds: float, budget: Budget) -> Record:
-        """A bracket's record."""
+        """The record of a bracket."""
         return cls(
             lower=bracket.lower,
             upper=bracket.upper,
@@ -49,17 +49,17 @@ class Record:
         )
 
     def bracket(self) -> Bracket:
-        """What it is the record of."""
+        """The recorded bracket."""
         return Bracket(lower=self.lower, upper=self.upper, move=np.array(self.move), nodes=self.nodes)
 
 
 def path_of(folder: Path, question: Mapping[str, Any]) -> Path:
-    """The file of a question: network, image, norm, domain and the like, as plain values."""
+    """The file of a question: network, image, norm, domain and other arguments as plain values."""
     return folder / f"{_checksum(question)[:32]}.json"
 
 
 def read_record(path: Path, question: Mapping[str, Any]) -> Record | None:
-    """The answer in a file; None where there is no file, a damaged one, or one that answers something else."""
+    """The record in a file; None if the file is missing, damaged or answers another question."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         body = content["body"]
@@ -86,5 +86,5 @@ def write_record(path: Path, question: Mapping[str, Any], record: Record) -> Non
 
 
 def _checksum(value: object) -> str:
-    """SHA-256 of plain values; floats are written so that they read back as they were."""
+    """SHA-256 of plain values; floats are written with all digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The shortest move into an intersection of half-spaces and the box, bounded from below by its dual weights."""
+"""The shortest move into an intersection of half-spaces and the box, with a lower bound from its dual weights."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from scipy.sparse import coo_array, csr_array, eye_array, hstack, vstack
 
 from attacks.certify.branch_and_bound.region import ROUNDING, TINY, Array, HalfSpace, Region
 
-# the cost of a unit of violation in units of length, which keeps every linear program feasible
+# cost of a unit of violation in units of length; violations keep every linear program feasible
 PENALTY = 1e3
-# a reweighted bound this near to what would settle it is worth a linear program
+# a reweighted bound above this fraction of the target is worth a linear program
 NEARLY = 0.985
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shortest:
-    """A lower bound of the length of every move of the region that meets the constraints, and what proves it.
+    """A lower bound of the length of every move of the region that meets the constraints, and its proof.
 
     Attributes:
-        bound: of the length; inf where no move meets them.
-        move: ``(n,)``, near the shortest; perhaps not quite there, or out of the ball.
-        weights: ``(m,)``, not negative, of the constraints.
-        aggregate: the weighted sum of the constraints, of which the bound is the exact distance.
+        bound: lower bound of the length; inf where no move meets the constraints.
+        move: ``(n,)``, close to the shortest; it may miss a constraint slightly or leave the ball.
+        weights: ``(m,)``, the dual weights of the constraints, not negative.
+        aggregate: the weighted sum of the constraints; the bound is the exact distance to this half-space.
     """
 
     bound: float
@@ -38,18 +38,18 @@ def shortest_move(
 ) -> Shortest:
     """The shortest move d of the region with ``rows @ d >= gaps``.
 
-    L2 by Lawson & Hanson's least-distance programming (Solving Least Squares Problems, 1974, chapter 23),
-    again for the free pixels until those at the box stay the same; L-infinity by the same with reweighted
-    pixels, which is fast and about 0.2% short, and by a linear program where that matters. The bound is
-    taken from the weights that a solver returns, by `Region.nearest` of the weighted sum: whether the
-    solver has converged does not matter to it.
+    In L2, least-distance programming (Lawson & Hanson, Solving Least Squares Problems, 1974, chapter 23), repeated for
+    the free pixels until the set of pixels at the box stays the same. In L-infinity, the same with reweighted pixels,
+    which is fast and about 0.2% below the optimum, and a linear program where that matters. The bound is computed from
+    the weights that a solver returns, by `Region.nearest` of the weighted sum, so that it holds whether or not the
+    solver has converged.
 
     Args:
         rows: ``(m, n)``. gaps: ``(m,)``.
         known: a lower bound of the length, to start from.
-        target: a bound that is enough.
-        precise: solve to the end whatever the bound is.
-        aim: how far beyond the first constraint the move is aimed.
+        target: a bound that is sufficient.
+        precise: solve to optimality whatever the bound is.
+        aim: distance beyond the first constraint at which the move is aimed.
     """
     scale = region.dual(rows)
     scale[scale == 0] = 1.0
@@ -68,7 +68,7 @@ def shortest_move(
 
 
 class _Problem:
-    """One of these with rows of dual norm 1, so that gaps are lengths."""
+    """A problem of `shortest_move` with rows of dual norm 1, so that gaps are lengths."""
 
     def __init__(self, region: Region, rows: Array, gaps: Array, aim: float) -> None:
         self.region, self.rows, self.gaps = region, rows, gaps
@@ -76,9 +76,9 @@ class _Problem:
         self.aimed[0] += aim
 
     def weighted(self, weights: Array, move: Array | None = None) -> Shortest:
-        """What these weights prove; by default with the shortest move into their half-space.
+        """The bound that these weights prove; by default with the shortest move into their half-space.
 
-        The doubt is what rounding may do to the weighted sum, at moves of the region.
+        ``doubt`` bounds the rounding error of the weighted sum at moves of the region.
         """
         doubt = ROUNDING * float(weights @ np.abs(self.gaps) + weights.sum() * self.region.radius)
         aggregate = HalfSpace(normal=weights @ self.rows, gap=float(weights @ self.gaps) - doubt)
@@ -90,7 +90,7 @@ class _Problem:
         return Shortest(bound=bound, move=move, weights=weights, aggregate=aggregate)
 
     def solve_l2(self) -> Shortest:
-        """Least squares in the pixels that the box does not stop, until those are the same as before."""
+        """Least squares in the pixels that are not at the box, until the set of these pixels stays the same."""
         low, high = self.region.low, self.region.high
         held, move = np.zeros(len(low), dtype=bool), np.zeros(len(low))
         best = self.weighted(np.zeros(len(self.gaps)))
@@ -98,10 +98,10 @@ class _Problem:
             weights = _least_distance(self.rows[:, ~held], self.aimed - self.rows[:, held] @ move[held])
             if weights is None:
                 break
-            found = self.weighted(weights)
-            best = found if found.bound >= best.bound else best
+            candidate = self.weighted(weights)
+            best = candidate if candidate.bound >= best.bound else best
             left = 1.0 - float(weights @ (self.aimed - self.rows[:, held] @ move[held]))
-            # nothing is left where the free pixels alone cannot meet the constraints: all go to the box
+            # 0 is left where the free pixels alone cannot meet the constraints: all pixels move to the box
             reach = (weights @ self.rows) / max(left, ROUNDING)
             outside = (reach <= low) | (reach >= high)
             if (outside == held).all():
@@ -110,38 +110,38 @@ class _Problem:
         return best
 
     def solve_linf(self, known: float, target: float) -> Shortest:
-        """Least squares whose weights make them a largest absolute value (iteratively reweighted)."""
+        """Iteratively reweighted least squares, whose weights approximate the largest absolute value."""
         best = self.weighted(np.zeros(len(self.gaps)))
         length, pull = max(known, 1e-3 * self.region.radius), np.zeros(0)
         for attempt in range(4):
             low, high = np.maximum(self.region.low, -length), np.minimum(self.region.high, length)
             middle, half = (low + high) / 2, (high - low) / 2
-            # before anything is known, as if the pull on every pixel were the inverse of its room
+            # in the first attempt, as if the pull on every pixel were the inverse of its room
             floor = 10.0 ** -(1 + attempt) * pull.max(initial=0.0)
-            spread = half / np.maximum(pull, floor) if len(pull) else half * half
-            root = np.sqrt(spread / max(spread.max(), TINY))
+            variance = half / np.maximum(pull, floor) if len(pull) else half * half
+            root = np.sqrt(variance / max(variance.max(), TINY))
             weights = _least_distance(self.rows * root, self.aimed - self.rows @ middle)
             if weights is None:
                 break
-            found = self.weighted(weights)
-            pull = np.abs(found.aggregate.normal)
-            if found.bound >= best.bound:
-                best = found
+            candidate = self.weighted(weights)
+            pull = np.abs(candidate.aggregate.normal)
+            if candidate.bound >= best.bound:
+                best = candidate
             if best.bound >= target or not pull.max() > 0:
                 break
             length = max(length, best.bound)
         return best
 
     def solve_program(self) -> Shortest | None:
-        """None where the solver gives up; HiGHS on ``min t + PENALTY s``: ``rows @ d + s >= gaps``, ``|d_i| <= t``."""
+        """HiGHS on ``min t + PENALTY s`` with ``rows @ d + s >= gaps`` and ``|d_i| <= t``; None if HiGHS fails."""
         m, n = self.rows.shape
         ones, eye = np.ones((n, 1)), eye_array(n)
-        none = coo_array((n, 1))
+        zeros = coo_array((n, 1))
         matrix = vstack(
             [
                 hstack([csr_array(-self.rows), coo_array((m, 1)), -np.ones((m, 1))]),
-                hstack([eye, -ones, none]),
-                hstack([-eye, -ones, none]),
+                hstack([eye, -ones, zeros]),
+                hstack([-eye, -ones, zeros]),
             ]
         )
         sides = np.stack([np.append(self.region.low, [0.0, 0.0]), np.append(self.region.high, [np.inf, np.inf])], 1)
@@ -159,7 +159,7 @@ class _Problem:
 
 
 def _least_distance(rows: Array, gaps: Array) -> Array | None:
-    """Weights of ``min ||d||_2`` with ``rows @ d >= gaps``, up to a factor; None where the solver gives up."""
+    """Dual weights of ``min ||d||_2`` with ``rows @ d >= gaps``, up to a factor; None if the solver fails."""
     ends = np.zeros(rows.shape[1] + 1)
     ends[-1] = 1.0
     try:

@@ -1,4 +1,4 @@
-"""An image in its domain, in float64, with the model itself as the judge of every other point."""
+"""The start of a search: an image and its domain in float64, with the model that classifies other points."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from attacks.certify.branch_and_bound.region import Array, Region
 from attacks.types import Domain, Norm
 
-# in pixel ranges: how far each pixel is followed in the free domain, where no box ends the search
+# largest move of a pixel in the free domain, in pixel ranges; no box ends the search there
 FAR = 1e3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a search sets out.
+    """The start of a search.
 
     Attributes:
         model: float64, on the CPU, in evaluation mode.
         shape: ``(C, H, W)``.
         pixels: ``(n,)`` the flattened image.
         least, most: ``(n,)`` the domain; infinite if free.
-        far: how far a pixel is followed.
+        far: the largest move of a pixel.
         logits: ``(K,)`` of the image.
     """
 
@@ -47,11 +47,11 @@ class Place:
         return int((self.logits == self.logits.max()).sum()) > 1
 
     def region(self, norm: Norm) -> Region:
-        """The whole domain as moves; of a free one, all that is searched."""
+        """The moves into the whole domain; in the free domain, those up to ``far``."""
         low, high = self.least - self.pixels, self.most - self.pixels
         corner = np.minimum(np.maximum(-low, high), self.far)
         whole = Region(norm=norm, radius=0.0, low=low, high=high)
-        # rounding must not leave the corner out
+        # rounding must not exclude the corner
         return Region(norm=norm, radius=whole.length(corner) * (1 + 1e-9), low=low, high=high)
 
     def end(self, move: Array) -> Array:
@@ -68,7 +68,7 @@ class Place:
 
 
 def place(model: nn.Module, image: Tensor, domain: Domain, bounds: tuple[float, float]) -> Place:
-    """An image ``(C, H, W)`` in ``bounds``; where rounding puts one of its pixels outside, the domain reaches to it."""
+    """The start at an image ``(C, H, W)``; the domain is extended to pixels that rounding put outside ``bounds``."""
     pixels = flat(image)
     low, high = bounds if domain == "box" else (-np.inf, np.inf)
     return Place(
@@ -83,7 +83,7 @@ def place(model: nn.Module, image: Tensor, domain: Domain, bounds: tuple[float, 
 
 
 def flat(image: Tensor) -> Array:
-    """Pixels as the solver takes them: ``(n,)`` float64."""
+    """The pixels as a flat array for the solver: ``(n,)`` float64."""
     pixels: Array = image.detach().cpu().double().flatten().numpy()
     return pixels
 
@@ -91,6 +91,6 @@ def flat(image: Tensor) -> Array:
 def classify(model: nn.Module, pixels: Array, shape: tuple[int, ...]) -> Array:
     """The model's logits ``(K,)`` of flattened pixels."""
     with torch.no_grad():
-        # a copy: the model may work in place on what it is given
+        # a copy: the model may change its input in place
         logits: Array = model(torch.from_numpy(pixels.copy()).view(1, *shape))[0].double().numpy()
     return logits

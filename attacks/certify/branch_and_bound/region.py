@@ -1,4 +1,4 @@
-"""The moves that an image may make: a ball of one norm, intersected with the box."""
+"""Regions of moves from an image: a norm ball intersected with the box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attacks.types import Norm
 Array = NDArray[np.float64]
 
 TINY = float(np.finfo(np.float64).tiny)
-# float64 sums of some thousand products are right to this part of the sum of their sizes
+# relative error of float64 sums of a few thousand products, as a fraction of the sum of absolute values
 ROUNDING = 1e-12
 
 
@@ -29,8 +29,8 @@ class Region:
     """Moves ``d`` ``(n,)`` with ``||d|| <= radius`` and ``low <= d <= high``.
 
     Attributes:
-        low, high: ``(n,)`` how far each pixel may move down (at most 0) and up (at least 0); infinite,
-            all of them, in the free domain.
+        low, high: ``(n,)`` the limits of each pixel's move down (at most 0) and up (at least 0); all infinite in the
+            free domain.
     """
 
     norm: Norm
@@ -40,11 +40,11 @@ class Region:
 
     @property
     def boxed(self) -> bool:
-        """Whether it lies in a box, which may be smaller than the ball."""
+        """Whether the region is limited by a box, which may be smaller than the ball."""
         return bool(np.isfinite(self.high).all())
 
     def reach(self) -> Array:
-        """How far each pixel may move at most: ``(n,)``."""
+        """The largest move of each pixel: ``(n,)``."""
         farthest: Array = np.minimum(np.maximum(-self.low, self.high), self.radius)
         return farthest
 
@@ -53,15 +53,15 @@ class Region:
         return float(np.abs(move).max() if self.norm == "linf" else np.sqrt(move @ move))
 
     def dual(self, rows: Array) -> Array:
-        """Dual norms of ``rows`` ``(m, n)``, what a move of length 1 gains at most: ``(m,)``."""
+        """Dual norms ``(m,)`` of ``rows`` ``(m, n)``: the largest gain of a move of length 1."""
         size: Array = np.abs(rows).sum(1) if self.norm == "linf" else np.sqrt((rows * rows).sum(1))
         return size
 
     def most(self, rows: Array, within: HalfSpace | None = None) -> Array:
-        """A bound from above of ``rows @ d`` over the region's part in a half-space: ``(m, n)`` -> ``(m,)``.
+        """Upper bounds ``(m,)`` of ``rows @ d``, rows ``(m, n)``, over the part of the region in a half-space.
 
-        By weak duality ``max(a @ d) <= max((a + s g) @ d) - s gap`` for any ``s >= 0``; the bound holds
-        whatever the multipliers s are, and their choice makes it exact (in L2, where the box does not bind).
+        By weak duality ``max(a @ d) <= max((a + s g) @ d) - s gap`` for any ``s >= 0``. The bound holds for any
+        multipliers s; the chosen ones make it exact, in L2 only where the box is not active.
         """
         if within is None:
             return self._most(rows)
@@ -72,10 +72,10 @@ class Region:
         return bound
 
     def nearest(self, half_space: HalfSpace) -> tuple[float, Array]:
-        """The shortest move into a half-space, whatever the radius, and its length; inf where the box is in the way.
+        """The length of the shortest move into a half-space, whatever the radius, and the move ``(n,)``.
 
-        It moves every pixel by ``min(t, room_i)`` (L-infinity) or ``min(t |g_i|, room_i)`` (L2) in the
-        helpful direction, as in `attacks.affine`.
+        Every pixel moves by ``min(t, room_i)`` (L-infinity) or ``min(t |g_i|, room_i)`` (L2) in the direction of the
+        gain, as in `attacks.affine`. The length is inf where the box does not reach the half-space.
         """
         g, gap = half_space.normal, half_space.gap
         move = np.zeros_like(g)
@@ -88,7 +88,7 @@ class Region:
         capped = (rate * limit)[order]
         left = rate[order][::-1].cumsum()[::-1]
         done = np.concatenate([[0.0], capped.cumsum()])[:-1]
-        # the gain at t = limit[i], where pixel i meets its limit
+        # done + left * limit: the gain at t = limit[i], where pixel i reaches its limit
         piece = int(np.searchsorted(done + left * limit[order], gap))
         if piece == len(limit):
             return np.inf, move
@@ -116,12 +116,12 @@ class Region:
             return np.zeros(len(rows))
         along = rows @ within.normal / size
         across = np.sqrt(np.maximum((rows * rows).sum(1) - along * along, 0.0))
-        # a cap of the ball: its farthest point lies on its rim, away + sqrt(radius^2 - away^2)
+        # the maximum over a cap of the ball lies on its rim, at away and sqrt(radius^2 - away^2)
         wanted: Array = across * (away / np.sqrt(self.radius * self.radius - away * away)) - along
         return np.maximum(wanted, 0.0) / size
 
     def _multipliers_linf(self, rows: Array, within: HalfSpace) -> Array:
-        """The best move for the row alone, then the cheapest pixels turned until the half-space is met."""
+        """From the best move for the row alone, pixels are reversed in order of cost until the half-space is met."""
         g = within.normal
         low, high = np.maximum(self.low, -self.radius), np.minimum(self.high, self.radius)
         favoured = np.where(rows > 0, high, np.where(rows < 0, low, np.where(g > 0, high, low)))
@@ -150,7 +150,7 @@ def _most_l2(slope: Array, room: Array, radius: float) -> Array:
         free = t2[:, None] * weight < limit
         left = np.where(free, weight, 0.0).sum(1)
         rest = square - np.where(free, 0.0, limit).sum(1)
-        # where all pixels are at their limits, t is of no matter
+        # where all pixels are at their limits, t does not matter
         np.divide(np.maximum(rest, t2 * left), left, out=t2, where=left > TINY)
     t = np.sqrt(t2)
     move = np.minimum(t[:, None] * slope, room)

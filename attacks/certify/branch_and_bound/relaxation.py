@@ -1,9 +1,9 @@
 """Bounds of a ReLU network around an image: intervals, then linear bounds propagated backwards.
 
-Zhang et al. 2018 (CROWN), https://arxiv.org/abs/1811.00866, on dense blocks. Departs from it: the region may also
-be cut by a half-space that every sought point lies in, which shrinks the bounds of all layers (as Kotha et al.
-2023, https://arxiv.org/abs/2302.01404, do with output constraints); and a lower line may have either slope.
-All bounds hold in exact arithmetic: what float64 may round away is added to them.
+Zhang et al. 2018 (CROWN), https://arxiv.org/abs/1811.00866, on dense blocks. Departs from it: the region may also be
+cut by a half-space that contains every sought point, which tightens the bounds of all layers (as Kotha et al. 2023,
+https://arxiv.org/abs/2302.01404, do with output constraints); and a lower line may have either slope. All bounds hold
+in exact arithmetic, since an allowance for float64 rounding is added to them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attacks.certify.branch_and_bound.relu_network import ReluNetwork
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """A network, an image ``(n,)`` and the moves from there that bounds shall hold for."""
+    """A network, an image ``(n,)`` and the region of moves for which bounds must hold."""
 
     network: ReluNetwork
     image: Array
@@ -35,26 +35,26 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What the pre-activations of every hidden layer lie between, ``(n_l,)`` each."""
+    """Lower and upper bounds of the pre-activations of every hidden layer, ``(n_l,)`` each."""
 
     low: tuple[Array, ...]
     high: tuple[Array, ...]
 
     def unstable(self, layer: int) -> NDArray[np.bool_]:
-        """Which units of a layer may be on either side of their ReLU's kink."""
+        """The units of a layer whose bounds have both signs: ``(n_l,)`` bool."""
         loose: NDArray[np.bool_] = (self.low[layer] < 0) & (self.high[layer] > 0)
         return loose
 
     def linear(self) -> bool:
-        """Whether no unit is unstable: the network is affine there."""
+        """Whether no unit is unstable, so that the network is affine on the region."""
         return not any(self.unstable(layer).any() for layer in range(len(self.low)))
 
     def empty(self) -> bool:
-        """Whether they contradict one another: no point is left."""
+        """Whether bounds contradict one another, so that the region contains no point."""
         return any(bool((low > high).any()) for low, high in zip(self.low, self.high, strict=True))
 
     def replace(self, layer: int, low: Array, high: Array) -> Bounds:
-        """These bounds with another layer's."""
+        """These bounds with those of one layer replaced."""
         return Bounds(
             low=(*self.low[:layer], low, *self.low[layer + 1 :]),
             high=(*self.high[:layer], high, *self.high[layer + 1 :]),
@@ -63,11 +63,11 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """``offsets + rows @ d`` bounds functionals of the network from above, for every move d of the region.
+    """Linear upper bounds ``offsets + rows @ d`` of functionals of the network, for every move d of the region.
 
     Attributes:
         rows: ``(m, n)``. offsets: ``(m,)``.
-        slack: per hidden layer ``(m_l, n_l)``, what the chord of each unit adds to the first m_l functionals.
+        slack: per hidden layer ``(m_l, n_l)``, the contribution of each unit's chord to the first m_l functionals.
     """
 
     rows: Array
@@ -83,15 +83,15 @@ def upper_lines(
     depth: int,
     signs: Sequence[Array] = (),
 ) -> Lines:
-    """Bound ``functionals @ z_depth`` and, after them, the signed units' own ``sign * z`` from above.
+    """Upper bounds of ``functionals @ z_depth`` and, after them, of ``sign * z`` for the units with a sign.
 
     Args:
         slopes: per hidden layer before ``depth`` ``(n_l,)``, of the line through 0 below an unstable ReLU.
         functionals: ``(m, n_depth)``.
-        signs: per hidden layer ``(n_l,)``: 1 for a unit that is sought on, -1 off, 0 for neither; empty for none.
+        signs: per hidden layer ``(n_l,)``: 1 for a unit that must be on, -1 off, 0 for either; empty for no signs.
 
     Returns:
-        Functionals first, then the signed units of the last layer, ..., of the first.
+        Lines of the functionals first, then of the units with a sign, from the last layer to the first.
     """
     network = around.network
     a, c = functionals @ network.weights[depth], functionals @ network.biases[depth]
@@ -99,7 +99,7 @@ def upper_lines(
     slack: list[Array] = []
     for layer in range(depth - 1, -1, -1):
         low, high = np.minimum(bounds.low[layer], 0.0), np.maximum(bounds.high[layer], 0.0)
-        # the chord from (low, 0) to (high, high); units that are always on or off have it exact
+        # the chord from (low, 0) to (high, high), which is exact for stable units
         chord = np.divide(high, high - low, out=np.zeros_like(high), where=high > low)
         rest = -chord * low
         below = np.where(low == 0, chord, np.where(high == 0, 0.0, slopes[layer]))
@@ -109,16 +109,16 @@ def upper_lines(
         a = above * chord + (a - above) * below
         if len(signs):
             signed = np.flatnonzero(signs[layer])
-            own = np.zeros((len(signed), a.shape[1]))
-            own[np.arange(len(signed)), signed] = signs[layer][signed]
-            a, c = np.concatenate([a, own]), np.concatenate([c, around.doubts[layer][signed]])
+            unit_rows = np.zeros((len(signed), a.shape[1]))
+            unit_rows[np.arange(len(signed)), signed] = signs[layer][signed]
+            a, c = np.concatenate([a, unit_rows]), np.concatenate([c, around.doubts[layer][signed]])
         c = c + a @ network.biases[layer]
         a = a @ network.weights[layer]
     return Lines(rows=a, offsets=c + a @ around.image, slack=tuple(reversed(slack)))
 
 
 def interval_bounds(around: Surroundings) -> Bounds:
-    """By interval arithmetic; the first layer's are exact (but for the box in L2, very nearly)."""
+    """Bounds by interval arithmetic; those of the first layer are exact, in L2 with the box very nearly."""
     lows: list[Array] = []
     highs: list[Array] = []
     for layer in range(around.network.hidden):
@@ -136,11 +136,11 @@ def interval_bounds(around: Surroundings) -> Bounds:
 
 
 def tighten(around: Surroundings, bounds: Bounds, within: HalfSpace | None = None, first: int = 0) -> Bounds:
-    """Bound the units that are still unstable anew, by lines, on the region's part in a half-space.
+    """Tighten the bounds of unstable units by lines, on the part of the region in a half-space.
 
     Args:
-        bounds: known ones, that the result is never looser than.
-        first: layers before it are left as they are.
+        bounds: known bounds; the result is never looser.
+        first: layers before this one keep their bounds.
     """
     slopes: list[Array] = []
     for layer in range(around.network.hidden):
@@ -160,5 +160,5 @@ def tighten(around: Surroundings, bounds: Bounds, within: HalfSpace | None = Non
 
 
 def steeper_slopes(bounds: Bounds, layer: int) -> Array:
-    """Of the lines of slope 0 and 1 below each ReLU, the one with the smaller area to it: ``(n_l,)``."""
+    """Slopes ``(n_l,)`` of the lower lines, 0 or 1, whichever encloses the smaller area with the ReLU."""
     return (bounds.high[layer] > -bounds.low[layer]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A ReLU network as affine blocks with a ReLU between any two: float64 matrices, read from a model."""
+"""A sequential ReLU network as float64 matrices, read from a model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ReluNetwork:
     """``z_0 = W_0 x + b_0``, ``z_l = W_l relu(z_{l-1}) + b_l``; the last z are the logits.
 
     Attributes:
-        weights: of each block ``(n_out, n_in)``; the first takes flattened images.
-        biases: of each block ``(n_out,)``.
+        weights: per block ``(n_out, n_in)``; the first block takes flattened images.
+        biases: per block ``(n_out,)``.
     """
 
     weights: tuple[Array, ...]
@@ -42,7 +42,7 @@ class ReluNetwork:
         return len(self.biases[-1])
 
     def blocks(self, point: Array) -> list[Array]:
-        """Every block's output at a flattened image: the pre-activations, then the logits."""
+        """The output of every block for a flattened image ``(n,)``: the pre-activations, then the logits."""
         outputs: list[Array] = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
             inputs = np.maximum(outputs[-1], 0.0) if outputs else point
@@ -50,31 +50,32 @@ class ReluNetwork:
         return outputs
 
     def logits(self, point: Array) -> Array:
-        """Of a flattened image ``(n,)``."""
+        """The logits ``(classes,)`` of a flattened image ``(n,)``."""
         return self.blocks(point)[-1]
 
-    def lead(self, other: int, own: int) -> Array:
-        """The functional of the logits that is positive where class ``other`` leads over ``own``: ``(classes,)``."""
+    def lead(self, other: int, label: int) -> Array:
+        """The functional ``(classes,)`` of the logits that is the lead of class ``other`` over class ``label``."""
         functional = np.zeros(self.classes)
-        functional[other], functional[own] = 1.0, -1.0
+        functional[other], functional[label] = 1.0, -1.0
         return functional
 
     def slope(self, outputs: list[Array], functional: Array) -> Array:
-        """The gradient in the image of ``functional @ logits``, ``(n,)``, where the blocks put out ``outputs``."""
+        """The gradient ``(n,)`` of ``functional @ logits`` in the image, at the point with the blocks' ``outputs``."""
         gradient = functional @ self.weights[-1]
         for output, weight in zip(outputs[-2::-1], self.weights[-2::-1], strict=True):
             gradient = np.where(output > 0, gradient, 0.0) @ weight
         return gradient
 
     def doubts(self, size: Array) -> tuple[Array, ...]:
-        """How far rounding may take each block's outputs, in any order of summation, ``(n_out,)`` each.
+        """Bounds of the rounding error of each block's outputs, in any order of summation: ``(n_out,)`` each.
 
-        The standard bound (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1): the number of
-        operations in a row times the unit roundoff, of the network of absolute values; four times that, for reading
-        the network, for lines through it, for their bounds over a region, and for the model's own forward pass.
+        The standard bound (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1) is the number of
+        operations in sequence times the unit roundoff, applied to the network of absolute values. It is counted four
+        times: for reading the network, for lines through it, for their bounds over a region, and for the model's own
+        forward pass.
 
         Args:
-            size: ``(n,)`` what no pixel exceeds in absolute value.
+            size: ``(n,)`` upper bounds of the pixels' absolute values.
         """
         doubts: list[Array] = []
         operations = 0
@@ -85,7 +86,7 @@ class ReluNetwork:
         return tuple(doubts)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all shapes and numbers."""
+        """SHA-256 of all shapes and weights."""
         digest = hashlib.sha256()
         for array in (*self.weights, *self.biases):
             digest.update(repr(array.shape).encode())
@@ -94,10 +95,10 @@ class ReluNetwork:
 
 
 def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
-    """The model's blocks in float64, as it computes in evaluation; the model is left untouched.
+    """Read a model's blocks in float64 and evaluation mode; the model is left untouched.
 
     Args:
-        model: affine layers and ReLUs one after the other, in modules of any nesting.
+        model: a sequence of affine layers and ReLUs, in modules of any nesting.
         shape: ``(C, H, W)`` of the images.
 
     Raises:
@@ -111,15 +112,15 @@ def read_network(model: nn.Module, shape: tuple[int, ...]) -> ReluNetwork:
         size = block.leaves[0].numel()
         if size * size > LARGEST:
             raise InputError(
-                f"expected at most {math.isqrt(LARGEST)} pixels and units per layer, got {size}; take a smaller network"
+                f"expected at most {math.isqrt(LARGEST)} pixels and units per layer, got {size}; use a smaller network"
             )
-    for kink, place in zip(network.kinks, network.places, strict=False):
-        if kink != Leaky():
+    for nonlinearity, place in zip(network.nonlinearities, network.places, strict=False):
+        if nonlinearity != Leaky():
             raise _refusal(place)
     weights = tuple(np.ascontiguousarray(matrix_of(block).numpy()) for block in network.blocks)
     biases = tuple(block.constant.numpy().copy() for block in network.blocks)
     return ReluNetwork(weights=weights, biases=biases)
 
 
-def _refusal(what: str) -> InputError:
-    return InputError(f"expected a network of {_SUPPORTED}, got {what}; exact margins cannot be had of it")
+def _refusal(layer: str) -> InputError:
+    return InputError(f"expected a network of {_SUPPORTED}, got {layer}; exact margins cannot be computed for it")

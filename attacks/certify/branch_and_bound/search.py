@@ -9,24 +9,24 @@ from attacks.certify.branch_and_bound.approach import approach
 from attacks.certify.branch_and_bound.bracket import Bracket, Budget, Ledger, OutOfBudget
 from attacks.certify.branch_and_bound.tree import Tree
 
-# a tree whose root proves less than this part of the radius is grown at smaller radii first
+# if a tree's root proves less than this fraction of the radius, smaller radii are searched first
 PROMISING = 0.5
 
 
 class Search:
-    """The margin of one image; all that it learns is kept in its ledger."""
+    """The search for the margin of one image; all results are kept in its ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     def run(self, budget: Budget) -> Bracket:
-        """Search until the bracket is closed or the budget spent."""
+        """Search until the bracket is solved or the budget spent."""
         ledger = self.ledger
         ledger.begin(budget)
         self._approach()
         try:
             tree = self._climb()
-            # the lines of an affine network hold at every distance, those of another one in the ball only
+            # the lines of an affine network hold at every distance, those of other networks in the ball only
             empty = tree.floor > ledger.whole.radius if ledger.whole.boxed else math.isinf(tree.floor)
             if math.isinf(ledger.upper) and empty and (ledger.whole.boxed or not ledger.network.hidden):
                 ledger.prove(math.inf)
@@ -37,12 +37,12 @@ class Search:
     def _approach(self) -> None:
         ledger = self.ledger
         for other in range(ledger.network.classes):
-            if other != ledger.own:
-                for move in approach(ledger.network, ledger.image, ledger.whole, ledger.own, other):
+            if other != ledger.label:
+                for move in approach(ledger.network, ledger.image, ledger.whole, ledger.label, other):
                     ledger.offer(move)
 
     def _climb(self) -> Tree:
-        """Search the ball of the best witness, or first, where its root proves little, smaller ones."""
+        """Search the ball up to the best witness; where its root proves little, smaller balls first."""
         tree = self._tree(self.ledger.horizon)
         if tree.least() < PROMISING * tree.radius:
             self._rise(tree.radius / 4)
@@ -51,7 +51,7 @@ class Search:
         return tree
 
     def _rise(self, radius: float) -> None:
-        """Prove balls of growing radius empty, the first of them small enough to be proved by its root."""
+        """Prove balls of growing radius empty, starting with one that is small enough to be proved by its root."""
         tree, least = self._tree(radius), 1e-3 * radius
         while tree.open and radius > least:
             radius /= 2
@@ -59,7 +59,7 @@ class Search:
         while radius < 0.95 * self.ledger.horizon:
             before = self.ledger.nodes
             tree.search()
-            # small steps where trees have to grow
+            # smaller steps once trees have to be split
             radius *= 1.25 if self.ledger.nodes == before else 1.1
             tree = self._tree(min(radius, self.ledger.horizon))
 

@@ -1,9 +1,9 @@
-"""A ball of moves, split at ReLUs until every part is proved too far or holds a witness: best-first branch and bound.
+"""Best-first branch and bound over the ReLUs on one ball of moves.
 
 Bunel et al. 2020, Branch and Bound for Piecewise Linear Neural Network Verification,
-https://www.jmlr.org/papers/v21/19-468.html, for a distance in the place of a yes or no. Departs from it: a part's
-bound is the least distance to where the half-spaces of the class's lead and of the signed units meet, all of them
-lines in the image's space; and what is thereby known of the sought points tightens the bounds of all units.
+https://www.jmlr.org/papers/v21/19-468.html, for a distance instead of a decision. Departs from it: the bound of a part
+is the distance to the intersection of the half-spaces of the class's lead and of the units with a sign, all of them
+linear in the image; and the half-space that proves this bound tightens the bounds of all units.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from attacks.certify.branch_and_bound.relaxation import (
     upper_lines,
 )
 
-# relative distance beyond the boundary at which witnesses are looked for, small beside any gap
+# relative distance beyond the boundary at which witnesses are searched for, small compared with any gap
 AIM = 1e-8
 MOST_AIM = 1e-3
-# a root is tightened by its own half-space until that gains less than this
+# a root is tightened by its own half-space until the bound grows by less than this factor
 GAIN = 1.01
 MOST_TIGHTENINGS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The moves of the ball that end in class ``other`` and agree with the signs: all are longer than ``bound``.
+    """The moves of the ball that end in class ``other`` and agree with the signs; all are longer than ``bound``.
 
     Attributes:
-        signs: per hidden layer ``(n_l,)``: 1 for units that are on, -1 off, 0 for those that may be either.
-        bounds: of all units, at these moves.
+        signs: per hidden layer ``(n_l,)``: 1 for units that are on, -1 off, 0 for either.
+        bounds: bounds of all units at these moves.
         slopes: per hidden layer ``(n_l,)``, see `upper_lines`.
-        within: a half-space that all these moves lie in; None if nothing is known.
+        within: a half-space that contains all these moves; None if none is known.
         split: layer and unit to split at; None before the part is bounded.
     """
 
@@ -58,14 +58,14 @@ class _Part:
 
 
 class Tree:
-    """The open parts of one ball; ``floor`` is the least that was proved of a closed one, inf if none holds a point.
+    """The open parts of one ball; ``floor`` is the smallest bound of a closed part, inf if all closed parts are empty.
 
     Args:
-        ledger: told of witnesses and lower bounds, and asked for the budget.
+        ledger: receives witnesses and lower bounds, and holds the budget.
         region: the ball.
 
     Raises:
-        OutOfBudget: here as in `search`.
+        OutOfBudget: the budget ended while the roots were bounded; `search` raises it too.
     """
 
     def __init__(self, ledger: Ledger, region: Region) -> None:
@@ -78,11 +78,11 @@ class Tree:
         self._plant()
 
     def least(self) -> float:
-        """No point of another class is nearer than this."""
+        """The proved lower bound: no point of another class is nearer."""
         return min([self._horizon, self.floor, *(entry[0] for entry in self.open[:1])])
 
     def search(self) -> None:
-        """Split the part of the lowest bound until that is enough."""
+        """Split the part of the smallest bound until that bound suffices."""
         while self.open:
             self._ledger.prove(self.least())
             if self.open[0][0] >= self._enough:
@@ -108,13 +108,13 @@ class Tree:
         self.floor = min(self.floor, bound)
 
     def _plant(self) -> None:
-        """One part a class, each tightened by what its own bound says."""
+        """Bound one root per other class, tightened repeatedly by the half-space that proves its bound."""
         network = self._around.network
         bounds = tighten(self._around, interval_bounds(self._around), first=1)
         signs = tuple(np.zeros(len(bias)) for bias in network.biases[:-1])
         slopes = tuple(steeper_slopes(bounds, layer) for layer in range(network.hidden))
         for other in range(network.classes):
-            if other == self._ledger.own:
+            if other == self._ledger.label:
                 continue
             part = self._bounded(_Part(other=other, signs=signs, bounds=bounds, slopes=slopes))
             for _ in range(MOST_TIGHTENINGS):
@@ -127,14 +127,14 @@ class Tree:
             self._keep(part)
 
     def _half(self, part: _Part, sign: int) -> _Part | None:
-        """What is left of a part with its unit on or off; None where that is closed."""
+        """The half of a part with its split unit on (1) or off (-1); None if that half is closed."""
         assert part.split is not None
         layer, unit = part.split
         low, high = part.bounds.low[layer].copy(), part.bounds.high[layer].copy()
         (low if sign > 0 else high)[unit] = 0.0
         bounds = part.bounds.replace(layer, low, high)
         half = replace(part, signs=_signed(part.signs, {layer: {unit: sign}}), bounds=bounds)
-        # without a half-space, layers up to the unit's are not affected
+        # without a half-space, layers up to that of the unit are not affected
         half = self._tightened(half, 0 if part.within is not None else layer + 1)
         return None if half.bounds.empty() else self._bounded(half)
 
@@ -142,18 +142,18 @@ class Tree:
         return replace(part, bounds=tighten(self._around, part.bounds, part.within, first))
 
     def _bounded(self, part: _Part) -> _Part | None:
-        """Bound a part's moves and choose where to split it; None where it is closed."""
+        """Bound a part and choose where to split it; None if the part is closed."""
         self._ledger.spend()
         linear = part.bounds.linear()
-        lines, found = self._relaxed(part, precise=linear)
-        bound = max(part.bound, found.bound)
+        lines, shortest = self._relaxed(part, precise=linear)
+        bound = max(part.bound, shortest.bound)
         if bound >= self._enough:
             self._close(bound)
             return None
-        outputs = self._ledger.offer(found.move)
-        within = found.aggregate if found.bound > 0 else part.within
+        outputs = self._ledger.offer(shortest.move)
+        within = shortest.aggregate if shortest.bound > 0 else part.within
         part = replace(part, bound=bound, within=within)
-        # the bounds hold for the sought moves only, which this one is not if units have other signs there
+        # the bounds hold for moves of the part only; the shortest move is not one if its units have other signs
         wrong = _wrong_signs(part, outputs) if linear else {}
         if bound < self._enough and wrong:
             return self._bounded(replace(part, signs=_signed(part.signs, wrong)))
@@ -161,26 +161,26 @@ class Tree:
             self._close(bound)
             return None
         slopes = tuple((output > 0).astype(np.float64) for output in outputs[:-1])
-        return replace(part, slopes=slopes, split=_split(part.bounds, lines, found))
+        return replace(part, slopes=slopes, split=_split(part.bounds, lines, shortest))
 
     def _relaxed(self, part: _Part, precise: bool) -> tuple[Lines, Shortest]:
         """The shortest move into the half-spaces of the class's lead and of the signed units."""
         network, region = self._around.network, self._around.region
-        functional = network.lead(part.other, self._ledger.own)[None]
+        functional = network.lead(part.other, self._ledger.label)[None]
         lines = upper_lines(self._around, part.bounds, part.slopes, functional, network.hidden, part.signs)
-        # the lead counts as reached where rounding may hide it: aim beyond both, but not far
+        # the lead counts as reached where rounding may hide it: aim slightly beyond both
         hidden = 3 * float(np.abs(functional[0]) @ self._around.doubts[-1])
         size = max(float(region.dual(lines.rows[:1])[0]), TINY)
         aim = AIM * self.radius + min(hidden / size, MOST_AIM * self.radius)
         target = self._enough
-        found = shortest_move(
+        shortest = shortest_move(
             region, lines.rows, -lines.offsets, known=part.bound, target=target, precise=precise, aim=aim
         )
-        return lines, found
+        return lines, shortest
 
 
 def _signed(signs: tuple[Array, ...], more: dict[int, dict[int, int]]) -> tuple[Array, ...]:
-    """Signs with those of further units, by layer and unit."""
+    """The signs with those of further units, by layer and unit."""
     result = list(signs)
     for layer, units in more.items():
         result[layer] = result[layer].copy()
@@ -189,7 +189,7 @@ def _signed(signs: tuple[Array, ...], more: dict[int, dict[int, int]]) -> tuple[
 
 
 def _wrong_signs(part: _Part, outputs: list[Array]) -> dict[int, dict[int, int]]:
-    """Units without a sign whose output has another one than their bounds allow, with the allowed one."""
+    """Units without a sign whose output contradicts their bounds, by layer, with the sign that the bounds allow."""
     wrong: dict[int, dict[int, int]] = {}
     for layer, (output, signs) in enumerate(zip(outputs, part.signs, strict=False)):
         on, off = part.bounds.low[layer] >= 0, part.bounds.high[layer] <= 0
@@ -199,9 +199,9 @@ def _wrong_signs(part: _Part, outputs: list[Array]) -> dict[int, dict[int, int]]
     return wrong
 
 
-def _split(bounds: Bounds, lines: Lines, found: Shortest) -> tuple[int, int]:
-    """The unstable unit whose chord adds most to the weighted lines."""
-    weights = found.weights.copy()
+def _split(bounds: Bounds, lines: Lines, shortest: Shortest) -> tuple[int, int]:
+    """The layer and number of the unstable unit whose chord contributes most to the weighted lines."""
+    weights = shortest.weights.copy()
     # where the signs alone prove the bound, the class's lead still counts
     weights[0] = max(weights[0], weights.max() / 3, 1e-9)
     best, choice = 0.0, (-1, -1)

@@ -1,1 +1,1 @@
-"""From a model to affine blocks and piecewise linear functions, with their values on boxes of inputs."""
+"""Reading a model as affine blocks and piecewise linear nonlinearities, and interval arithmetic for them."""

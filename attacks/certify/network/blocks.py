@@ -1,6 +1,6 @@
-"""Units that see few entries of every earlier stage, as those of convolutions do, in groups that see the same ones.
+"""Affine blocks of a network, and their receptive fields: groups of units that depend on the same few entries.
 
-A functional of such a unit is carried back as a short row: a few hundred entries instead of some thousands.
+A functional of a convolution's unit is propagated backwards as a short row: a few hundred entries instead of thousands.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# entries of one block's matrix: 128 MiB
+# largest matrix of one block, in entries: 128 MiB
 LARGEST = 2**24
-# short rows that hold more than this part of all entries save nothing
+# short rows save nothing if they hold more than this fraction of all entries
 WORTH = 0.5
 
 
 @dataclass(frozen=True)
 class Local:
-    """G groups of U units each, padded by repetition.
+    """G groups of U units each with a common receptive field; smaller groups are padded by repetition.
 
     Attributes:
-        units: ``(G, U)``, indices of a block's result.
-        seen: per stage from the image up to the block, ``(G, p)`` indices of its entries, padded by 0.
+        units: ``(G, U)``, indices into a block's result.
+        seen: per stage from the image up to the block, the receptive field ``(G, p)`` as indices of its entries,
+            padded.
         weights: per block up to this one ``(G, p_after, p_before)``, 0 where padded; the last ``(G, U, p)``.
         constants: per block ``(G, p_after)``.
-        real: ``(G, p)`` which of the first of ``seen``, the pixels, are no padding.
+        real: ``(G, p)`` bool: the pixels, in the first of ``seen``, that are not padding.
     """
 
     units: Tensor
@@ -40,7 +41,7 @@ class Local:
 
 
 def localise(blocks: Sequence[Block]) -> Local | None:
-    """The last block's units; None where they see too much, or the blocks are no chain."""
+    """Group the last block's units; None if their receptive fields are too large or the blocks are not a chain."""
     if any(block.sources != (index,) for index, block in enumerate(blocks)):
         return None
     sizes = [block.leaves[0].numel() for block in blocks] + [blocks[-1].result.numel()]
@@ -70,20 +71,20 @@ def localise(blocks: Sequence[Block]) -> Local | None:
 
 
 def matrix_of(block: Block) -> Tensor:
-    """Of a block of one stage, ``(n_after, n_before)``, some rows at a time."""
+    """The matrix ``(n_after, n_before)`` of a block with one source, computed a few rows at a time."""
     eye = torch.eye(block.result.numel(), dtype=torch.float64, device=block.result.device)
     step = max(1, LARGEST // max(math.prod(block.shape), block.leaves[0].numel()))
     return torch.cat([block.transposed(rows)[block.sources[0]] for rows in torch.split(eye, step)])
 
 
 def _padded(groups: list[Tensor]) -> Tensor:
-    """``(G, longest)``: the first entry again where a group is shorter."""
+    """Index lists as ``(G, longest)``: shorter groups repeat their first entry, empty ones hold 0."""
     longest = max(len(group) for group in groups)
     first = [group[:1] if len(group) else group.new_zeros(1) for group in groups]
     return torch.stack(
         [
-            torch.cat([group, one.expand(longest - len(group))]) if len(group) < longest else group
-            for group, one in zip(groups, first, strict=True)
+            torch.cat([group, filler.expand(longest - len(group))]) if len(group) < longest else group
+            for group, filler in zip(groups, first, strict=True)
         ]
     )
 
@@ -93,9 +94,9 @@ class Block:
     """An affine function of the outputs of one or more stages; its transpose is one vector-Jacobian product.
 
     Attributes:
-        sources: the stages, ascending.
-        result: ``(1, ...)`` of the stages at zero: the constant part, with its graph.
-        leaves: the zeros, one a source.
+        sources: the numbers of the stages, ascending.
+        result: ``(1, ...)``, the result for zeros: the constant part, with its autograd graph.
+        leaves: the zero inputs, one per source.
     """
 
     sources: tuple[int, ...]
@@ -104,16 +105,16 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image's result."""
+        """The shape of one image's result."""
         return tuple(self.result.shape[1:])
 
     @cached_property
     def constant(self) -> Tensor:
-        """``(n,)``."""
+        """The constant part, ``(n,)``."""
         return self.result.detach().flatten()
 
     def transposed(self, rows: Tensor) -> dict[int, Tensor]:
-        """What functionals ``(R, n)`` of the result are of the sources: ``(R, n_s)`` each."""
+        """Functionals ``(R, n)`` of the result as functionals of each source: ``(R, n_s)`` each."""
         with torch.enable_grad():
             parts = torch.autograd.grad(
                 self.result,

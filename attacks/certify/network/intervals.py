@@ -1,4 +1,4 @@
-"""Interval arithmetic for affine operations (centre-radius form), and the table of the operations that are affine."""
+"""Interval arithmetic for affine operations (centre-radius form), and the table of affine operations."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 from attacks.certify.network.tracing import Operation, Value
 
 
-def spread(operation: Operation, absolute: Operation, inputs: Mapping[Value, Intervals]) -> Any:
-    """What an affine operation's results lie between: ``|A r + b - (A c + b)| <= |A| |r - c|``.
+def affine_intervals(operation: Operation, absolute: Operation, inputs: Mapping[Value, Intervals]) -> Any:
+    """Interval bounds of an affine operation's results: ``|(A x + b) - (A c + b)| <= |A| |x - c|``.
 
     Args:
-        absolute: see `absolute`.
-        inputs: the arguments that depend on the image, ``(B, 1, ...)``.
+        absolute: the operation of absolute values; see `absolute`.
+        inputs: bounds of the arguments that depend on the image, ``(B, 1, ...)``.
 
     Returns:
         An `Intervals` ``(B, 1, ...)``, or a tuple of them where the operation has several results.
     """
-    centre = operation.of_batch({value: (one.low + one.high) / 2 for value, one in inputs.items()})
-    radius = absolute.of_batch({value: (one.high - one.low) / 2 for value, one in inputs.items()})
+    centre = operation.of_batch({value: (bounds.low + bounds.high) / 2 for value, bounds in inputs.items()})
+    radius = absolute.of_batch({value: (bounds.high - bounds.low) / 2 for value, bounds in inputs.items()})
     if isinstance(centre, Tensor):
         return Intervals(centre - radius, centre + radius)
     return tuple(Intervals(c - r, c + r) for c, r in zip(centre, radius, strict=True))
 
 
 def absolute(operation: Operation) -> Operation | None:
-    """The operation whose matrix holds the absolute values and whose constant part is 0; None if it is not affine."""
+    """The operation with absolute values in its matrix and no constant part; None if the operation is not affine."""
     rule = _RULES.get(operation.name)
     return None if rule is None else rule(operation)
 
 
 def _moved(operation: Operation) -> Operation | None:
-    """Entries of the result are entries of the arguments, or sums of them with weights of at least 0."""
-    if any(isinstance(one, torch.dtype) and not one.is_floating_point for one in operation.options.values()):
+    """For operations that move, copy or add entries of their arguments with non-negative weights."""
+    if any(isinstance(option, torch.dtype) and not option.is_floating_point for option in operation.options.values()):
         return None
     return replace(operation, args=_zeros(operation.args))
 
@@ -48,7 +48,7 @@ def _averaged(operation: Operation) -> Operation | None:
 
 
 def _picked(operation: Operation) -> Operation | None:
-    """Entries by constant indices."""
+    """Indexing by constant indices."""
     return None if any(map(_of_image, operation.args[1])) else operation
 
 
@@ -66,10 +66,10 @@ def _added(operation: Operation) -> Operation:
 def _subtracted_from(operation: Operation) -> Operation:
     """``rsub(x, y)`` is ``y - alpha x``."""
     alpha = operation.args[2] if len(operation.args) > 2 else operation.options.get("alpha", 1)
-    own, other = operation.args[:2]
+    subtracted, other = operation.args[:2]
     if isinstance(other, Tensor | Value):
-        return replace(operation, function=torch.add, args=(_zero(other), own), options={"alpha": abs(alpha)})
-    return replace(operation, function=torch.mul, args=(own, abs(alpha)), options={})
+        return replace(operation, function=torch.add, args=(_zero(other), subtracted), options={"alpha": abs(alpha)})
+    return replace(operation, function=torch.mul, args=(subtracted, abs(alpha)), options={})
 
 
 def _negated(operation: Operation) -> Operation:
@@ -77,8 +77,9 @@ def _negated(operation: Operation) -> Operation:
 
 
 def _scaled(operation: Operation) -> Operation | None:
-    """A product with constants; None of two results of the image, or of a quotient that is rounded."""
-    if len([one for one in operation.args if isinstance(one, Value)]) > 1 or operation.options.get("rounding_mode"):
+    """A product with constants; None for a product of two results of the image and for a rounded quotient."""
+    of_image = [argument for argument in operation.args if isinstance(argument, Value)]
+    if len(of_image) > 1 or operation.options.get("rounding_mode"):
         return None
     if operation.name == "div" and not isinstance(operation.args[0], Value):
         return None
@@ -86,9 +87,9 @@ def _scaled(operation: Operation) -> Operation | None:
 
 
 def _added_product(operation: Operation) -> Operation | None:
-    """``addmm`` and its like: a constant or a result of the image, and a product with a constant."""
+    """``addmm`` and similar: a constant or a result of the image, plus a product with a constant."""
     bias, *factors = operation.args
-    if all(isinstance(one, Value) for one in factors):
+    if all(isinstance(factor, Value) for factor in factors):
         return None
     options = {key: abs(value) for key, value in operation.options.items()}
     return replace(operation, args=(_zero(bias), *map(_size, factors)), options=options)
@@ -114,14 +115,14 @@ def _of_image(argument: object) -> bool:
 
 
 def _zero(argument: Any) -> Any:
-    """0 of what does not depend on the image."""
+    """0 in the place of a constant; arguments that depend on the image stay."""
     if isinstance(argument, Tensor):
         return torch.zeros_like(argument)
     return 0 if isinstance(argument, int | float) else argument
 
 
 def _zeros(argument: Any) -> Any:
-    """Constant tensors as 0, also in lists; sizes and dimensions as they are."""
+    """0 in the place of constant tensors, also in lists; sizes and dimensions stay."""
     if isinstance(argument, tuple | list):
         return type(argument)(map(_zeros, argument))
     return _zero(argument) if isinstance(argument, Tensor) else argument
@@ -154,20 +155,15 @@ _RULES: Mapping[str, Callable[[Operation], Operation | None]] = {
 
 @dataclass(frozen=True)
 class Intervals:
-    """What values lie between: ``(B, ...)`` each."""
+    """Lower and upper bounds of values: ``(B, ...)`` each."""
 
     low: Tensor
     high: Tensor
 
-    @classmethod
-    def between(cls, low: Tensor, high: Tensor) -> Intervals:
-        """These."""
-        return cls(low, high)
-
     def flat(self) -> tuple[Tensor, Tensor]:
-        """``(B, n)`` each."""
+        """Both bounds as ``(B, n)``."""
         return self.low.reshape(len(self.low), -1), self.high.reshape(len(self.high), -1)
 
     def shaped(self, shape: tuple[int, ...]) -> Intervals:
-        """``(B, *shape)``."""
+        """The bounds with shape ``(B, *shape)``."""
         return Intervals(self.low.view(-1, *shape), self.high.view(-1, *shape))

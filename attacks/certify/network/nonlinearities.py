@@ -1,7 +1,7 @@
-"""The piecewise linear functions between affine blocks: their values on intervals and the lines that bound them.
+"""Piecewise linear nonlinearities between affine blocks: their interval bounds and the lines that relax them.
 
-Of a functional that is to be bounded from above, a positive part needs a line above the function, a negative one a line
-below it (Zhang et al. 2018, CROWN, https://arxiv.org/abs/1811.00866, section 3.3).
+To bound a functional from above, its positive part uses a line above the function and its negative part a line below
+it (Zhang et al. 2018, CROWN, https://arxiv.org/abs/1811.00866, section 3.3).
 """
 
 from __future__ import annotations
@@ -17,70 +17,70 @@ from attacks.certify.network.intervals import Intervals
 from attacks.certify.network.tracing import Operation, Value
 
 
-class Kink(Protocol):
+class Nonlinearity(Protocol):
     """A piecewise linear function of a block's result."""
 
     @property
     def least_slope(self) -> float:
-        """Of a line below; the largest is 1."""
+        """The smallest slope of a lower line; the largest is 1."""
 
     def shape(self, inputs: tuple[int, ...]) -> tuple[int, ...]:
-        """Of an image's outcome."""
+        """The shape of one image's output, from that of its input."""
 
     def intervals(self, inputs: Intervals) -> Intervals:
-        """What the outcome lies between."""
+        """Bounds of the output for inputs within bounds."""
 
     def unstable(self, bounds: Intervals) -> Tensor:
-        """Inputs ``(B, n)`` whose bounds are worth tightening."""
+        """``(B, n)`` bool: the inputs whose bounds are worth tightening."""
 
     def lines(self, bounds: Intervals, slopes: Tensor | None) -> Lines:
-        """Lines above and below, for inputs within ``bounds``; ``slopes`` of those below, where they are free."""
+        """Upper and lower lines for inputs within ``bounds``; ``slopes`` of the lower lines where they are free."""
 
     def slopes(self, bounds: Intervals) -> Tensor | None:
-        """The slopes to use where there is no better choice; None where none is free."""
+        """The default slopes of the lower lines; None where no slope is free."""
 
 
 class Lines(Protocol):
-    """Bounds of one kink's outcome that are linear in its inputs."""
+    """Bounds of a nonlinearity's output that are linear in its inputs."""
 
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Functionals ``(B, m, n_out)`` of the outcome -> ``(B, m, n_in)`` of the inputs and offsets ``(B, m)``.
+        """Functionals ``(B, m, n_out)`` of the output -> ``(B, m, n_in)`` of the inputs and offsets ``(B, m)``.
 
-        The new functional plus the offset is nowhere below the old one.
+        The new functional plus the offset is an upper bound of the old one.
         """
 
 
 @dataclass(frozen=True)
 class Leaky:
-    """``max(z, slope * z)``: ReLU at slope 0."""
+    """``max(z, slope * z)``: ReLU at slope 0, LeakyReLU otherwise."""
 
     slope: float = 0.0
 
     @property
     def least_slope(self) -> float:
-        """Of a line below."""
+        """See `Nonlinearity`."""
         return self.slope
 
     def shape(self, inputs: tuple[int, ...]) -> tuple[int, ...]:
-        """Of an image's outcome."""
+        """See `Nonlinearity`."""
         return inputs
 
     def intervals(self, inputs: Intervals) -> Intervals:
-        """What the outcome lies between."""
+        """See `Nonlinearity`."""
         return Intervals(self._value(inputs.low), self._value(inputs.high))
 
     def unstable(self, bounds: Intervals) -> Tensor:
-        """Inputs on either side of 0."""
+        """Inputs whose bounds contain 0 in their interior."""
         low, high = bounds.flat()
         return (low < 0) & (high > 0)
 
     def slopes(self, bounds: Intervals) -> Tensor:
-        """Of the two pieces, the one with the smaller area between it and the function: ``(B, n)``."""
+        """The slope ``(B, n)`` of the piece that encloses the smaller area with the function."""
         low, high = bounds.flat()
         return torch.where(high > -low, 1.0, self.slope).to(low.dtype)
 
     def lines(self, bounds: Intervals, slopes: Tensor | None) -> Chords:
-        """The chord above, a line through 0 below; the function itself where it is linear."""
+        """The chord as upper line and a line through 0 as lower line; the function itself where it is linear."""
         low, high = bounds.flat()
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         start = self._value(low)
@@ -96,15 +96,15 @@ class Leaky:
 
 @dataclass(frozen=True)
 class Chords:
-    """Of `Leaky`, ``(B, n)`` each: the slope of the line above, its value at 0 and the slope of the line below."""
+    """Lines of `Leaky`, ``(B, n)`` each: slope of the upper line, its value at 0, slope of the lower line."""
 
     chord: Tensor
     rest: Tensor
     below: Tensor
 
     def of(self, places: Tensor) -> Chords:
-        """Those of some inputs ``(G, p)`` in groups: ``(B * G, p)``."""
-        return Chords(*(one[:, places].flatten(0, 1) for one in (self.chord, self.rest, self.below)))
+        """The lines of selected inputs ``(G, p)``, in groups: ``(B * G, p)``."""
+        return Chords(*(values[:, places].flatten(0, 1) for values in (self.chord, self.rest, self.below)))
 
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lines`."""
@@ -115,7 +115,7 @@ class Chords:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """``nn.MaxPool2d``: above, the window's largest upper bound; below, the pixel with the largest lower bound."""
+    """``nn.MaxPool2d``: the window's largest upper bound above, the pixel of the largest lower bound below."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -124,29 +124,29 @@ class MaxPool:
     least_slope = 0.0
 
     def shape(self, inputs: tuple[int, ...]) -> tuple[int, ...]:
-        """Of an image's outcome."""
+        """See `Nonlinearity`."""
         return tuple(self._pool(torch.zeros(1, *inputs)).shape[1:])
 
     def intervals(self, inputs: Intervals) -> Intervals:
-        """What the outcome lies between."""
+        """See `Nonlinearity`."""
         return Intervals(self._pool(inputs.low), self._pool(inputs.high))
 
     def unstable(self, bounds: Intervals) -> Tensor:
-        """Pixels that may, and need not, be the largest of a window."""
+        """Pixels of which it is undecided whether they are the largest of a window."""
         windows, places = self._windows(bounds)
         low, high = windows
         contested = (high >= low.amax(2, keepdim=True)) & (high > -torch.inf)
         contested &= contested.sum(2, keepdim=True) > 1
-        found = torch.zeros_like(bounds.low.flatten(1))
-        # places of padding point to pixel 0, which they must not mark
-        return found.scatter_add(1, places.flatten(1), contested.flatten(1).to(found.dtype)) > 0
+        counts = torch.zeros_like(bounds.low.flatten(1))
+        # padding has the index of pixel 0; it is never contested, so that it does not mark that pixel
+        return counts.scatter_add(1, places.flatten(1), contested.flatten(1).to(counts.dtype)) > 0
 
     def slopes(self, bounds: Intervals) -> None:
-        """None is free."""
+        """No slope is free."""
         return
 
     def lines(self, bounds: Intervals, slopes: Tensor | None) -> _Windows:
-        """A constant above, or the pixel that is the largest for certain; one pixel below."""
+        """A constant as upper line, or the pixel that is certainly the largest; one pixel as lower line."""
         (low, high), places = self._windows(bounds)
         winner = low.argmax(2, keepdim=True)
         others = high.scatter(2, winner, -torch.inf).amax(2, keepdim=True)
@@ -160,7 +160,7 @@ class MaxPool:
         return F.max_pool2d(values, self.kernel, self.stride, self.padding, self.dilation)
 
     def _windows(self, bounds: Intervals) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Bounds ``(B, C, k, L)`` of every window's pixels, -inf in the padding, and the pixels' indices."""
+        """Bounds ``(B, C, k, L)`` of the pixels of every window, -inf in the padding, and the pixels' indices."""
         channels, height, width = bounds.low.shape[1:]
         index = torch.arange(channels * height * width, device=bounds.low.device, dtype=bounds.low.dtype)
         places = self._unfold(index.view(1, channels, height, width), 0.0).long()
@@ -190,12 +190,12 @@ class _Windows:
         return pulled.scatter_add(2, self.place[:, None].expand_as(linear), linear), offsets
 
 
-def kink_of(operation: Operation) -> Kink | None:
-    """None where the operation is no kink that is known."""
+def nonlinearity_of(operation: Operation) -> Nonlinearity | None:
+    """The nonlinearity that an operation computes; None if it is not a supported one."""
     rest = operation.args[1:]
     if len(operation.values) != 1 or not isinstance(operation.args[0], Value):
         return None
-    plain = all(one is None or isinstance(one, int | float) for one in rest)
+    plain = all(argument is None or isinstance(argument, int | float) for argument in rest)
     if operation.name == "relu" or (operation.name in ("clamp", "clamp_min") and plain and rest in ((0,), (0, None))):
         return Leaky()
     if operation.name == "leaky_relu":
@@ -204,12 +204,12 @@ def kink_of(operation: Operation) -> Kink | None:
     if operation.name == "max_pool2d_with_indices":
         defaults: tuple[Any, ...] = (None, None, 0, 1, False)
         kernel, stride, padding, dilation, ceil_mode = rest + defaults[len(rest) :]
-        # an empty stride is the kernel's size
+        # an empty stride means the kernel's size
         return None if ceil_mode else MaxPool(*map(_pair, (kernel, stride or kernel, padding, dilation)))
     return None
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """Of a number for both sides, alone or in a list, or of two."""
+    """Both sides from one number, alone or in a list, or from two."""
     sides = [value] if isinstance(value, int) else list(value)
     return int(sides[0]), int(sides[-1])

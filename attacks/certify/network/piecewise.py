@@ -1,4 +1,4 @@
-"""A network as affine blocks between kinks, wired in any way: what linear bounds are propagated through."""
+"""A network as a graph of affine blocks and piecewise linear nonlinearities, through which bounds are propagated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.certify.network.blocks import Block, Local, localise
-from attacks.certify.network.intervals import Intervals, absolute, spread
-from attacks.certify.network.nonlinearities import Kink, Leaky, MaxPool, kink_of
+from attacks.certify.network.intervals import Intervals, absolute, affine_intervals
+from attacks.certify.network.nonlinearities import Leaky, MaxPool, Nonlinearity, nonlinearity_of
 from attacks.certify.network.reading import check_reading
 from attacks.certify.network.tracing import (
     Operation,
@@ -19,15 +19,14 @@ from attacks.certify.network.tracing import (
     Untraceable,
     Value,
     evaluation_copy,
-    one_line,
     record,
 )
 from attacks.isolation.outputs import as_logits
 from attacks.seeds import forked_generators
-from attacks.types import InputError, UnsoundError
+from attacks.types import InputError, UnsoundError, one_line
 
-# entries that the functionals of all units of a block pass through: seconds an image in convolutions; the bounds of
-# larger blocks are left to intervals
+# largest number of entries that the functionals of all units of a block pass through, which takes seconds per image in
+# convolutions; larger blocks keep their interval bounds
 AFFORDED = 2**24
 
 _SUPPORTED = (
@@ -37,13 +36,17 @@ _SUPPORTED = (
 
 
 class PiecewiseNetwork:
-    """Stage 0 is the image, stage k the outcome of kink k - 1, which follows block k - 1; the last block's are logits.
+    """Affine blocks and the nonlinearities between them.
 
-    What is read are the operations that the model carries out (see `record`), not what its layers are called; the
-    reading is held against the model before it is used.
+    Stage 0 is the image. Stage k is the output of nonlinearity k - 1, which follows block k - 1. The last block
+    computes the logits. The operations that the model carries out are read (see `record`), not the types of its layers.
+    The result is checked against the model before use (see `check_reading`).
 
     Attributes:
-        model: a copy in float64 and evaluation mode. blocks: in the order of the forward pass. kinks: one fewer.
+        model: a copy in float64 and evaluation mode.
+        blocks: in the order of the forward pass.
+        nonlinearities: one fewer than blocks.
+        places: per block, the operation after it, for messages.
     """
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
@@ -53,16 +56,16 @@ class PiecewiseNetwork:
             model: left untouched. shape: ``(C, H, W)`` of the images.
 
         Raises:
-            InputError: an operation that is neither affine nor a known kink, named with its layer; a model that cannot
-                be recorded; or one that computes something else than what was read.
+            InputError: an operation that is neither affine nor a supported nonlinearity, named with its layer; a model
+                that cannot be recorded; or one that computes another function than the one that was read.
         """
         self.model, self.shape, self.device = evaluation_copy(model).to(device), shape, device
         with forked_generators():
             self._recording = self._recorded()
         self.blocks: list[Block] = []
-        self.kinks: list[Kink] = []
+        self.nonlinearities: list[Nonlinearity] = []
         self.places: list[str] = []
-        self._kink_at: dict[int, int] = {}
+        self._nonlinearity_at: dict[int, int] = {}
         self._absolutes: dict[int, Operation] = {}
         self._locals: dict[int, Local | None] = {}
         with forked_generators():
@@ -72,59 +75,59 @@ class PiecewiseNetwork:
             except (InputError, UnsoundError):
                 raise
             except Exception as error:
-                raise refusal(f"operations that cannot be read ({one_line(error)})") from error
+                raise refusal(f"operations that cannot be read ({one_line(error, most=200)})") from error
 
     def intervals(self, low: Tensor, high: Tensor, tighten: Callable[[int, Tensor, Tensor], Intervals]) -> Tensor:
-        """Interval arithmetic from pixels ``(B, C, H, W)`` to logits, with each block's result offered to ``tighten``.
+        """Interval arithmetic from pixels ``(B, C, H, W)`` to logits, with ``tighten`` applied after each block.
 
         Args:
-            tighten: block, bounds ``(B, n)`` -> bounds that hold as well and are no looser.
+            tighten: (block, lower bounds, upper bounds ``(B, n)``) -> valid bounds that are no looser.
 
         Returns:
-            Least logits ``(B, K)``.
+            Lower bounds ``(B, K)`` of the logits.
         """
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
-            inputs = {value: found(value) for value in operation.values}
-            kink = self._kink_at.get(number)
-            if kink is None:
-                return spread(operation, self._absolutes[number], inputs)
-            (given,) = inputs.values()
-            tightened = tighten(kink, *given.flat()).shaped(self.blocks[kink].shape)
-            outcome = self.kinks[kink].intervals(tightened)
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
+            inputs = {value: look_up(value) for value in operation.values}
+            nonlinearity = self._nonlinearity_at.get(number)
+            if nonlinearity is None:
+                return affine_intervals(operation, self._absolutes[number], inputs)
+            (interval,) = inputs.values()
+            tightened = tighten(nonlinearity, *interval.flat()).shaped(self.blocks[nonlinearity].shape)
+            outcome = self.nonlinearities[nonlinearity].intervals(tightened)
             return Intervals(outcome.low[:, None], outcome.high[:, None])
 
         logits = self._recording.replay(Intervals(low[:, None], high[:, None]), compute)
-        return tighten(len(self.kinks), *logits.flat()).low
+        return tighten(len(self.nonlinearities), *logits.flat()).low
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of images ``(B, C, H, W)``, by the model itself: ``(B, K)``."""
+        """The model's own logits ``(B, K)`` of images ``(B, C, H, W)``."""
         with torch.no_grad():
-            # a copy: the model may work in place on what it is given
+            # a copy: the model may change its input in place
             logits: Tensor = as_logits(self.model(images.clone(memory_format=torch.contiguous_format)))
         return logits
 
     def run(self, images: Tensor, slopes: Sequence[Tensor] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The forward pass that was read.
+        """The forward pass as it was read.
 
         Args:
             images: ``(B, C, H, W)`` float64.
-            slopes: ``(B, n_k)`` of each kink: what every input is multiplied by in its place.
+            slopes: per nonlinearity ``(B, n_k)``: factors of its inputs that replace the nonlinearity.
 
         Returns:
-            The inputs ``(B, n_k)`` of each kink, and the logits ``(B, K)``.
+            The inputs ``(B, n_k)`` of each nonlinearity, and the logits ``(B, K)``.
         """
 
-        def of_one(image: Tensor, *given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        def of_one(image: Tensor, *factors: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
             inputs: list[Tensor] = []
 
-            def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
-                kink = self._kink_at.get(number)
-                if kink is None:
-                    return operation(found)
+            def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
+                nonlinearity = self._nonlinearity_at.get(number)
+                if nonlinearity is None:
+                    return operation(look_up)
                 (value,) = operation.values
-                inputs.append(found(value).flatten())
-                return found(value) * given[kink].view_as(found(value)) if given else operation(found)
+                inputs.append(look_up(value).flatten())
+                return look_up(value) * factors[nonlinearity].view_as(look_up(value)) if factors else operation(look_up)
 
             logits = self._recording.replay(image[None], compute)
             return tuple(inputs), logits[0]
@@ -133,7 +136,7 @@ class PiecewiseNetwork:
         return inputs, logits
 
     def sizes(self, images: Tensor) -> Tensor:
-        """The largest sum of absolute values that a number of each block is made of, ``(B, blocks)``."""
+        """Per block, the largest sum of absolute values behind one of its results: ``(B, blocks)``."""
         sizes: list[Tensor] = []
 
         def around_zero(values: Tensor) -> Intervals:
@@ -145,36 +148,36 @@ class PiecewiseNetwork:
 
         inputs = self.run(images)[0]
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
-            given = {value: found(value) for value in operation.values}
-            kink = self._kink_at.get(number)
-            if kink is None:
-                return spread(operation, self._absolutes[number], given)
-            keep(*given.values())
-            shaped = Intervals(inputs[kink], inputs[kink]).shaped(self.blocks[kink].shape)
-            return around_zero(self.kinks[kink].intervals(shaped).low[:, None])
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
+            intervals = {value: look_up(value) for value in operation.values}
+            nonlinearity = self._nonlinearity_at.get(number)
+            if nonlinearity is None:
+                return affine_intervals(operation, self._absolutes[number], intervals)
+            keep(*intervals.values())
+            shaped = Intervals(inputs[nonlinearity], inputs[nonlinearity]).shaped(self.blocks[nonlinearity].shape)
+            return around_zero(self.nonlinearities[nonlinearity].intervals(shaped).low[:, None])
 
         keep(self._recording.replay(around_zero(images[:, None]), compute))
         return torch.stack(sizes, 1)
 
     def widest(self, block: int) -> int:
-        """The most entries that the image or a result up to this block's has."""
-        return max(math.prod(self.shape), *(math.prod(one.shape) for one in self.blocks[: block + 1]))
+        """The largest number of entries of the image and of the results up to this block's."""
+        return max(math.prod(self.shape), *(math.prod(earlier.shape) for earlier in self.blocks[: block + 1]))
 
     def tightened(self, block: int) -> bool:
-        """Whether carrying back a functional of each of its units can be afforded."""
-        passed = math.prod(self.shape) + sum(math.prod(one.shape) for one in self.blocks[:block])
+        """Whether a functional of each of the block's units can be propagated backwards at acceptable cost."""
+        passed = math.prod(self.shape) + sum(math.prod(earlier.shape) for earlier in self.blocks[:block])
         return 2 * math.prod(self.blocks[block].shape) * passed <= AFFORDED
 
     def local(self, block: int) -> Local | None:
-        """See `localise`; found when first asked for."""
+        """See `localise`; computed once per block."""
         if block not in self._locals:
-            smooth = all(isinstance(kink, Leaky) for kink in self.kinks[:block])
+            smooth = all(isinstance(nonlinearity, Leaky) for nonlinearity in self.nonlinearities[:block])
             self._locals[block] = localise(self.blocks[: block + 1]) if smooth else None
         return self._locals[block]
 
     def _recorded(self) -> Recording:
-        """What the model computes of an image; of another one it must be the same, with the same constants."""
+        """Record the model on two random images; both must give the same operations with the same constants."""
         draw = torch.Generator().manual_seed(0)
         images = torch.rand(2, *self.shape, generator=draw, dtype=torch.float64).to(self.device)
         try:
@@ -182,7 +185,7 @@ class PiecewiseNetwork:
         except Untraceable as error:
             raise refusal(str(error)) from error
         except Exception as error:
-            raise refusal(f"a forward pass that cannot be recorded ({one_line(error)})") from error
+            raise refusal(f"a forward pass that cannot be recorded ({one_line(error, most=200)})") from error
         if place := first.differs(second):
             raise refusal(f"{place} with numbers that depend on the image outside of recorded operations")
         return first
@@ -206,28 +209,28 @@ class PiecewiseNetwork:
             self.blocks.append(Block(ascending, result, tuple(leaves[source] for source in ascending)))
             self.places.append(place)
 
-        def compute(number: int, operation: Operation, found: Callable[[Value], Any]) -> Any:
+        def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
             used = frozenset[int]().union(*(sources[value.operation] for value in operation.values))
-            if any(found(value) is None for value in operation.values):
+            if any(look_up(value) is None for value in operation.values):
                 raise refusal(f"the places of a pool's largest pixels, used by {operation.place}")
-            kink = kink_of(operation)
-            if isinstance(kink, MaxPool) and found(operation.values[0]).ndim != 4:
-                raise refusal(f"{operation.place} of what is no (1, C, H, W)")
-            if kink is not None:
-                close(found(operation.values[0]), used, operation.place)
-                self._kink_at[number] = len(self.kinks)
-                self.kinks.append(kink)
-                sources[number] = frozenset({len(self.kinks)})
-                outcome = stage(kink.shape(self.blocks[-1].shape))
-                # the places of the largest pixels of a pool are no piecewise linear function
+            nonlinearity = nonlinearity_of(operation)
+            if isinstance(nonlinearity, MaxPool) and look_up(operation.values[0]).ndim != 4:
+                raise refusal(f"{operation.place} of an input that is not (1, C, H, W)")
+            if nonlinearity is not None:
+                close(look_up(operation.values[0]), used, operation.place)
+                self._nonlinearity_at[number] = len(self.nonlinearities)
+                self.nonlinearities.append(nonlinearity)
+                sources[number] = frozenset({len(self.nonlinearities)})
+                outcome = stage(nonlinearity.shape(self.blocks[-1].shape))
+                # the indices of a pool's largest pixels are not a piecewise linear function
                 return (outcome, None) if operation.name == "max_pool2d_with_indices" else outcome
             changed = absolute(operation)
             if changed is None:
-                several = sum(isinstance(one, Value) for one in operation.args) > 1
+                several = sum(isinstance(argument, Value) for argument in operation.args) > 1
                 raise refusal(operation.place + " of two results of the image" * several)
             self._absolutes[number], sources[number] = changed, used
             with torch.enable_grad():
-                return operation(found)
+                return operation(look_up)
 
         logits = self._recording.replay(stage(self.shape), compute)
         if logits.ndim != 2 or logits.shape[1] < 2:
@@ -238,6 +241,6 @@ class PiecewiseNetwork:
         close(logits, sources[self._recording.logits.operation], "the logits")
 
 
-def refusal(what: str) -> InputError:
-    """An error for a network that cannot be read."""
-    return InputError(f"expected a network of {_SUPPORTED}, got {what}; linear bounds cannot be had of it")
+def refusal(reason: str) -> InputError:
+    """The error for a network that cannot be read."""
+    return InputError(f"expected a network of {_SUPPORTED}, got {reason}; linear bounds cannot be computed for it")

@@ -1,4 +1,4 @@
-"""Record a model's forward pass of one image as ATen operations: hooks run, in-place operations are made pure."""
+"""Record a model's forward pass on one image as ATen operations, with hooks run and in-place operations made pure."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attacks.input_gradient import unquicken
 from attacks.isolation.outputs import as_logits
 from attacks.isolation.unwrapping import check_whole, run_by_copies, unwrapped
-from attacks.types import InputError
+from attacks.types import InputError, one_line
 
-# The result has the shape of the argument and no value of it.
+# The result depends on the argument's shape only.
 _CONSTANT = frozenset(
     {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "zero"}
 )
-# The result is the argument: autograd would lose the dependence, or there is nothing to compute.
+# The result equals the argument: autograd would lose the dependence, or there is nothing to compute.
 _SAME = frozenset({"detach", "alias", "lift_fresh", "clone"})
-# `view` asks for strides that the arguments of a batch may not have
+# `view` requires strides that the arguments of a batch may not have
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _EXACT = (torch.float32, torch.float64)
 
 
 class Untraceable(Exception):
-    """An operation whose result no graph of operations describes; the message names it and its layer."""
+    """An operation whose result a graph of operations cannot describe; the message names it and its layer."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Operation:
     """One ATen operation that depends on the image.
 
     Attributes:
-        function: what computes it. name: without the overload, such as ``convolution``.
-        args, options: its arguments, a `Value` in the place of every tensor that depends on the image.
-        layer: the module that computed it, such as ``2: Sigmoid``; empty in the forward pass of the model itself.
+        function: the callable that computes it. name: without the overload, such as ``convolution``.
+        args, options: its arguments, with a `Value` in the place of every tensor that depends on the image.
+        layer: the module that computed it, such as ``2: Sigmoid``; empty for the model's own forward method.
     """
 
     function: Callable[..., Any]
@@ -62,9 +62,9 @@ class Operation:
     @cached_property
     def values(self) -> tuple[Value, ...]:
         """The arguments that depend on the image, each once."""
-        found: dict[Value, None] = {}
-        filled((self.args, tuple(self.options.values())), lambda value: found.setdefault(value))
-        return tuple(found)
+        values: dict[Value, None] = {}
+        filled((self.args, tuple(self.options.values())), lambda value: values.setdefault(value))
+        return tuple(values)
 
     @property
     def place(self) -> str:
@@ -72,12 +72,12 @@ class Operation:
         return f"the operation {self.name} in " + (f"the layer {self.layer}" if self.layer else "the forward pass")
 
     def __call__(self, results: Callable[[Value], Any]) -> Any:
-        """Compute it of given arguments."""
+        """Compute the operation with ``results`` in the place of its values."""
         args, options = filled(self.args, results), filled(tuple(self.options.values()), results)
         return self.function(*args, **dict(zip(self.options, options, strict=True)))
 
     def of_batch(self, parts: Mapping[Value, Tensor]) -> Any:
-        """Compute it of B images, each by itself; every argument and result is ``(B, ...)`` of what it is of one."""
+        """Compute the operation for B images independently; arguments and results gain a leading batch dimension."""
 
         def of_one(*tensors: Tensor) -> Any:
             return self(dict(zip(parts, tensors, strict=True)).__getitem__)
@@ -87,13 +87,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Recording:
-    """The operations in order, those that the logits do not depend on left out, and the logits."""
+    """The operations that the logits depend on, in order, and the logits."""
 
     operations: tuple[Operation, ...]
     logits: Value
 
     def differs(self, other: Recording) -> str:
-        """The first operation that another image's recording has with other constants, or none; '' if all are equal."""
+        """The place of the first operation that differs from another image's recording; '' if there is none."""
         for mine, its in zip_longest(self.operations, other.operations):
             if mine is None or its is None or mine.name != its.name:
                 return (mine or its).place
@@ -102,38 +102,39 @@ class Recording:
         return "" if self.logits == other.logits else "the logits"
 
     def replay(self, image: Any, compute: Callable[[int, Operation, Callable[[Value], Any]], Any]) -> Any:
-        """Go through the operations; ``compute`` gets each one's number, the operation and where its arguments are.
+        """Evaluate the recorded graph with another meaning of values, such as intervals.
 
         Args:
-            image: in the place of the image ``(1, C, H, W)``.
+            image: takes the place of the image ``(1, C, H, W)``.
+            compute: (number of the operation, the operation, look-up of its arguments) -> its result.
 
         Returns:
-            What stands in the place of the logits ``(1, K)``.
+            The result in the place of the logits ``(1, K)``.
         """
         results: dict[int, Any] = {-1: image}
 
-        def found(value: Value) -> Any:
+        def look_up(value: Value) -> Any:
             result = results[value.operation]
             return result[value.output] if isinstance(result, tuple | list) else result
 
         for number, operation in enumerate(self.operations):
-            results[number] = compute(number, operation, found)
-        return found(self.logits)
+            results[number] = compute(number, operation, look_up)
+        return look_up(self.logits)
 
 
 def record(model: nn.Module, image: Tensor) -> Recording:
-    """Run the model on an image and record what it computes.
+    """Run the model on an image and record the operations.
 
     Args:
         model: see `evaluation_copy`. image: ``(1, C, H, W)`` float64, in the model's units.
 
     Raises:
         Untraceable: the path through the model depends on the image's values, or a result is drawn at random.
-        Exception: of any kind, from the model.
+        Exception: any exception that the model raises.
     """
     recorder = _Recorder(image)
-    # A model may work in place on what it is given.
-    forward = functionalize(lambda given: as_logits(model(given.clone())))
+    # a model may change its input in place
+    forward = functionalize(lambda pixels: as_logits(model(pixels.clone())))
     with torch.no_grad(), recorder.layers_of(model), recorder:
         logits = forward(image)
     return recorder.recording(logits)
@@ -144,7 +145,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Tensors are held, so that no other one gets the same id.
+        # Tensors are kept alive: the id of a freed one could be reused.
         self._known: dict[int, tuple[Tensor, Value]] = {id(image): (image, Value(-1))}
         self._operations: list[Operation] = []
         self._layers: list[str] = []
@@ -158,7 +159,7 @@ class _Recorder(TorchDispatchMode):
         options = kwargs or {}
         result = func(*args, **options)
         if func is torch.ops.aten.copy.default:
-            # what is written over is gone
+            # the overwritten values do not matter
             func, args, options = torch.ops.aten.expand.default, (args[1], list(result.shape)), {}
         operation = Operation(
             torch.reshape if func in _VIEWS else func,
@@ -174,21 +175,21 @@ class _Recorder(TorchDispatchMode):
         if operation.name == "fill" and not isinstance(operation.args[1], Value):
             return result
         if func._schema.is_mutable:
-            # a tensor that others may look at, not known to depend on the image
+            # other operations may read that tensor, which does not count as depending on the image
             raise Untraceable(f"{operation.place}, in place on a constant")
         if operation.name in _SAME or (operation.name == "_to_copy" and result.dtype in _EXACT):
             self._keep(result, operation.values[0])
             return result
-        for output, one in enumerate(result if isinstance(result, tuple | list) else (result,)):
-            if not isinstance(one, Tensor):
+        for output, tensor in enumerate(result if isinstance(result, tuple | list) else (result,)):
+            if not isinstance(tensor, Tensor):
                 raise Untraceable(f"{operation.place}, which makes a number of the image's values")
-            self._keep(one, Value(len(self._operations), output))
+            self._keep(tensor, Value(len(self._operations), output))
         self._operations.append(operation)
         return result
 
     @contextmanager
     def layers_of(self, model: nn.Module) -> Iterator[None]:
-        """Know which module computes; hooks that the model has already count as parts of their module."""
+        """Keep track of the module that computes; the model's own hooks count as part of their module."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 enter = partial(self._enter, f"{name}: {type(module).__name__}" if name else "")
@@ -197,7 +198,7 @@ class _Recorder(TorchDispatchMode):
             yield
 
     def recording(self, logits: object) -> Recording:
-        """What was recorded, up to these logits."""
+        """The recorded operations that these logits depend on, renumbered."""
         if not isinstance(logits, Tensor):
             raise Untraceable(f"{type(logits).__name__} as the result")
         if id(logits) not in self._known:
@@ -217,13 +218,13 @@ class _Recorder(TorchDispatchMode):
         kept = [self._operations[number] for number in sorted(needed)]
         renumbered = [
             Operation(
-                one.function,
-                one.name,
-                filled(one.args, moved),
-                {key: filled(value, moved) for key, value in one.options.items()},
-                one.layer,
+                operation.function,
+                operation.name,
+                filled(operation.args, moved),
+                {key: filled(value, moved) for key, value in operation.options.items()},
+                operation.layer,
             )
-            for one in kept
+            for operation in kept
         ]
         return Recording(tuple(renumbered), moved(end))
 
@@ -245,26 +246,26 @@ class _Recorder(TorchDispatchMode):
         return type(argument)(map(self._marked, argument)) if isinstance(argument, tuple | list) else argument
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        same = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
-        return same and bool(((one == other) | ((one != one) & (other != other))).all())
-    if isinstance(one, tuple | list):
-        return isinstance(other, tuple | list) and len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor):
+        same = isinstance(other, Tensor) and value.shape == other.shape and value.dtype == other.dtype
+        return same and bool(((value == other) | ((value != value) & (other != other))).all())
+    if isinstance(value, tuple | list):
+        return isinstance(other, tuple | list) and len(value) == len(other) and all(map(_equal, value, other))
+    return bool(value == other)
 
 
 def filled(argument: Any, results: Callable[[Value], Any]) -> Any:
-    """An argument with what ``results`` says in the place of every `Value`."""
+    """An argument, such as a nested list, with ``results(value)`` in the place of every `Value`."""
     if isinstance(argument, Value):
         return results(argument)
     if isinstance(argument, tuple | list):
-        return type(argument)(filled(one, results) for one in argument)
+        return type(argument)(filled(item, results) for item in argument)
     return argument
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
-    """The model in float64, on the CPU and in evaluation mode, sharing nothing with the caller's.
+    """A copy of the model in float64, on the CPU and in evaluation mode, that shares nothing with the caller's.
 
     Raises:
         InputError: it cannot be copied.
@@ -277,15 +278,10 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
             "weights; define it in a class"
         )
     try:
-        own = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
+        duplicate = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
     except Exception as error:
         raise InputError(
-            f"expected a model that can be copied, got {one_line(error)}; build it of plain layers"
+            f"expected a model that can be copied, got {one_line(error, most=200)}; build it of plain layers"
         ) from error
-    unquicken(own)
-    return own
-
-
-def one_line(error: Exception) -> str:
-    """Kind and message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    unquicken(duplicate)
+    return duplicate

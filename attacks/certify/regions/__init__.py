@@ -1,1 +1,1 @@
-"""Activation regions of ReLU networks: nearest points of their faces, and the walk along them."""
+"""Activation regions of ReLU networks: the nearest boundary point of each, and the walk between neighbours."""

@@ -1,4 +1,4 @@
-"""Activation regions: the polytopes on which a network of affine blocks and (leaky) ReLUs is affine, one an image."""
+"""Activation regions: the polytopes on which a network of affine blocks and (leaky) ReLUs is affine."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from attacks.certify.network.nonlinearities import Leaky
 from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.types import InputError
 
-# entries of the widest of a group of functionals that are pulled through the network at a time
+# largest number of entries of the functionals that are propagated through the network at a time
 CHUNK = 2**22
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What was spent on each of some images: ``(N,)`` float64 each."""
+    """Forward and backward passes spent on each of N images: ``(N,)`` float64 each."""
 
     forwards: Tensor
     backwards: Tensor
 
     @classmethod
     def none(cls, images: Tensor) -> Passes:
-        """On these images."""
+        """No passes for these images."""
         zeros = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         return cls(zeros, zeros.clone())
 
 
 @dataclass(frozen=True)
 class Cells:
-    """B regions of a network with U units and K classes.
+    """B activation regions of a network with U units and K classes.
 
-    A *functional* has a number: below U, it is the input of that unit times its sign in the region, not negative there
-    (where it is 0 is a face); from U on, the lead of class number - U over the image's label.
+    Functionals are numbered. Number u < U is the input of unit u times its sign in the region: it is not negative
+    inside the region and 0 on the unit's face. Number U + k is the lead of class k over the image's label.
 
     Attributes:
         signs: ``(B, U)`` float64, 1 where the unit is on and -1 where it is off.
         labels: ``(B,)`` int64.
-        owners: ``(B,)`` int64, the images of ``passes`` that they are of.
+        owners: ``(B,)`` int64, the image that each region's ``passes`` are counted for.
     """
 
     network: PiecewiseNetwork
@@ -52,33 +52,32 @@ class Cells:
 
     @property
     def units(self) -> int:
-        """U."""
+        """The number of units, U."""
         return self.signs.shape[1]
 
     @cached_property
     def slopes(self) -> list[Tensor]:
-        """Of every kink's units in the region: ``(B, n_k)``."""
-        parts = zip(torch.split(self.signs, _sizes(self.network), 1), self.network.kinks, strict=True)
-        return [torch.where(part > 0, 1.0, kink.least_slope) for part, kink in parts]
+        """Per nonlinearity, the slopes of its units in the region: ``(B, n_k)``."""
+        parts = zip(torch.split(self.signs, _sizes(self.network), 1), self.network.nonlinearities, strict=True)
+        return [torch.where(signs > 0, 1.0, nonlinearity.least_slope) for signs, nonlinearity in parts]
 
     @property
     def bends(self) -> Tensor:
-        """What every unit's slope changes by across its face: ``(U,)``."""
-        parts = zip(_sizes(self.network), self.network.kinks, strict=True)
-        return torch.cat(
-            [self.signs.new_full((size,), 1 - kink.least_slope) for size, kink in parts] + [self.signs.new_zeros(0)]
-        )
+        """The change of every unit's slope across its face: ``(U,)``."""
+        sizes = zip(_sizes(self.network), self.network.nonlinearities, strict=True)
+        changes = [self.signs.new_full((size,), 1 - nonlinearity.least_slope) for size, nonlinearity in sizes]
+        return torch.cat([*changes, self.signs.new_zeros(0)])
 
     def select(self, rows: Tensor) -> Cells:
-        """Some of them."""
+        """The regions of these rows."""
         return replace(self, signs=self.signs[rows], labels=self.labels[rows], owners=self.owners[rows])
 
     def flipped(self, flips: Tensor) -> Cells:
-        """Neighbours, on the other side of the faces ``(B, U)`` bool."""
+        """The neighbours on the other side of the faces ``(B, U)`` bool."""
         return replace(self, signs=torch.where(flips, -self.signs, self.signs))
 
     def values(self, points: Tensor) -> Tensor:
-        """All functionals at points ``(B, C, H, W)``, as if the regions had no end: ``(B, U + K)`` float64."""
+        """All functionals ``(B, U + K)`` float64 at points ``(B, C, H, W)``, extended linearly beyond the regions."""
         inputs, logits = self.network.run(points, self.slopes)
         self.passes.forwards.index_add_(0, self.owners, torch.ones_like(logits[:, 0]))
         leads = logits - logits.gather(1, self.labels[:, None])
@@ -86,19 +85,24 @@ class Cells:
 
     def rows(self, regions: Tensor, numbers: Tensor) -> Tensor:
         """Gradients ``(P, n)`` of the functionals ``numbers`` ``(P,)`` in ``regions`` ``(P,)``."""
-        found = self.signs.new_zeros(len(regions), math.prod(self.network.shape))
+        gradients = self.signs.new_zeros(len(regions), math.prod(self.network.shape))
         ends = torch.tensor(_sizes(self.network), device=regions.device).cumsum(0)
         blocks = torch.bucketize(numbers, ends, right=True)
         size = max(1, CHUNK // self.network.widest(len(ends)))
         for block in sorted(set(blocks.tolist())):
             for part in torch.split(torch.nonzero(blocks == block).flatten(), size):
                 pending = {block: self._functionals(block, regions[part], numbers[part])}
-                found[part] = self._pull(pending, [one[regions[part]] for one in self.slopes[:block]])[0]
-        self.passes.backwards.index_add_(0, self.owners[regions], torch.ones_like(found[:, 0]))
-        return found
+                slopes = [slope[regions[part]] for slope in self.slopes[:block]]
+                gradients[part] = self._pull(pending, slopes)[0]
+        self.passes.backwards.index_add_(0, self.owners[regions], torch.ones_like(gradients[:, 0]))
+        return gradients
 
     def pull(self, weights: Tensor) -> Tensor:
-        """Gradients ``(B, U)``, by the units' outcomes, of each region's weighted sum ``(B, U + K)`` of functionals."""
+        """Gradients ``(B, U)`` with respect to the units' outputs of each region's weighted sum of functionals.
+
+        Args:
+            weights: ``(B, U + K)``.
+        """
         signed, leads = weights[:, : self.units] * self.signs, weights[:, self.units :]
         label = torch.zeros_like(leads).scatter(1, self.labels[:, None], leads.sum(1, keepdim=True))
         pending = dict(enumerate([*torch.split(signed, _sizes(self.network), 1), leads - label]))
@@ -106,16 +110,16 @@ class Cells:
         return torch.cat([*self._pull(pending, self.slopes)[1], leads[:, :0]], 1)
 
     def _functionals(self, block: int, regions: Tensor, numbers: Tensor) -> Tensor:
-        """As functionals ``(P, n_b)`` of the block's result."""
+        """The numbered functionals as functionals ``(P, n_b)`` of the block's result."""
         place = torch.arange(math.prod(self.network.blocks[block].shape), device=regions.device)
         hit = (place == numbers[:, None] - sum(_sizes(self.network)[:block])).to(self.signs)
-        if block == len(self.network.kinks):
+        if block == len(self.network.nonlinearities):
             return hit - (place == self.labels[regions][:, None]).to(self.signs)
         return hit * self.signs[regions, numbers][:, None]
 
     def _pull(self, pending: dict[int, Tensor], slopes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """From functionals of some blocks' results to those of the pixels and of the kinks' outcomes."""
-        outcomes = [torch.zeros_like(one) for one in slopes]
+        """Propagate functionals of blocks' results backwards, to the pixels and the outputs of the nonlinearities."""
+        outcomes = [torch.zeros_like(slope) for slope in slopes]
         last = max(pending)
         pixels = pending[last].new_zeros(len(pending[last]), math.prod(self.network.shape))
         for block in reversed(range(last + 1)):
@@ -132,21 +136,22 @@ class Cells:
 
 
 def check_units(network: PiecewiseNetwork) -> int:
-    """The number of units.
+    """The number of units of a network that polishing supports.
 
     Raises:
-        InputError: the network has other kinks than ReLU and LeakyReLU.
+        InputError: the network has nonlinearities other than ReLU and LeakyReLU.
     """
-    for kink in network.kinks:
-        if not isinstance(kink, Leaky):
+    for nonlinearity in network.nonlinearities:
+        if not isinstance(nonlinearity, Leaky):
             raise InputError(
-                f"expected ReLU and LeakyReLU between affine layers, got {type(kink).__name__}; leave refine=polish out"
+                f"expected ReLU and LeakyReLU between affine layers, got {type(nonlinearity).__name__}; "
+                "leave refine=polish out"
             )
     return sum(_sizes(network))
 
 
 def cells_at(network: PiecewiseNetwork, points: Tensor, labels: Tensor, owners: Tensor, passes: Passes) -> Cells:
-    """The regions that points ``(B, C, H, W)`` lie in; see `Cells`."""
+    """The regions that contain points ``(B, C, H, W)``; see `Cells`."""
     inputs, logits = network.run(points)
     signs = [torch.where(values >= 0, 1.0, -1.0).to(values) for values in inputs]
     passes.forwards.index_add_(0, owners, torch.ones_like(logits[:, 0]))

@@ -1,4 +1,4 @@
-"""Points of other classes around images, each reached by a walk towards one class."""
+"""Starting points of walks: points of other classes around images, each found by steps towards one class."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from attacks.certify.regions.faces import Task
 from attacks.geometry import plane_crossing, row_norm
 
 STEPS = 8
-# how far beyond a linearised boundary a step goes, as a part of its length
+# overshoot of a step beyond the linearised boundary, relative to its length
 OVERSHOOT = 0.2
 
 
 def towards_classes(task: Task, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Every step goes from the image to the nearest point of the boundary as linearised where the last step ended.
+    """Step from each image to the nearest point of one class's boundary, linearised where the last step ended.
 
-    DeepFool's linearisation (Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599), of one class; departs
-    from it in that all steps set out from the image, and rest where the way back is along the gradient.
+    DeepFool's linearisation (Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599) of one class. Departs from
+    it: all steps start at the image, so that they come to rest where the move is along the gradient.
 
     Args:
         classes: ``(B,)`` int64, other than the labels.
 
     Returns:
-        The nearest point of any other class that was met, ``(B, C, H, W)``; its distance ``(B,)``, inf where none was.
+        The nearest point of any other class that was met, ``(B, C, H, W)``, and its distance ``(B,)``, inf if none was.
     """
     images, every = task.images, torch.arange(len(classes), device=classes.device)
     points, best = images, images.clone()

@@ -1,4 +1,4 @@
-"""From points of other classes down to local minima of the distance on the boundary, region by region."""
+"""Walk from points of other classes to local minima of the distance on the boundary, region by region."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attacks.certify.regions.faces import Stand, Task
+from attacks.certify.regions.faces import Task, WalkState
 from attacks.certify.regions.starts import towards_classes
 from attacks.geometry import dual_norm, row_norm
 
-# regions that a search enters
-HOPS = 40
-# ways across a region's faces that are tried in vain
+# the most regions that a walk enters
+REGIONS = 40
+# failed attempts to cross a region's faces before a walk ends
 TRIES = 3
-# part of the distance that counts as nearer
+# relative reduction of the distance that counts as progress
 GAIN = 1e-5
-# classes to walk to, and how far, in distances of the best point known, what is met there is worth following
+# number of classes to step towards; their points are followed if nearer than this factor of the best distance
 CLASSES = 9
 NEAR = 1.6
-# in distances of the best known, too: what the first region of a start must lead to
+# factor of the best distance that the first region of a walk must reach
 PROMISING = 1.03
-# the first region's own points: a witness may be the nearest already
+# slack of the distance in the first region: a witness may already be its nearest point
 SLACK = 1e-3
 
 
 def nearest_boundary(task: Task, points: Tensor) -> Tensor:
-    """Points of the boundary near images, from points of other classes and from walks to the classes nearby.
+    """Boundary points near images, by walks from points of other classes and from points of the nearest classes.
 
     Args:
         points: ``(B, C, H, W)`` float64, inside the limits and of other classes.
 
     Returns:
-        ``(B, C, H, W)``; no farther than ``points``, and where they are nearer up to rounding on the boundary.
+        ``(B, C, H, W)``, no farther than ``points``; those that are nearer lie on the boundary up to rounding.
     """
     count = len(points)
     owners, classes = _nearest_classes(task)
@@ -41,76 +41,79 @@ def nearest_boundary(task: Task, points: Tensor) -> Tensor:
     owners = torch.cat([torch.arange(count, device=points.device), owners])
     starts, reach = torch.cat([points, starts]), torch.cat([row_norm(points - task.images, task.norm), reach])
     best, length = points.clone(), reach[:count].clone()
-    # the nearest start first, since what it leads to shows most of the others to be too far
+    # the nearest start first: its result shows most of the others to be too far
     rank = _ranks(reach, owners)
     for chosen in (rank == 0, rank > 0):
         going = chosen & (reach < NEAR * length[owners])
         rows = owners[going]
         if not len(rows):
             break
-        ends = hop(task.select(rows), starts[going], PROMISING * length[rows])
+        ends = local_minima(task.select(rows), starts[going], PROMISING * length[rows])
         distance = row_norm(ends - task.images[rows], task.norm)
         winner = (_ranks(distance, rows) == 0) & (distance < length[rows])
         best[rows[winner]], length[rows[winner]] = ends[winner], distance[winner]
     return best
 
 
-def hop(task: Task, points: Tensor, most: Tensor) -> Tensor:
-    """Local minima: every region's nearest point, then those of its neighbours across the faces that hold it there.
+def local_minima(task: Task, points: Tensor, most: Tensor) -> Tensor:
+    """Walk to local minima of the distance to the image on the boundary.
 
-    Crossing keeps the point itself, so that no hop leads farther away.
+    Each walk moves to the nearest boundary point of its region and then to those of the neighbouring regions across
+    the faces that are active there. Crossing a face keeps the point, so that no walk step increases the distance.
 
     Args:
         points: ``(B, C, H, W)`` of other classes.
-        most: ``(B,)`` what the distance must be below in the first region already.
+        most: ``(B,)`` distance that the first region must fall below.
 
     Returns:
-        ``(B, C, H, W)``, no farther than the points; these themselves where the first region disappoints.
+        ``(B, C, H, W)``, no farther than ``points``; the points themselves where the first region does not fall below
+        ``most``.
     """
-    stand = Stand.at(task, points)
-    best, length = stand.moves.clone(), stand.length.clone()
+    state = WalkState.at(task, points)
+    best, length = state.moves.clone(), state.length.clone()
 
-    def end(ended: Stand) -> None:
+    def end(ended: WalkState) -> None:
         ended = ended.sharpened()
         nearer = ended.length < length[ended.rows]
         best[ended.rows[nearer]], length[ended.rows[nearer]] = ended.moves[nearer], ended.length[nearer]
 
-    stand, found = replace(stand, length=torch.minimum(length * (1 + SLACK), most)).nearest()
-    stand = stand.select(found)
-    tries = torch.zeros_like(stand.rows)
-    for _ in range(HOPS):
-        if not len(stand.rows):
+    state, found = replace(state, length=torch.minimum(length * (1 + SLACK), most)).nearest_points()
+    state = state.select(found)
+    tries = torch.zeros_like(state.rows)
+    for _ in range(REGIONS):
+        if not len(state.rows):
             break
-        flips = _ways(stand, tries)
+        flips = _ways(state, tries)
         going = flips.any(1) & (tries < TRIES)
-        end(stand.select(~going))
+        end(state.select(~going))
         if not going.any():
             break
-        stand, tries = stand.select(going), tries[going]
-        ahead, found = replace(stand, cells=stand.cells.flipped(flips[going])).nearest()
-        nearer = found & (ahead.length < stand.length * (1 - GAIN))
-        stand, tries = ahead.where(nearer, stand), torch.where(nearer, 0, tries + 1)
+        state, tries = state.select(going), tries[going]
+        ahead, found = replace(state, cells=state.cells.flipped(flips[going])).nearest_points()
+        nearer = found & (ahead.length < state.length * (1 - GAIN))
+        state, tries = ahead.where(nearer, state), torch.where(nearer, 0, tries + 1)
     else:
-        end(stand)
+        end(state)
     return task.ends(best)
 
 
-def _ways(stand: Stand, tries: Tensor) -> Tensor:
-    """The faces ``(B, U)`` to cross: all that promise something at first, then the best alone, the second...
+def _ways(state: WalkState, tries: Tensor) -> Tensor:
+    """The faces ``(B, U)`` bool to cross: in the first try all that promise a gain, then one at a time, the best first.
 
-    The point is the nearest one beyond a face, too, where the face's constraint, turned round, has no negative weight
-    there. That is minus its weight here, less what the unit's outcome, which bends there, adds to the weighted sum.
+    The point is also the nearest one beyond a face if the reversed constraint of the face has no negative weight there.
+    That weight is minus the present one, less the contribution of the unit's output, whose slope changes at the face,
+    to the weighted sum.
     """
-    weights = stand.by_number()
-    own = weights[:, : stand.cells.units]
-    promise = torch.where(own > 0, own + stand.cells.bends * stand.cells.pull(weights), 0.0)
+    weights = state.by_number()
+    of_faces = weights[:, : state.cells.units]
+    promise = torch.where(of_faces > 0, of_faces + state.cells.bends * state.cells.pull(weights), 0.0)
     good = promise > 1e-6 * weights.amax(1, keepdim=True)
     rank = torch.where(good, promise, 0.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return good & ((tries == 0)[:, None] | (rank == (tries - 1)[:, None]))
 
 
 def _nearest_classes(task: Task) -> tuple[Tensor, Tensor]:
-    """Images ``(P,)`` and classes ``(P,)``: those whose boundary is nearest when linearised at the image."""
+    """Pairs of images ``(P,)`` and classes ``(P,)``: the nearest boundaries when linearised at the image."""
     cells = task.cells(task.images)
     leads = cells.values(task.images)[:, cells.units :]
     count, classes = leads.shape
@@ -124,7 +127,7 @@ def _nearest_classes(task: Task) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(values: Tensor, owners: Tensor) -> Tensor:
-    """The place of each value ``(P,)`` among its owner's, from the least."""
+    """The rank of each value ``(P,)`` among the values of its owner, from the smallest."""
     order = values.argsort(stable=True)
     order = order[owners[order].argsort(stable=True)]
     first = torch.bincount(owners).cumsum(0) - torch.bincount(owners)

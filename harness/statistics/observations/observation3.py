@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.statistics.composition import newcomer_gap
-from harness.statistics.effects.groups import CliffDelta, DetectionGain, VarianceRatio, area
+from harness.statistics.effects.groups import CliffDelta, DetectionGain, area, variance_ratio
 from harness.statistics.effects.paired import Share
 from harness.statistics.observations.observation1 import equivalence_bound
 from harness.statistics.observations.verdicts import Trial
@@ -109,24 +109,16 @@ def describe_groups(panel: Panel) -> list[dict[str, Any]]:
         )
         for name, score in scores.items()
     ]  # fmt: skip
-    rows += _variances(panel, last, wrong)
+    ratio = variance_ratio(panel.at(last), wrong)
+    if math.isfinite(ratio):
+        name = "variance of incorrect images' margins over that of correct images'"
+        rows.append(describe(3, name, panel, str(last), ratio, images=int(np.isfinite(panel.at(last)).sum())))
     for subset, member in (("correct", panel.correct), ("incorrect", ~panel.correct)):
         averages = np.array([_average(panel.at(epoch)[member[:, panel.column(epoch)]]) for epoch in later])
         rows.append(
             describe(3, f"Kendall's tau of the {subset} images' average", panel, span, kendall(later, averages))
         )
     return rows
-
-
-def _variances(panel: Panel, epoch: int, wrong: np.ndarray) -> list[dict[str, Any]]:
-    """The ratio of variances with its interval; no verdict, see `VarianceRatio`."""
-    ratio = VarianceRatio(panel.at(epoch), wrong)
-    if ratio.obstacle():
-        return []
-    low, high = map(ratio.show, ratio.interval(0.05))
-    note = "95% interval, uncorrected, and too narrow for skewed margins: no verdict"
-    name, value = "variance of incorrect images' margins over that of correct images'", ratio.show(ratio.estimate)
-    return [describe(3, name, panel, str(epoch), value, note, low=low, high=high, images=ratio.images)]
 
 
 def _average(values: np.ndarray) -> float:

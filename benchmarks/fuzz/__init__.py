@@ -1,1 +1,0 @@
-"""Feed damaged and hostile files to everything that reads one: ``python -m benchmarks.fuzz``."""

@@ -1,1 +1,0 @@
-"""Whether a tracked run survives what happens to runs: ``python -m benchmarks.survive``."""
