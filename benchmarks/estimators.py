@@ -2,7 +2,7 @@
 
 Three problems: a ten-class affine classifier whose exact margins are known, free of the box; one whose images
 lie at the box, where it binds; and the ``cnn`` trained on digits, where the reference is the smallest
-distance that any estimator found. Makes README's estimator table.
+distance that any estimator found. Makes the table of estimators in docs/estimators.md.
 """
 
 from __future__ import annotations

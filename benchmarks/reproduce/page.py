@@ -24,7 +24,7 @@ NOTES = "notes.txt"
 OPENING = """# The paper again
 
 Mickisch et al. 2020, [arXiv 2002.01810](https://arxiv.org/abs/2002.01810), repeated.
-`python -m benchmarks.reproduce` runs [`benchmarks/reproduce.toml`](../benchmarks/reproduce.toml); with `--page` it
+`python -m benchmarks.reproduce` runs `benchmarks/reproduce.toml`; with `--page` it
 makes this page again from [`{file}`]({folder}/{file})."""
 VERDICTS = """## Verdicts
 
