@@ -89,6 +89,7 @@ def test_the_tests_of_faults_are_there() -> None:
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.figures.save", lambda *_: [])  # static figures take most of the time
     names: dict[str, Any] = {}
     for text in blocks(ROOT / "docs" / "tutorial.md", "python"):
         exec(compile(text, "docs/tutorial.md", "exec"), names)
