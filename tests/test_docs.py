@@ -47,9 +47,7 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize(("page", "module", "arguments"), commands(), ids=lambda value: str(value)[:60])
-def test_every_command_parses(
-    page: str, module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_parses(page: str, module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main = importlib.import_module(module if hasattr(importlib.import_module(module), "main") else f"{module}.__main__")
     real = argparse.ArgumentParser.parse_args
 
