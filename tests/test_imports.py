@@ -20,8 +20,8 @@ ROOMS = {
         *("certify", "polish", "estimators"),
     ),
     "harness": (
-        *("command", "config", "store", "loggers", "figures", "tasks", "models", "data", "runs", "training"),
-        *("measuring", "statistics", "workers", "on_ray", "engines", "report", "tracking", "callbacks"),
+        *("command", "config", "store", "loggers", "tasks", "models", "data", "runs", "training"),
+        *("measuring", "statistics", "figures", "workers", "on_ray", "engines", "report", "tracking", "callbacks"),
         *("sweep", "compare", "track"),
     ),
 }

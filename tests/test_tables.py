@@ -18,6 +18,7 @@ from harness.statistics.calibration import (
 )
 from harness.statistics.composition import COMPOSITION_COLUMNS, composition, composition_table, newcomer_gap
 from harness.statistics.envelope import ENVELOPE, complete_estimators, envelope
+from harness.statistics.figure_tables import image_flow
 from harness.statistics.panels import MEASURES, panels
 from harness.statistics.tables import (
     BOUNDARY_COLUMNS,
@@ -31,7 +32,6 @@ from harness.statistics.tables import (
     confidence_correlation,
     correctness,
     estimator_ratios,
-    image_flow,
     image_paths,
 )
 from harness.statistics.trends import (
@@ -271,7 +271,7 @@ def test_paths_are_of_images_at_even_quantiles_of_the_last_epoch() -> None:
 
 def test_flow_counts_every_image_once_an_epoch() -> None:
     right = np.array([[True, True, False], [False, True, True], [False, False, False], [True, False, True]])
-    flow = image_flow(correctness(predictions_of(right)))
+    flow = image_flow(correctness(predictions_of(right))["test"], [0, 1, 2])
     first = flow[flow["epoch"] == 0].set_index(["before", "after"])["count"]
     assert first.to_dict() == {
         ("correct", "correct"): 1,
@@ -281,7 +281,7 @@ def test_flow_counts_every_image_once_an_epoch() -> None:
     }
     assert flow.groupby("epoch")["count"].sum().tolist() == [4, 4]
     assert flow["next_epoch"].unique().tolist() == [1, 2]
-    assert list(image_flow({}).columns) == ["split", "epoch", "next_epoch", "before", "after", "count"]
+    assert list(image_flow(pd.DataFrame(), []).columns) == ["epoch", "next_epoch", "before", "after", "count"]
 
 
 def test_correctness_is_of_images_seen_at_every_epoch() -> None:

@@ -9,11 +9,12 @@ from harness.figures.calibration import calibration_curves, confidence_margins
 from harness.figures.canvas import save
 from harness.figures.classes import boundary_classes, class_margins
 from harness.figures.curves import correctness_curves, margin_curves
-from harness.figures.distributions import margin_distributions, nearest_epochs
-from harness.figures.flow import flow_epochs, image_flow
+from harness.figures.distributions import margin_distributions
+from harness.figures.flow import image_flow
 from harness.figures.images import image_paths
 from harness.figures.style import CORRECT, ENVELOPE_COLOUR, INCORRECT, MARKERS, NORM_LABELS, PALETTE, SPLIT_STYLES
 from harness.figures.trust import estimator_ratios
+from harness.statistics.figure_tables import flow_epochs, nearest_epochs
 
 __all__ = [
     "CORRECT",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -13,6 +12,7 @@ from matplotlib.patches import Patch
 
 from harness.figures.canvas import dress, empty, epoch_axis, from_zero, legend_below, note, panels
 from harness.figures.style import NORM_LABELS, PALETTE, LineStyle, margin_label, norms_of, span
+from harness.statistics.figure_tables import with_lower_bound
 
 
 def bracket_bands(table: pd.DataFrame, *, split: str = "test", names: Sequence[str] = ()) -> Figure:
@@ -25,8 +25,7 @@ def bracket_bands(table: pd.DataFrame, *, split: str = "test", names: Sequence[s
         table: see `harness.statistics.brackets.bracket_table`.
         names: certifiers that take their colours before those in the table.
     """
-    rows = table[table["split"] == split] if len(table) else table
-    rows = rows[np.isfinite(rows["lower"].to_numpy(dtype=float))] if len(rows) else rows
+    rows = with_lower_bound(table[table["split"] == split] if len(table) else table)
     if rows.empty:
         return empty("There are no lower bounds to show: none was certified (--certify crown).")
     norms = norms_of(rows)

@@ -19,6 +19,13 @@ from harness.figures.style import (
     norms_of,
     split_styles,
 )
+from harness.statistics.figure_tables import (
+    at_last_epoch,
+    boundary_counts,
+    class_grid,
+    row_shares,
+    with_class_average,
+)
 
 SHOWN_CLASSES = 20
 WRITTEN_CLASSES = 12  # more do not leave room for a number in each cell
@@ -34,14 +41,14 @@ def class_margins(classes: pd.DataFrame, *, estimator: str, split: str = "test")
         classes: columns epoch, split, estimator, norm, label, avg (NaN where no image is found), found, count.
     """
     every = _of(classes, estimator, split)
-    rows = every[np.isfinite(every["avg"])] if len(every) else every
+    rows = with_class_average(every)
     if rows.empty:
         return empty(f"There are no margins of classes to show: no {split} image has a distance by {estimator}.")
     norms = norms_of(rows)
     figure, axes = panels(len(norms))
     figure.set_figheight(5.0)
     for panel, norm in zip(axes, norms, strict=True):
-        table = rows[rows["norm"] == norm].pivot(index="label", columns="epoch", values="avg").sort_index()
+        table = class_grid(rows[rows["norm"] == norm])
         chosen = _nearest_and_farthest(table)
         mesh = _draw_heat(panel, chosen, chosen.columns.to_numpy())
         figure.colorbar(
@@ -80,9 +87,8 @@ def boundary_classes(boundary: pd.DataFrame, changes: pd.DataFrame, *, estimator
     figure = PlainFigure(figsize=(4.6 * len(norms), 6.0), layout="constrained")
     grid = figure.subplots(2, len(norms), squeeze=False, height_ratios=[3.2, 1])
     for (heat, below), norm in zip(grid.T, norms, strict=True):
-        here = rows[rows["norm"] == norm]
-        last = int(here["epoch"].max())
-        now = here[here["epoch"] == last]
+        now = at_last_epoch(rows[rows["norm"] == norm])
+        last = int(now["epoch"].iloc[0])
         _draw_targets(figure, heat, now)
         note(heat, f"{NORM_LABELS[norm]}, epoch {last}: {now['count'].sum()} {split} images (grey: none)")
         _draw_changes(below, moves[moves["norm"] == norm] if len(moves) else moves, split)
@@ -128,9 +134,8 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 def _draw_targets(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
     labels = sorted({*rows["prediction"].astype(int), *rows["target"].astype(int)})
-    counts = rows.pivot_table(index="prediction", columns="target", values="count", aggfunc="sum")
-    whole = counts.reindex(index=labels, columns=labels)
-    shares = 100 * whole.div(whole.sum(axis=1), axis=0)
+    whole = boundary_counts(rows, labels)
+    shares = 100 * row_shares(whole)
     mesh = _draw_heat(axes, shares, np.arange(len(labels)))
     mesh.set_clim(0, 100)
     figure.colorbar(mesh, ax=axes, label="share of the row (%)", aspect=30)

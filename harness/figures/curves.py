@@ -25,21 +25,19 @@ from harness.figures.canvas import (
     say,
 )
 from harness.figures.style import (
-    CORRECT,
-    INCORRECT,
     MARKS,
+    SUBSETS,
     LineStyle,
     Look,
     estimator_looks,
     faded,
-    is_sparse,
     margin_label,
     norms_of,
     span,
     split_styles,
 )
+from harness.statistics.figure_tables import is_sparse, subset_averages
 
-SUBSETS = {"correct": CORRECT, "incorrect": INCORRECT}
 NO_AVERAGE = "There is no average margin to show: no image has a distance at any epoch."
 
 
@@ -54,7 +52,7 @@ def margin_curves(summary: pd.DataFrame, epochs: pd.DataFrame, *, estimators: Se
             no error panel.
         estimators: names that take their colours before those in the table, so that figures of other tables agree.
     """
-    rows = _measured(summary, ["all"])
+    rows = subset_averages(summary, ["all"])
     norms = norms_of(rows) if len(rows) else []
     if not norms and epochs.empty:
         return empty(NO_AVERAGE)
@@ -85,7 +83,7 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
         estimators: names that take their markers before those in the table.
     """
     chosen = summary[summary["split"] == split] if len(summary) else summary
-    rows = _measured(chosen, list(SUBSETS))
+    rows = subset_averages(chosen, list(SUBSETS))
     if rows.empty:
         return empty(f"There are no correct or incorrect {split} images with a distance to show.")
     norms = norms_of(rows)
@@ -109,14 +107,6 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
         keys.append(_key(drawn, style, name))
     legend_below(figure, keys)
     return figure
-
-
-def _measured(summary: pd.DataFrame, subsets: Sequence[str]) -> pd.DataFrame:
-    """Rows of the subsets, in those norms that have an average at all."""
-    if summary.empty:
-        return summary
-    rows = summary[summary["subset"].isin(subsets)]
-    return rows[rows.groupby("norm")["found"].transform("max") > 0]
 
 
 def _values(tables: Sequence[pd.DataFrame], column: str) -> list[str]:

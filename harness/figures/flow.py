@@ -13,6 +13,8 @@ from matplotlib.patheffects import withStroke
 
 from harness.figures.canvas import PlainFigure, empty, legend_below, note
 from harness.figures.style import CORRECT, INCORRECT, SMALL, faded
+from harness.statistics import figure_tables
+from harness.statistics.figure_tables import flow_epochs
 
 CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # per cent at which the axis may end
 HALF = 0.06  # half a node's width, in columns
@@ -29,20 +31,6 @@ LABELS = {
     ("correct", "incorrect"): 31,
     ("correct", "correct"): 20,
 }
-
-
-def flow_epochs(epochs: Sequence[int], shown: int) -> list[int]:
-    """At most ``shown`` (at least 3) of the epochs: the first two, the last, and more of the early ones between."""
-    known = sorted(epochs)
-    if len(known) <= shown:
-        return known
-    places: list[int] = []
-    for count in range(2, 4 * shown):
-        steps = np.geomspace(1, len(known) - 1, count)
-        trial = sorted({0, *np.rint(steps).astype(int).tolist()})
-        if len(places) < len(trial) <= max(shown, 3):
-            places = trial
-    return [known[place] for place in places]
 
 
 def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
@@ -69,7 +57,8 @@ def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
     figure = PlainFigure(figsize=(max(0.9 * len(epochs) + 1.8, 7.0), 4.4), layout="constrained")
     (panels,) = figure.subplots(1, len(parts), width_ratios=widths, squeeze=False)
     for axes, (part, top) in zip(panels, parts, strict=True):
-        _draw(axes, right[:, part], epochs[part], top)
+        moves = figure_tables.image_flow(correctness, epochs[part])
+        _draw(axes, moves, wrong[part], epochs[part], top)
         note(axes, "whole scale" if top == 100 else f"the axis ends at {top}%: all above is correct")
     panels[0].set_ylabel(f"share of the {len(right):,} images (%)")
     panels[-1].set_xlabel(f"epoch ({len(epochs)} of {correctness.shape[1]} shown), and the share that is incorrect")
@@ -83,11 +72,11 @@ def _cut(wrong: np.ndarray) -> int:
     return next((cut for cut in CUTS if 1.25 * wrong.max() <= cut), 100)
 
 
-def _draw(axes: Axes, right: np.ndarray, epochs: Sequence[int], top: int) -> None:
-    wrong = 100 * (1 - right.mean(axis=0))
-    for place in range(len(epochs) - 1):
-        counts = _counts(right[:, place], right[:, place + 1])
-        _draw_ribbons(axes, place, counts, top, f"{epochs[place]}_{epochs[place + 1]}")
+def _draw(axes: Axes, flow: pd.DataFrame, wrong: np.ndarray, epochs: Sequence[int], top: int) -> None:
+    steps = flow.groupby(["epoch", "next_epoch"], sort=True)
+    for place, ((epoch, following), rows) in enumerate(steps):
+        counts = dict(zip(zip(rows["before"], rows["after"], strict=True), rows["count"], strict=True))
+        _draw_ribbons(axes, place, counts, top, f"{epoch}_{following}")
     places = np.arange(len(epochs))
     axes.bar(places, wrong, 2 * HALF, color=INCORRECT, label="incorrect")
     axes.bar(places, 100 - wrong, 2 * HALF, bottom=wrong, color=CORRECT, label="correct")
@@ -96,11 +85,6 @@ def _draw(axes: Axes, right: np.ndarray, epochs: Sequence[int], top: int) -> Non
     axes.set_ylim(0, top)
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _counts(before: np.ndarray, after: np.ndarray) -> dict[tuple[str, str], int]:
-    sides = {"incorrect": (~before, ~after), "correct": (before, after)}
-    return {(one, two): int((sides[one][0] & sides[two][1]).sum()) for one, two in RIBBONS}
 
 
 def _draw_ribbons(axes: Axes, place: int, counts: Mapping[tuple[str, str], int], top: int, step: str) -> None:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from harness.figures.canvas import HEIGHT, WIDTH, PlainFigure, dress, empty, epoch_axis, from_zero, legend_below, note
 from harness.figures.style import HEAT, INCORRECT, NOTE, SMALL, margin_label, norms_of
+from harness.statistics.figure_tables import with_distance
 
 BRIGHTEST = 0.85  # of the colour map: what is above is too faint on white
 
@@ -26,7 +27,7 @@ def image_paths(paths: pd.DataFrame) -> Figure:
         paths: columns split, estimator, norm, image, label, epoch, distance, correct, rank (0: the smallest margin at
             the last epoch). A row of panels for each split and estimator, a column a norm.
     """
-    if paths.empty or not np.isfinite(paths["distance"]).any():
+    if with_distance(paths).empty:
         return empty("There are no paths to show: no image has a distance at any epoch.")
     norms = norms_of(paths)
     lines = list(paths.groupby(["split", "estimator"], sort=False))
@@ -35,9 +36,10 @@ def image_paths(paths: pd.DataFrame) -> Figure:
     grid = figure.subplots(len(lines), len(norms), squeeze=False)
     for panels, ((split, estimator), rows) in zip(grid, lines, strict=True):
         for axes, norm in zip(panels, norms, strict=True):
-            _draw(axes, rows[rows["norm"] == norm])
+            chosen = rows[rows["norm"] == norm]
+            _draw(axes, chosen)
             axes.set_ylabel(margin_label(norm))
-            missing = int((~np.isfinite(rows.loc[rows["norm"] == norm, "distance"])).sum())
+            missing = len(chosen) - len(with_distance(chosen))
             said = f"\n{missing} points without a distance" if missing else ""
             note(axes, f"{split}, {estimator}; at the right: image (true class){said}")
     legend_below(

@@ -9,6 +9,8 @@ from typing import Literal
 import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 
+from harness.statistics.envelope import ENVELOPE
+
 NORM_LABELS = {"l2": "$L_2$", "linf": r"$L_\infty$"}
 # Okabe & Ito's palette without yellow and black: told apart by colour-blind readers and in print
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -19,7 +21,7 @@ SPLIT_STYLES: dict[str, LineStyle] = {"train": "-", "test": "--"}
 OTHER_STYLES: tuple[LineStyle, ...] = (":", "-.")
 CORRECT = "#7A8FA6"
 INCORRECT = "#A50F2B"
-ENVELOPE = "envelope"
+SUBSETS = {"correct": CORRECT, "incorrect": INCORRECT}
 ENVELOPE_COLOUR = "#000000"
 HEAT = "cividis"
 NOTE = "#555555"
@@ -70,12 +72,6 @@ def norms_of(table: pd.DataFrame) -> list[str]:
 def margin_label(norm: str, text: str = "{} margin") -> str:
     """An axis label with its unit; the text's braces stand for the norm."""
     return f"{text.format(NORM_LABELS[norm])}\n(pixel range = 1)"
-
-
-def is_sparse(rows: pd.DataFrame, estimator: str) -> bool:
-    """Whether the estimator was measured at fewer epochs than others: what lies between its points is not known."""
-    own = rows.loc[rows["estimator"] == estimator, "epoch"]
-    return bool(own.nunique() < rows["epoch"].nunique())
 
 
 def span(values: Iterable[float]) -> str:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.figures.canvas import dress, empty, epoch_axis, legend_below, line_keys, note, panels
 from harness.figures.style import (
-    ENVELOPE,
     ENVELOPE_COLOUR,
     MARKS,
     NORM_LABELS,
     estimator_looks,
-    is_sparse,
     norms_of,
     span,
     split_styles,
 )
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.figure_tables import is_sparse, with_ratio
 
 
 def estimator_ratios(ratios: pd.DataFrame, *, estimators: Sequence[str] = ()) -> Figure:
@@ -33,7 +32,7 @@ def estimator_ratios(ratios: pd.DataFrame, *, estimators: Sequence[str] = ()) ->
         ratios: columns epoch, split, estimator, norm, ratio, low, high, images.
         estimators: names that take their colours before those in the table, so that figures of other tables agree.
     """
-    rows = ratios[np.isfinite(ratios["ratio"])] if len(ratios) else ratios
+    rows = with_ratio(ratios)
     if rows.empty:
         return empty("There is no envelope to compare with: it takes two estimators measured at every epoch.")
     norms = norms_of(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -116,21 +115,6 @@ def correctness(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
         # an image that lacks at an epoch could not be followed
         found[str(split)] = table.dropna().astype(bool)
     return found
-
-
-def image_flow(correctness: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Images that move between correct and incorrect from one recorded epoch to the next."""
-    rows = []
-    names = {True: "correct", False: "incorrect"}
-    for split, table in correctness.items():
-        for epoch, following in itertools.pairwise(table.columns):
-            for before in (True, False):
-                for after in (True, False):
-                    count = int(((table[epoch] == before) & (table[following] == after)).sum())
-                    kinds = {"before": names[before], "after": names[after], "count": count}
-                    rows.append({"split": split, "epoch": epoch, "next_epoch": following} | kinds)
-    columns = ["split", "epoch", "next_epoch", "before", "after", "count"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def confidence_correlation(panel: Panel, epoch: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from harness.figures.style import PALETTE
@@ -13,12 +12,13 @@ from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Graph, Key, Panel, Trace, text
 from harness.report.figures.view import View, axis, column, epoch_axis, norm_name, upper
 from harness.report.tables import Table
+from harness.statistics.figure_tables import with_lower_bound
 
 
 def brackets(view: View) -> Graph:
     """The band that the average margin is in."""
     every = view.table("brackets")
-    rows = every[np.isfinite(column(every, "lower"))] if len(every) else every
+    rows = with_lower_bound(every)
     graph = Graph(
         "brackets",
         "Between which averages the average margin is",

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.figures.style import SUBSETS
 from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Chooser, Graph, Key, Panel, Trace, number, text
 from harness.report.figures.view import (
     DARK,
-    SUBSETS,
     View,
     axis,
     column,
@@ -24,6 +24,7 @@ from harness.report.figures.view import (
     upper,
 )
 from harness.report.tables import Table
+from harness.statistics.figure_tables import at_last_epoch, filled_bins, with_distance
 
 MEASURES = {
     "ece": ("expected calibration error", "#4D4D4D"),
@@ -92,7 +93,7 @@ def reliability(view: View) -> Graph:
 
 def _reliability(view: View, run: str, rows: pd.DataFrame) -> Panel:
     traces = []
-    for (epoch, split), part in rows[rows["count"] > 0].groupby(["epoch", "split"], sort=False):
+    for (epoch, split), part in filled_bins(rows).groupby(["epoch", "split"], sort=False):
         x, y, counts = list(column(part, "confidence")), list(column(part, "accuracy")), column(part, "count")
         name = f"{split}, epoch {epoch}"
         hover = "confidence %{x:.3g}, accuracy %{y:.3g}, %{customdata} images"
@@ -140,8 +141,8 @@ def _sample(view: View) -> tuple[pd.DataFrame, int]:
     for run in view.content.runs:
         if not len(run.margins):
             continue
-        last = run.margins[run.margins["epoch"] == run.margins["epoch"].max()]
-        found = last[np.isfinite(column(last, "distance"))]
+        last = at_last_epoch(run.margins)
+        found = with_distance(last)
         left_out += len(last) - len(found)
         for _, rows in found.groupby("split", sort=False):
             images = np.unique(rows["image"].to_numpy())

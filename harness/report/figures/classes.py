@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.figures import flow_epochs
 from harness.report.figures.curves import by_norm_and_run
 from harness.report.figures.graph import Chooser, Graph, Panel, Trace, number, text
 from harness.report.figures.view import View, axis, column, common, epoch_axis, norm_name
 from harness.report.tables import Table
+from harness.statistics.figure_tables import (
+    at_last_epoch,
+    boundary_counts,
+    class_grid,
+    flow_epochs,
+    row_shares,
+    with_class_average,
+)
 
 EPOCHS = 12  # of the slider
 
@@ -26,7 +33,7 @@ def classes(view: View) -> Graph:
         "By the true class of the images. The colours mean the same in all plots of a norm.",
         tables=[Table("classes", "Margins by true class", every)],
     )
-    rows = every[every["found"] > 0] if len(every) else every
+    rows = with_class_average(every)
     if not len(rows):
         return replace(graph, reason="Margins of the classes cannot be shown: no image's boundary was found.")
     panels, choosers = by_norm_and_run(view, rows, _classes), view.choosers(rows)
@@ -37,13 +44,11 @@ def _classes(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
     rows, traces = every[every["run"] == run], []
     ends = float(np.nanmin(column(every, "avg"))), float(np.nanmax(column(every, "avg")))
     for (estimator, split), part in rows.groupby(["estimator", "split"], sort=False):
-        grid, errors, found = (
-            part.pivot(index="label", columns="epoch", values=name) for name in ("avg", "se", "found")
-        )
+        grid, errors, found = (class_grid(part, name) for name in ("avg", "se", "found"))
         hover = "class %{y}, epoch %{x}: %{z:.4g} ± %{customdata[0]:.2g} (%{customdata[1]} images)<extra></extra>"
         plotly = _map(grid, ends, f"{norm_name(norm)} margin", hover)
         plotly["customdata"] = np.stack([errors.to_numpy(), found.to_numpy()], axis=-1)
-        last = part[part["epoch"] == part["epoch"].max()].sort_values("avg")
+        last = at_last_epoch(part).sort_values("avg")
         say = (
             f"{estimator}, {split}: at epoch {last['epoch'].iloc[0]} class {last['label'].iloc[0]} is nearest "
             f"({number(last['avg'].iloc[0])}), class {last['label'].iloc[-1]} farthest ({number(last['avg'].iloc[-1])})"
@@ -102,10 +107,8 @@ def _boundary(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
     rows, traces = every[every["run"] == run], []
     labels = sorted({*every["prediction"], *every["target"]})
     for (epoch, estimator, split), part in rows.groupby(["epoch", "estimator", "split"], sort=False):
-        counts = part.pivot(index="prediction", columns="target", values="count")
-        counts = counts.reindex(index=labels, columns=labels).fillna(0)
-        totals = counts.sum(axis=1)
-        shares = counts.div(totals.where(totals > 0), axis=0)
+        counts = boundary_counts(part, labels).fillna(0)
+        shares = row_shares(counts)
         hover = "predicted %{y}, beyond the boundary %{x}: %{customdata} images (%{z:.1%})<extra></extra>"
         plotly = _map(shares.round(3), (0.0, 1.0), "share of the row", hover)
         # the diagonal is empty: a witness has another class

@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE, is_sparse
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import DARK, SUBSETS, View, axis, column, epoch_axis, norm_name, ranges, upper
+from harness.report.figures.view import DARK, View, axis, column, epoch_axis, norm_name, ranges, upper
 from harness.report.tables import Table
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.figure_tables import is_sparse, subset_averages
 
 NO_MARGINS = "Average margins cannot be shown: no image's boundary was found."
 
@@ -56,7 +58,7 @@ def by_norm_and_run(
 def margins(view: View) -> Graph:
     """Error, and average margin with its standard error (Mickisch et al. 2020, Figures 1, 2, 7, 8 and 9)."""
     summary, epochs = view.table("summary"), view.table("epochs")
-    rows = _drawn(summary, ["all"]) if len(summary) else summary
+    rows = _drawn(summary, ["all"])
     graph = Graph(
         "margins",
         "Error and average margin over epochs",
@@ -84,7 +86,7 @@ def margins(view: View) -> Graph:
 def subsets(view: View) -> Graph:
     """Average margin of correctly and incorrectly classified images (Figures 4, 6 and 10)."""
     summary = view.table("summary")
-    rows = _drawn(summary, list(SUBSETS)) if len(summary) else summary
+    rows = _drawn(summary, list(SUBSETS))
     graph = Graph(
         "subsets",
         "Average margin of correctly and incorrectly classified images",
@@ -110,7 +112,8 @@ def subsets(view: View) -> Graph:
 
 
 def _drawn(summary: pd.DataFrame, chosen: list[str]) -> pd.DataFrame:
-    return summary[summary["subset"].isin(chosen) & (summary["found"] > 0)]
+    rows = subset_averages(summary, chosen)
+    return rows[rows["found"] > 0] if len(rows) else rows
 
 
 def _errors(view: View, run: str, rows: pd.DataFrame, every: pd.DataFrame) -> Panel:

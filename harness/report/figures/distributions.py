@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.figures import nearest_epochs
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import SUBSETS, View, axis, column, norm_name, ranges, upper
+from harness.report.figures.view import View, axis, column, norm_name, ranges, upper
 from harness.report.tables import Table
+from harness.statistics.figure_tables import at_nearest_epochs, bin_counts, bin_edges, with_distance
 
 EPOCHS = (10, 20, 40)  # of the paper's Figure 3
 BINS = 50
@@ -21,7 +22,8 @@ COLUMNS = ["run", "epoch", "split", "estimator", "norm", "subset", "low", "high"
 
 def distributions(view: View) -> Graph:
     """Margin distributions of correct and incorrect images (Figures 3 and 11): rows are runs, columns epochs."""
-    chosen = [part for run in view.content.runs if len(part := _chosen(run.name, run.margins))]
+    parts = (at_nearest_epochs(run.margins, EPOCHS).assign(run=run.name) for run in view.content.runs)
+    chosen = [part for part in parts if len(part)]
     graph = Graph(
         "distributions",
         "Distribution of margins",
@@ -32,7 +34,7 @@ def distributions(view: View) -> Graph:
     if graph.reason:
         return graph
     rows = pd.concat(chosen, ignore_index=True)
-    found = rows[np.isfinite(column(rows, "distance"))]
+    found = with_distance(rows)
     if not len(found):
         return replace(graph, reason="Distributions cannot be shown: no image's boundary was found.")
     bins = pd.DataFrame(list(_count(found)), columns=COLUMNS)
@@ -48,21 +50,13 @@ def distributions(view: View) -> Graph:
     )
 
 
-def _chosen(run: str, margins: pd.DataFrame) -> pd.DataFrame:
-    if not len(margins):
-        return margins
-    epochs = nearest_epochs(EPOCHS, [int(epoch) for epoch in margins["epoch"].unique()])
-    return margins[margins["epoch"].isin(epochs)].assign(run=run)
-
-
 def _count(found: pd.DataFrame) -> Iterator[tuple[object, ...]]:
     """Rows of `COLUMNS`; bins from 0 to the 99th percentile of the norm."""
     for norm, same in found.groupby("norm", sort=False):
-        edges = np.linspace(0, float(np.quantile(column(same, "distance"), 0.99)) or 1.0, BINS + 1)
+        edges = bin_edges(float(np.quantile(column(same, "distance"), 0.99)), BINS)
         keys = ["run", "epoch", "split", "estimator", "correct"]
         for (run, epoch, split, estimator, correct), part in same.groupby(keys, sort=False):
-            # the last bin holds what lies beyond it
-            counts, _ = np.histogram(np.minimum(column(part, "distance"), edges[-1]), edges)
+            counts = bin_counts(column(part, "distance"), edges)
             subset = "correct" if correct else "incorrect"
             for low, high, count in zip(edges, edges[1:], counts, strict=False):
                 yield run, epoch, split, estimator, norm, subset, float(low), float(high), int(count)

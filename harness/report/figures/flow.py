@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from harness.figures import flow_epochs
 from harness.figures.flow import RIBBONS
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace
-from harness.report.figures.view import SUBSETS, View
+from harness.report.figures.view import View
 from harness.report.tables import Table
+from harness.statistics.figure_tables import FLOW_COLUMNS, flow_epochs, image_flow
+from harness.store.files import concatenate
 
-COLUMNS = ["run", "split", "epoch", "next_epoch", "before", "after", "count"]
+COLUMNS = ["run", "split", *FLOW_COLUMNS]
 EPOCHS = 12  # shown at most
 GAP = 0.06  # between the two streams, as a share of the height
 
 
 def flow(view: View) -> Graph:
     """Images that change sides between shown epochs (Figure 5): whole sets, at most twelve epochs."""
-    rows = pd.DataFrame(
-        [
-            row
-            for run in view.content.runs
-            for split, table in run.correctness.items()
-            for row in _flow(run.name, split, table)
-        ],
-        columns=COLUMNS,
-    )
+    parts = [_flow(run.name, split, table) for run in view.content.runs for split, table in run.correctness.items()]
+    rows = concatenate(parts, COLUMNS)
     graph = Graph(
         "flow",
         "Flow of images between correct and incorrect classification",
@@ -51,13 +44,9 @@ def flow(view: View) -> Graph:
     return replace(graph, panels=panels, keys=keys)
 
 
-def _flow(run: str, split: str, correctness: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+def _flow(run: str, split: str, correctness: pd.DataFrame) -> pd.DataFrame:
     epochs = flow_epochs([int(epoch) for epoch in correctness.columns], EPOCHS) if len(correctness) else []
-    for epoch, later in itertools.pairwise(epochs):
-        before, after = correctness[epoch].astype(bool), correctness[later].astype(bool)
-        for one, other in RIBBONS:
-            count = ((before == (one == "correct")) & (after == (other == "correct"))).sum()
-            yield run, split, epoch, later, one, other, int(count)
+    return image_flow(correctness, epochs).assign(run=run, split=split)[COLUMNS]
 
 
 def _panel(view: View, run: str, split: str, rows: pd.DataFrame) -> Panel:

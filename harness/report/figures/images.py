@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.figures.style import SUBSETS
 from harness.report.figures.curves import by_norm_and_run
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import DARK, SUBSETS, View, axis, column, epoch_axis, norm_name, ranges
+from harness.report.figures.view import DARK, View, axis, column, epoch_axis, norm_name, ranges
 from harness.report.tables import Table
+from harness.statistics.figure_tables import with_distance
 
 # of cividis, dark to light, without its palest part, which would not show on white
 RANKS = ("#00224E", "#123570", "#3B496C", "#575D6D", "#707173", "#8A8678", "#A59C74")
@@ -35,8 +37,8 @@ def paths(view: View) -> Graph:
     )
     if graph.reason:
         return graph
-    drawn = np.isfinite(column(every, "distance")) & (column(every, "distance") > 0)
-    rows = every[drawn]
+    found = with_distance(every)
+    rows = found[found["distance"] > 0]
     if not len(rows):
         return replace(graph, reason="Paths of single images cannot be shown: none has a finite margin above 0.")
     missing = len(every) - len(rows)

@@ -7,17 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE, is_sparse
 from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Graph, Panel, Trace, text
 from harness.report.figures.view import View, axis, column, epoch_axis, norm_name, upper
 from harness.report.tables import Table
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.figure_tables import is_sparse, with_ratio
 
 
 def ratios(view: View) -> Graph:
     """Estimator / envelope: whether a trend is only the estimator's bias."""
     every = view.table("ratios")
-    rows = every[every["estimator"] != ENVELOPE] if len(every) else every
+    rows = with_ratio(every)
     graph = Graph(
         "ratios",
         "Estimator against the envelope",

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.figures.style import CORRECT, ENVELOPE, ENVELOPE_COLOUR, INCORRECT, PALETTE
+from harness.figures.style import ENVELOPE_COLOUR, PALETTE
 from harness.report.content import ReportContent
 from harness.report.figures.graph import Chooser, Key, Where
+from harness.statistics.envelope import ENVELOPE
 
 NORM_NAMES = {"l2": "L₂", "linf": "L∞"}
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross")
 SPLIT_DASHES = {"train": "solid", "test": "dash"}
 OTHER_DASHES = ("dot", "dashdot")
-SUBSETS = {"correct": CORRECT, "incorrect": INCORRECT}
 DARK = "#222222"
 
 
