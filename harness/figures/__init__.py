@@ -1,7 +1,8 @@
-"""One function a figure: tables in, `matplotlib.figure.Figure` out. Nothing touches matplotlib's global state.
+"""Static figures: one function per figure, from tables to a `matplotlib.figure.Figure`.
 
-Distances are in units where the pixel range is 1. Images without a distance (``inf``) are never drawn; their number
-is said. Where there is nothing to draw, the figure says in one sentence what is missing.
+Distances are in units of the pixel range. Images without a distance (``inf``) are not drawn; a note gives their
+number. A figure without data holds one sentence that names what is missing. No function touches matplotlib's global
+state.
 """
 
 from harness.figures.brackets import bracket_bands

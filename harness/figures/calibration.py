@@ -1,4 +1,4 @@
-"""Confidence: against margins, against accuracy, and its calibration error over epochs."""
+"""Confidence against margin, reliability diagram, and calibration error over epochs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from harness.figures.canvas import (
 from harness.figures.style import CORRECT, INCORRECT, NOTE, margin_label, norms_of, split_styles
 from harness.statistics.figure_tables import at_last_epoch, filled_bins, with_distance
 
-LEAST = 1e-7  # of 1 - confidence: confidences are stored as 32-bit floats
+LEAST = 1e-7  # smallest 1 - confidence drawn: confidences are stored as 32-bit floats
+# name, value of `correct`, colour, marker, marker size
 GROUPS = (("correct", True, CORRECT, "o", 7), ("incorrect", False, INCORRECT, "X", 22))
 
 
 def confidence_margins(
     margins: pd.DataFrame, *, estimator: str, split: str = "test", epoch: int | None = None
 ) -> Figure:
-    """Margin against confidence of each image at one epoch, correct and incorrect ones apart.
+    """Margin against confidence, one mark per image, correct and incorrect images apart, at one epoch.
 
     Args:
         margins: columns epoch, split, estimator, norm, correct, confidence (0..1), distance (inf where not found).
-        epoch: the last measured one by default.
+        epoch: the last measured epoch by default.
     """
     rows = margins
     if len(rows):

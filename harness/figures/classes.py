@@ -1,4 +1,4 @@
-"""Margins by true class, and the class beyond the nearest boundary."""
+"""Heat maps: margins by true class, and the class beyond the nearest boundary."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from harness.statistics.figure_tables import (
 )
 
 SHOWN_CLASSES = 20
-WRITTEN_CLASSES = 12  # more do not leave room for a number in each cell
+WRITTEN_CLASSES = 12  # with more classes a cell has no room for its number
 MISSING = "#DDDDDD"  # a cell without a value
 
 
 def class_margins(classes: pd.DataFrame, *, estimator: str, split: str = "test") -> Figure:
-    """Average margin by true class and epoch, with the last epoch's values at the side.
+    """Average margin by true class and epoch, with the values of the last epoch written at the side.
 
-    Of more than twenty classes the ten nearest to the boundary at the last epoch are drawn, and the ten farthest.
+    Of more than twenty classes, the ten with the smallest and the ten with the largest margins at the last epoch are
+    drawn.
 
     Args:
         classes: columns epoch, split, estimator, norm, label, avg (NaN where no image is found), found, count.
@@ -73,7 +74,7 @@ def class_margins(classes: pd.DataFrame, *, estimator: str, split: str = "test")
 
 
 def boundary_classes(boundary: pd.DataFrame, changes: pd.DataFrame, *, estimator: str, split: str = "test") -> Figure:
-    """The class at the nearest point of the boundary by predicted class at the last epoch, and how often it changes.
+    """The class beyond the nearest boundary by predicted class at the last epoch, and the share of images that changed.
 
     Args:
         boundary: columns epoch, split, estimator, norm, prediction, target, count.
@@ -114,7 +115,7 @@ def _nearest_and_farthest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_heat(axes: Axes, table: pd.DataFrame, columns: np.ndarray) -> QuadMesh:
-    """Cells as wide as the epochs between them; first row at the top."""
+    """Draw cells with edges midway between neighbouring columns; the first row is at the top."""
     axes.set_facecolor(MISSING)
     values = np.ma.masked_invalid(table.to_numpy(dtype=float))
     mesh = axes.pcolormesh(_edges(columns), np.arange(len(table) + 1) - 0.5, values, cmap=HEAT)

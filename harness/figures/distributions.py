@@ -17,7 +17,7 @@ from harness.figures.style import CORRECT, INCORRECT, SMALL, margin_label
 from harness.statistics.figure_tables import at_nearest_epochs, bin_counts, bin_edges, with_distance
 
 BINS = 30
-FEWEST = 10  # images that make a histogram; fewer are drawn one by one
+FEWEST = 10  # images of a histogram; fewer images are drawn one by one
 GROUPS = (("correct", True, CORRECT), ("incorrect", False, INCORRECT))
 
 
@@ -31,12 +31,14 @@ def margin_distributions(
 ) -> Figure:
     """Distribution of the margins of correct and of incorrect images at a few epochs (Figures 3, 11).
 
-    Each group's bars add up to 100% of its images with a distance; fewer than ten images are drawn one by one.
+    The bars of each group add up to 100% of its images with a distance. Fewer than ten images are drawn one by one.
     Medians count images without a distance as infinitely far.
 
     Args:
-        runs: name of a run -> its margins: columns epoch, split, estimator, norm, correct, distance. A row each.
-        epochs: those wanted; of each run the nearest measured ones are drawn, a column each.
+        runs: name of a run -> its margins: columns epoch, split, estimator, norm, correct, distance. One row of panels
+            per run.
+        norm, estimator, split: the margins that are drawn.
+        epochs: the epochs wanted. Of each run the nearest measured epochs are drawn, one column of panels per epoch.
     """
     chosen = {name: _rows(table, norm, estimator, split) for name, table in runs.items()}
     if not any(len(with_distance(rows)) for rows in chosen.values()):

@@ -16,7 +16,7 @@ from harness.figures.style import CORRECT, INCORRECT, SMALL, faded
 from harness.statistics import figure_tables
 from harness.statistics.figure_tables import flow_epochs
 
-CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # per cent at which the axis may end
+CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # percentages at which the axis may end
 HALF = 0.06  # half a node's width, in columns
 RIBBONS = {
     ("incorrect", "incorrect"): faded(INCORRECT, 0.15),
@@ -24,7 +24,7 @@ RIBBONS = {
     ("correct", "incorrect"): "#26333F",
     ("correct", "correct"): faded(CORRECT, 0.6),
 }
-# where along a ribbon its number stands: those that cross keep their numbers apart
+# position of a ribbon's number along it, 0..40; different for ribbons that cross
 LABELS = {
     ("incorrect", "incorrect"): 20,
     ("incorrect", "correct"): 9,
@@ -34,14 +34,14 @@ LABELS = {
 
 
 def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
-    """How many images stay or become correct or incorrect between the epochs shown (Figure 5).
+    """Number of images that stay or become correct or incorrect between the epochs shown (Figure 5).
 
-    Correct images stand over incorrect ones. Where few are incorrect, the axis ends below 100% and says so; the first
-    step, from the untrained network, then has a panel of its own with the whole scale.
+    Correct images are stacked on incorrect ones. Where few images are incorrect, the axis ends below 100% and a note
+    says so. The first step, from the untrained network, then has a panel of its own with the whole scale.
 
     Args:
-        correctness: bool, a row an image, a column an epoch.
-        shown: epochs drawn at most, at least 3; ribbons are right for the two epochs that they join.
+        correctness: bool, one row per image, one column per epoch.
+        shown: the largest number of epochs drawn, at least 3. Each ribbon compares just the two epochs that it joins.
     """
     if correctness.empty or correctness.shape[1] < 2:
         return empty("There is no flow to show: it takes the predictions of at least two epochs.")
@@ -68,7 +68,7 @@ def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
 
 
 def _cut(wrong: np.ndarray) -> int:
-    """Where the axis ends (%), with a little room over the largest share."""
+    """The end of the axis (%), with 25% of room above the largest share."""
     return next((cut for cut in CUTS if 1.25 * wrong.max() <= cut), 100)
 
 
@@ -88,7 +88,7 @@ def _draw(axes: Axes, flow: pd.DataFrame, wrong: np.ndarray, epochs: Sequence[in
 
 
 def _draw_ribbons(axes: Axes, place: int, counts: Mapping[tuple[str, str], int], top: int, step: str) -> None:
-    """Ribbons from one node to the next; both nodes are stacked from below: incorrect, then correct images."""
+    """Draw ribbons from one node to the next; nodes are stacked from below: incorrect, then correct images."""
     images = sum(counts.values())
     ways = np.linspace(0, 1, 41)
     x = place + HALF + (1 - 2 * HALF) * ways
@@ -102,7 +102,7 @@ def _draw_ribbons(axes: Axes, place: int, counts: Mapping[tuple[str, str], int],
         axes.fill_between(
             x, lower, lower + width, color=colour, linewidth=0, alpha=0.85, gid=f"flow_{step}_{before}_{after}"
         )
-        # a word of 9 points takes a twentieth of the panel's height
+        # a line of text of 9 points takes a twentieth of the panel's height
         if top * 0.05 < width and lower[20] + width / 2 < top:
             way = LABELS[before, after]
             axes.text(

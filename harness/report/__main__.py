@@ -1,4 +1,4 @@
-"""``python -m harness.report``: one page, and figures, of finished runs."""
+"""``python -m harness.report``: write the report page and the figures of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code: `DONE`, `FAILED` or `INTERRUPTED`."""
     parser = OneLineParser(
         prog="python -m harness.report",
         description="Draw runs and test what they show: one self-contained page, and figures in the runs' folders.",
@@ -25,21 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run, or here for several runs)"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        return _report(given.run, given.out)
+        return _report(options.run, options.out)
     except (ValueError, OSError) as error:
-        if given.debug:
+        if options.debug:
             raise
         print(f"report: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("report: interrupted; the same command begins again", file=sys.stderr)
+        print("report: interrupted; run the same command again", file=sys.stderr)
         return INTERRUPTED
 
 
 def _report(paths: list[Path], out: Path | None) -> int:
-    # here, so that --help needs no pandas
+    # imported here, so that --help needs no pandas
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder

@@ -1,4 +1,4 @@
-"""The static figures of a run, PNG and SVG, for papers and README files."""
+"""Static figures of runs as PNG and SVG, for papers and README files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from harness.statistics.envelope import ENVELOPE
 
 
 def write_figures(run: RunContent, folder: Path) -> list[str]:
-    """Draw all figures of one run into a folder; returns their names, without ending."""
+    """Write all figures of one run into a folder and return their file names without suffix."""
     return [_saved(figure, folder, name) for name, figure in _figures(run)]
 
 
 def write_comparison(runs: list[RunContent], folder: Path) -> list[str]:
-    """Distributions of several runs as rows of one figure (Mickisch et al. 2020, Figures 3 and 11)."""
+    """Write distributions of several runs, one row per run (Mickisch et al. 2020, Figures 3 and 11).
+
+    Returns the file names without suffix.
+    """
     return [_saved(figure, folder, name) for name, figure in _distributions(runs)]
 
 
@@ -48,7 +51,7 @@ def _figures(run: RunContent) -> Iterator[tuple[str, Figure]]:
 
 
 def _distributions(runs: list[RunContent]) -> Iterator[tuple[str, Figure]]:
-    """Of training images, where there are some, as in the paper."""
+    """Distributions of training images if there are any, as in the paper; otherwise of the leading split."""
     rows = {run.name: run.margins for run in runs}
     common = [run for run in runs if len(run.margins)] or runs
     estimator, split = leading(common[0])
@@ -59,7 +62,7 @@ def _distributions(runs: list[RunContent]) -> Iterator[tuple[str, Figure]]:
 
 
 def leading(run: RunContent) -> tuple[str, str]:
-    """Estimator and split that a figure of one curve shows: the envelope and test images where there are some."""
+    """Estimator and split of figures that show one curve: the envelope and test images if there are any."""
     estimators, splits = list(run.margins["estimator"].unique()), list(run.margins["split"].unique())
     estimator = ENVELOPE if ENVELOPE in estimators else (estimators or [""])[0]
     return str(estimator), "test" if "test" in splits or not splits else str(splits[-1])
