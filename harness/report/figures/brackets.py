@@ -1,4 +1,4 @@
-"""Lower bounds in the report: the bands, what is certain, and the tables."""
+"""Brackets of the average margin over epochs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from harness.statistics.figure_tables import with_lower_bound
 
 
 def brackets(view: View) -> Graph:
-    """The band that the average margin is in."""
+    """Bands from the average lower bound to the average distance, per certifier and split."""
     every = view.table("brackets")
     rows = with_lower_bound(every)
     graph = Graph(
         "brackets",
-        "Between which averages the average margin is",
-        "From the average certified lower bound to the average of the smallest distances, of the same images. The true "
-        "average is in the band; how wide it is changes with the network, and with it either end: the boundary has "
-        "moved for certain only where bands of two epochs do not overlap.",
+        "Brackets of the average margin",
+        "From the average certified lower bound to the average of the smallest distances, over the same images. The "
+        "true average is in the band. Its width changes with the network, and so may either end: the boundary has "
+        "certainly moved only where the bands of two epochs do not overlap.",
         tables=[Table("brackets", "Lower bounds and smallest distances", every)],
         reason="" if len(rows) else "Brackets cannot be shown: nothing was certified.",
     )

@@ -21,7 +21,7 @@ from harness.statistics.figure_tables import (
     with_class_average,
 )
 
-EPOCHS = 12  # of the slider
+EPOCHS = 12  # largest number of epochs on the slider
 
 
 def classes(view: View) -> Graph:
@@ -30,7 +30,7 @@ def classes(view: View) -> Graph:
     graph = Graph(
         "classes",
         "Average margin of each class",
-        "By the true class of the images. The colours mean the same in all plots of a norm.",
+        "By the true class of the images. All plots of a norm share one colour scale.",
         tables=[Table("classes", "Margins by true class", every)],
     )
     rows = with_class_average(every)
@@ -55,7 +55,7 @@ def _classes(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
         )
         traces.append(Trace(plotly, {"estimator": str(estimator), "split": str(split)}, say))
     labels = axis("true class") | {"type": "category", "autorange": "reversed"}
-    # an axis of categories would give two far epochs the same width as two near ones
+    # a numeric axis, because an axis of categories would give all gaps between epochs the same width
     layout = {"xaxis": epoch_axis(every["epoch"]), "yaxis": labels, "hovermode": "closest"}
     label = f"Average {norm_name(norm)} margin of each true class over epochs"
     return Panel(view.heading(run, norm_name(norm)), label, {"run": run, "norm": norm}, layout, traces)
@@ -76,13 +76,13 @@ def _map(grid: pd.DataFrame, ends: tuple[float, float], title: str, hover: str) 
 
 
 def boundary(view: View) -> Graph:
-    """The class beyond the nearest boundary point, by predicted class, epoch by epoch."""
+    """The class beyond the nearest boundary by predicted class, at one epoch chosen by a slider."""
     every = view.table("boundary")
     graph = Graph(
         "boundary",
         "The class beyond the nearest boundary",
-        "Rows are predicted classes, columns the class that the witness nearest to the image is given; the colour is "
-        "the share of the row's images.",
+        "Rows are predicted classes, columns are the classes predicted for the nearest witness. The colour is the "
+        "share of the row's images.",
         tables=[Table("boundary", "Classes beyond the nearest boundary", every)],
         reason="" if len(every) else "Nearest classes cannot be shown: no image's boundary was found.",
     )
@@ -111,7 +111,7 @@ def _boundary(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
         shares = row_shares(counts)
         hover = "predicted %{y}, beyond the boundary %{x}: %{customdata} images (%{z:.1%})<extra></extra>"
         plotly = _map(shares.round(3), (0.0, 1.0), "share of the row", hover)
-        # the diagonal is empty: a witness has another class
+        # cells without an image have count 0; the diagonal has none, because a witness has another class
         plotly |= {"x": [str(label) for label in labels], "customdata": counts.astype(int).to_numpy()}
         best = part.iloc[int(column(part, "count").argmax())]
         say = (

@@ -1,4 +1,4 @@
-"""Distributions of margins at chosen epochs, correct and incorrect images apart."""
+"""Histograms of margins at chosen epochs, correct and incorrect images apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.report.figures.view import View, axis, column, norm_name, ranges, u
 from harness.report.tables import Table
 from harness.statistics.figure_tables import at_nearest_epochs, bin_counts, bin_edges, with_distance
 
-EPOCHS = (10, 20, 40)  # of the paper's Figure 3
+EPOCHS = (10, 20, 40)  # as in Figure 3 of the paper
 BINS = 50
 COLUMNS = ["run", "epoch", "split", "estimator", "norm", "subset", "low", "high", "count"]
 
@@ -27,8 +27,8 @@ def distributions(view: View) -> Graph:
     graph = Graph(
         "distributions",
         "Distribution of margins",
-        "Each bar is a share of the correct, or of the incorrect, images found at that epoch, in bins that are the "
-        "same in all plots of a norm; the hover gives their number. The last bin also holds what lies beyond it.",
+        "Each bar is a share of the correct, or of the incorrect, images found at that epoch; the hover gives their "
+        "number. The bins are the same in all plots of a norm. The last bin also holds all larger distances.",
         reason="" if chosen else "Distributions cannot be shown: no image was measured.",
     )
     if graph.reason:
@@ -85,8 +85,8 @@ def _panels(view: View, bins: pd.DataFrame) -> list[Panel]:
 
 
 def _bars(rows: pd.DataFrame) -> Trace:
-    one = rows.iloc[0]
-    subset, total = str(one["subset"]), int(rows["count"].sum())
+    first = rows.iloc[0]
+    subset, total = str(first["subset"]), int(rows["count"].sum())
     plotly: dict[str, Any] = {
         "type": "bar",
         "name": subset,
@@ -98,7 +98,7 @@ def _bars(rows: pd.DataFrame) -> Trace:
     }
     peak = rows.iloc[int(column(rows, "count").argmax())]
     say = (
-        f"{total} {subset} {one['split']} images by {one['estimator']}, most of them between "
+        f"{total} {subset} {first['split']} images by {first['estimator']}, most of them between "
         f"{number(peak['low'])} and {number(peak['high'])}"
     )
-    return Trace(plotly, {"estimator": str(one["estimator"]), "split": str(one["split"])}, say)
+    return Trace(plotly, {"estimator": str(first["estimator"]), "split": str(first["split"])}, say)

@@ -1,4 +1,4 @@
-"""The flow of images between correct and incorrect classification over epochs, as a Sankey drawing."""
+"""The flow of images between correct and incorrect classification, as a Sankey diagram (Figure 5)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from harness.statistics.figure_tables import FLOW_COLUMNS, flow_epochs, image_fl
 from harness.store.files import concatenate
 
 COLUMNS = ["run", "split", *FLOW_COLUMNS]
-EPOCHS = 12  # shown at most
+EPOCHS = 12  # largest number of epochs shown
 GAP = 0.06  # between the two streams, as a share of the height
 
 
 def flow(view: View) -> Graph:
-    """Images that change sides between shown epochs (Figure 5): whole sets, at most twelve epochs."""
+    """Images of the whole sets that change sides between the shown epochs, at most twelve (Figure 5)."""
     parts = [_flow(run.name, split, table) for run in view.content.runs for split, table in run.correctness.items()]
     rows = concatenate(parts, COLUMNS)
     graph = Graph(
         "flow",
         "Flow of images between correct and incorrect classification",
-        "Whole sets; each column is an epoch, each band the images that go from one side to the other, or stay. "
-        "At most twelve epochs are shown, more of the early ones; a band between two of them compares just these two.",
+        "Whole sets. Each column is an epoch; each band is the number of images that change sides, or stay. At most "
+        "twelve epochs are shown, more of the early ones. A band between two of them compares just these two.",
         tables=[Table("flow", "Flow between correct and incorrect", rows)],
         reason="" if len(rows) else "The flow cannot be shown: it needs predictions of the whole sets at two epochs.",
     )
@@ -98,7 +98,7 @@ def _panel(view: View, run: str, split: str, rows: pd.DataFrame) -> Panel:
 
 
 def _sizes(rows: pd.DataFrame, epochs: list[int]) -> dict[tuple[int, str], int]:
-    """Images of each side at each epoch: what leaves it, or, at the last, what reaches it."""
+    """Number of images of each side at each epoch: those that leave it or, at the last epoch, those that reach it."""
     leaving = rows.groupby(["epoch", "before"])["count"].sum()
     reaching = rows.groupby(["next_epoch", "after"])["count"].sum()
     sides = [(epoch, subset) for epoch in epochs for subset in SUBSETS]
@@ -106,16 +106,17 @@ def _sizes(rows: pd.DataFrame, epochs: list[int]) -> dict[tuple[int, str], int]:
 
 
 def _moved(rows: pd.DataFrame, before: str) -> int:
+    """Number of changes away from the side ``before``."""
     return int(rows[(rows["before"] == before) & (rows["after"] != before)]["count"].sum())
 
 
 def _along(place: int, epochs: int) -> float:
-    # plotly takes 0 and 1 for "not given"
+    # plotly reads 0 and 1 as missing positions
     return min(max(place / (epochs - 1), 0.001), 0.999)
 
 
 def _middle(subset: str, correct: float) -> float:
-    """The middle of a node from the top; the correct images above, the incorrect below."""
+    """The middle of a node, as a share of the height from the top; correct images are above incorrect ones."""
     height = 1 - GAP
     middle = height * correct / 2 if subset == "correct" else GAP + height * (1 + correct) / 2
     return min(max(middle, 0.001), 0.999)

@@ -13,7 +13,7 @@ from harness.statistics.warm import FARTHER, LEVEL, NEARER
 
 WORDS = {
     LEVEL: "Level with the cold margins within 1% at every sample: no dependence on the path was detected",
-    NEARER: "Its margins depend on the path: they are smaller than cold margins, because each epoch starts from earlier witnesses",
+    NEARER: "Its margins depend on the path: they are smaller than cold ones, because earlier witnesses are reused",
     FARTHER: "Its margins depend on the path and are too large: use {cold} instead",
 }
 UNTOLD = "Whether its margins depend on the path is undecided within 1%"
