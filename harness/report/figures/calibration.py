@@ -118,7 +118,7 @@ def confidence(view: View) -> Graph:
     graph = Graph(
         "confidence",
         "Margin against confidence at the last epoch",
-        f"One mark per image. At most {POINTS} are drawn at once: a random sample, the same images for every estimator.",
+        f"One mark per image. At most {POINTS} are drawn at once: a random sample, the same for every estimator.",
         tables=[Table("confidence", "Margins against confidence, the images drawn", sample)],
         reason="" if len(sample) else "Margins against confidence cannot be shown: no image's boundary was found.",
     )

@@ -79,7 +79,7 @@ class View:
         return ENVELOPE_COLOUR if estimator == ENVELOPE else PALETTE[self._place(estimator) % len(PALETTE)]
 
     def symbol(self, estimator: str) -> str:
-        """The marker, shifted with every repetition of the colours so that all look different; empty for the envelope."""
+        """The marker, shifted with every repetition of the colours so that all differ; empty for the envelope."""
         place = self._place(estimator)
         return "" if estimator == ENVELOPE else SYMBOLS[(place + place // len(PALETTE)) % len(SYMBOLS)]
 
