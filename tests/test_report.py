@@ -297,7 +297,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     manifest["schema"] = 1
     (short / "manifest.json").write_text(json.dumps(manifest))
     warnings = assemble(gather([read_run(short)])).runs[0].warnings
-    assert "unfinished: measured to epoch 2 of 40; the last epoch is that one here" in warnings
+    assert "unfinished: measured up to epoch 2 of 40, which counts as the last epoch here" in warnings
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
