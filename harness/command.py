@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from attacks.types import EstimatorError, UnsoundError, one_line
+from attacks.types import EstimatorError, UnsoundError
 from harness.config.options import ConfigError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -56,7 +56,7 @@ def exit_code(command: str, work: Callable[[], int], *, resume: str, debug: bool
 
 def print_error(command: str, error: object) -> None:
     """Print ``COMMAND: error: ...`` to standard error, in one line."""
-    _write_line(f"{command}: error: {one_line(error, kind=False)}")
+    _write_line(f"{command}: error: {' '.join(str(error).split())}")
 
 
 def _write_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""A finished (or unfinished) run folder read into tables."""
+"""Run folders, finished or not, read into tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.store.identity import StoreError, check_regular
 from harness.store.parts import read_bounds, read_margins, read_predictions
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
-# what a whole training set at forty epochs is kept in: 15 bytes a row
+# small types, because a whole training set at forty epochs has millions of rows: 15 bytes per row
 PREDICTION_TYPES = {
     "epoch": "int32",
     "split": "category",
@@ -34,15 +34,17 @@ PGD_OPTIONS = ("pgd_epsilon", "pgd_steps", "pgd_step_size", "pgd_norm", "trades_
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what it was, and every row of it.
+    """One run: its manifest and all its rows.
 
     Attributes:
-        name: how it is called in a report.
+        name: its name in a report.
+        folder: the run folder that it was read from.
+        manifest: contents of ``manifest.json``.
         margins: rows in `harness.store.MARGIN_COLUMNS`; empty where nothing was measured.
-        epochs: epoch, split, loss, error, seconds; empty where the caller trained.
-        predictions: epoch, split, image, label, prediction, confidence of the whole sets; may be empty.
+        epochs: rows in `EPOCH_COLUMNS` (error in 0..1); empty where the caller trained.
+        predictions: rows of the whole sets, with the columns and types of `PREDICTION_TYPES`; may be empty.
         bounds: rows in `harness.store.BOUND_COLUMNS`; empty where nothing was certified.
-        remarks: what is to be said of the folder's files, a line each (see `harness.store.RunFolder.remarks`).
+        remarks: one line per finding about the folder's files, see `harness.store.RunFolder.remarks`.
     """
 
     name: str
@@ -56,53 +58,61 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The options; empty for a run of `MarginTracker`."""
+        """The options of the run; empty for a run of `MarginTracker`."""
         return dict(self.manifest.get("config", {}))
 
     @property
     def training(self) -> str:
-        """``standard``, ``pgd``, or nothing where the run does not say."""
+        """``standard``, ``pgd``, ``trades`` or ``gaussian``; empty where the manifest does not name it."""
         return str(self.config.get("training", ""))
 
     @property
     def seed(self) -> int | None:
-        """The training's seed, where the run says it."""
+        """The seed of the training; None where the manifest does not name it."""
         return self.config.get("seed")
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """Canonical text of an estimator -> all its parameters: the text leaves out defaults, which may change."""
+        """Canonical text of an estimator -> JSON of all its parameters.
+
+        The text alone leaves out defaults, which may differ between versions.
+        """
         entries = self.manifest.get("estimators", ())
         return {entry["estimator"]: json.dumps(entry.get("parameters"), sort_keys=True) for entry in entries}
 
     def alike(self, *, but: tuple[str, ...]) -> str:
-        """What runs share that differ at most in the options named; nothing for a run without options."""
+        """JSON of the fingerprint without the options in ``but``; empty for a run without options.
+
+        Equal texts mean that two runs differ at most in these options.
+        """
         fingerprint = self.manifest.get("fingerprint", {}) if self.config else {}
         return json.dumps({k: v for k, v in fingerprint.items() if k not in but}, sort_keys=True) if fingerprint else ""
 
 
 def read_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
-    """The runs, each with a name of its own: the folder's, with its parents' where two are called the same.
+    """Read run folders, finished or not, each under a unique name.
+
+    The name is the folder's, preceded by its parents' as far as needed to tell equal names apart.
 
     Raises:
-        StoreError: no run, a damaged one, or one given twice.
+        StoreError: a folder is not a run, a part of it is damaged, or a run is given twice.
     """
-    given = [plain_path("a run folder", path) for path in several(paths)]
-    whole = [path.resolve() for path in given]
+    folders = [plain_path("a run folder", path) for path in several(paths)]
+    whole = [path.resolve() for path in folders]
     twice = [path for place, path in enumerate(whole) if path in whole[:place]]
     if twice:
         raise StoreError(f"expected each run once, got {twice[0]} twice; name it once")
     depth = 1
     while len({path.parts[-depth:] for path in whole}) < len(whole):
         depth += 1
-    return [read_run(one, "/".join(path.parts[-depth:])) for one, path in zip(given, whole, strict=True)]
+    return [read_run(folder, "/".join(path.parts[-depth:])) for folder, path in zip(folders, whole, strict=True)]
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:
     """Read a run folder, finished or not.
 
     Raises:
-        StoreError: no run here, or a damaged part.
+        StoreError: the folder is not a run, or a part of it is damaged.
     """
     path = plain_path("a run folder", path)
     folder = RunFolder(path)
@@ -122,7 +132,7 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         folder=folder,
         manifest=manifest,
         margins=margins,
-        # the table itself has no checksum
+        # predictions have checksums, epochs.csv has none
         epochs=concatenate(epochs, EPOCH_COLUMNS) if epochs else _read_epochs(folder.epochs_csv),
         predictions=concatenate(predictions, PREDICTION_TYPES).astype(PREDICTION_TYPES),
         bounds=bounds,
@@ -143,7 +153,8 @@ def _read_epochs(path: Path) -> pd.DataFrame:
     missing = set(EPOCH_COLUMNS) - set(table.columns)
     if missing:
         raise StoreError(
-            f"expected the columns of epochs.csv at {path}, got none of {sorted(missing)}; delete it and --resume"
+            f"expected the columns {', '.join(EPOCH_COLUMNS)} in {path}, got a table without "
+            f"{', '.join(sorted(missing))}; delete it and --resume"
         )
     return table
 
@@ -153,7 +164,7 @@ def epoch_table(predictions: pd.DataFrame, epoch: int, seconds: float) -> pd.Dat
 
     Args:
         predictions: columns split, label, prediction, loss.
-        seconds: what training the epoch took.
+        seconds: training time of the epoch.
     """
     rows = [
         {
@@ -169,10 +180,10 @@ def epoch_table(predictions: pd.DataFrame, epoch: int, seconds: float) -> pd.Dat
 
 
 def check_files(folder: RunFolder) -> None:
-    """Read the parts that only a report or a longer run reads, against their checksums.
+    """Verify the checksums of the files that only a report or a longer run reads: probes, witnesses, bounds.
 
     Raises:
-        StoreError: a damaged one, or one in another's place; names it.
+        StoreError: a file is damaged or does not belong in its place; the message names it.
     """
     for split in folder.probe_splits():
         read_probe(folder, split)

@@ -221,7 +221,7 @@ def test_track_and_compare_certify(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [entry["estimator"] for entry in run.manifest["certifiers"]] == ["crown:rounds=0", "ibp"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Brackets: what is certain" in page
-    assert "Between which averages the average margin is" in page
+    assert "Brackets of the average margin" in page
     assert (out / "figures" / "brackets.png").exists()
     assert re.search(r"crown:rounds=0 \(run\), L∞, 6 test images: mean lower bound / distance 0\.\d\d", page)
     capsys.readouterr()

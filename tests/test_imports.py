@@ -20,8 +20,8 @@ ROOMS = {
         *("certify", "polish", "estimators"),
     ),
     "harness": (
-        *("config", "command", "store", "loggers", "figures", "tasks", "models", "data", "runs", "training"),
-        *("measuring", "statistics", "workers", "on_ray", "engines", "report", "tracking", "callbacks"),
+        *("config", "command", "store", "loggers", "tasks", "models", "data", "runs", "training"),
+        *("measuring", "statistics", "figures", "workers", "on_ray", "engines", "report", "tracking", "callbacks"),
         *("sweep", "compare", "track"),
     ),
 }

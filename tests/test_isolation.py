@@ -27,6 +27,7 @@ from attacks.types import Domain, EstimatorError, Norm
 
 # cheaper settings than the defaults; a name that is not here runs with its own
 CHEAP = {
+    "best": "best:of=deepfool+fmn:steps=5",
     "fmn": "fmn:steps=10",
     "ddn": "ddn:steps=10",
     "cw": "cw:steps=15,binary_search_steps=2",

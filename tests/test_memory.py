@@ -46,6 +46,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) 
         assert affordable(view, points, 128) == 1
 
 
+@pytest.mark.slow
 def test_smaller_batches_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points, widths = network(), images(24), []
     model.register_forward_pre_hook(lambda _, given: widths.append(len(given[0])))

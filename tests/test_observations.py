@@ -567,6 +567,7 @@ def test_five_seeds_are_pooled_and_four_are_not() -> None:
     assert (five[five["claim"] == observation1.DECLINE]["verdict"] == SUPPORTED).all()
 
 
+@pytest.mark.slow
 def test_pairs_of_five_seeds_are_pooled_seed_by_seed() -> None:
     plain = [simulated(f"plain-{seed}", seed, count=30, epochs=3) for seed in range(5)]
     robust = [

@@ -263,6 +263,7 @@ def test_it_is_the_inner_estimator_to_the_outside() -> None:
         Polished(inner=outer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "named"),
     [(nn.Sequential(nn.Flatten(), nn.Sigmoid()), "Sigmoid"), (nn.MaxPool2d(2), "MaxPool")],

@@ -137,6 +137,7 @@ def test_the_verdicts_follow_the_margins(tmp_path: Path) -> None:
         assert found["Misclassified images lie closer to the boundary"] == "supported"
 
 
+@pytest.mark.slow
 def test_a_pair_is_compared_and_its_numbers_stand_in_the_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,10 +184,14 @@ DEGENERATE: dict[str, dict[str, Any]] = {
     "one estimator": {"estimators": ("deepfool",)},
     "no predictions": {"predictions": False},
 }
+# seconds each: the other cases are slow
+ORDINARY = ("nothing found", "one split of another name")
 
 
 @pytest.mark.usefixtures("no_files")
-@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize(
+    "case", [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in DEGENERATE]
+)
 def test_what_cannot_be_said_is_said(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", **DEGENERATE[case])
     code, printed, error = said(capsys, run)
@@ -251,6 +256,7 @@ def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
 def test_an_earlier_report_outlives_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -269,6 +275,7 @@ def test_an_earlier_report_outlives_a_failure(
     assert sorted(path.name for path in out.parent.iterdir()) == ["report-observations.csv", "report.html"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
 def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     plain, robust = write_run(tmp_path / "plain"), write_run(tmp_path / "robust", training="pgd", seed=3)
@@ -297,7 +304,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     manifest["schema"] = 1
     (short / "manifest.json").write_text(json.dumps(manifest))
     warnings = assemble(gather([read_run(short)])).runs[0].warnings
-    assert "unfinished: measured to epoch 2 of 40; the last epoch is that one here" in warnings
+    assert "unfinished: measured up to epoch 2 of 40, which counts as the last epoch here" in warnings
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

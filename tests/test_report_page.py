@@ -371,7 +371,7 @@ def test_verdicts_come_first_under_their_headings(page: str) -> None:
     assert places == sorted(places)
     assert places[-1] < shown.index("Warnings ", places[-1]) < shown.index("Figure 1.")
     assert "Margins shrink by 0.123 (0.1 to 0.2)." in shown
-    assert "There is nothing to test it on." in shown  # observation 2 has no headline
+    assert "There is no data to test it on." in shown  # observation 2 has no headline
     assert shown.count(" not tested") == 1
     assert "observation 3: 4 tests undecided" in shown
     assert "standard: 3 images were not found" in shown

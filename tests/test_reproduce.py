@@ -187,6 +187,7 @@ def test_free_margins_are_held_against_those_in_the_box(norm: str) -> None:
     assert free_against_box(inside, norm, box)["nearer"] == 0  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_without_deepfool_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     options = ["--epochs", "0", "--probe", "4", "--estimator", "linear", "--model", "dense", "--device", "cpu"]
@@ -389,6 +390,7 @@ def test_numbers_are_written_with_so_many_digits() -> None:
 # the page
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> None:
     committed = ROOT / "docs/reproduction"
     out = tmp_path / "reproduction"

@@ -150,6 +150,7 @@ def test_what_killed_writers_leave_is_removed(tmp_path: Path) -> None:
 # signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
@@ -173,6 +174,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
 # disks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
     [("torch", "save"), ("harness.store.files.pq", "write_table"), ("safetensors.torch", "save_file")],
@@ -204,6 +206,7 @@ def test_a_full_disk_is_one_line_and_goes_on(
 # checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "kept"), [("3", [0, 1, 3, 5, 6]), ("0", [0, 1, 5, 6]), ("1", [0, 1, 2, 3, 4, 5, 6])])
 def test_thinned_checkpoints_change_no_row(tmp_path: Path, whole: Path, every: str, kept: list[int]) -> None:
     folder = tmp_path / "run"

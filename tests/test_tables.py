@@ -18,6 +18,15 @@ from harness.statistics.calibration import (
 )
 from harness.statistics.composition import COMPOSITION_COLUMNS, composition, composition_table, newcomer_gap
 from harness.statistics.envelope import ENVELOPE, complete_estimators, envelope
+from harness.statistics.figure_tables import (
+    at_nearest_epochs,
+    bin_counts,
+    bin_edges,
+    boundary_counts,
+    image_flow,
+    row_shares,
+    subset_averages,
+)
 from harness.statistics.panels import MEASURES, panels
 from harness.statistics.tables import (
     BOUNDARY_COLUMNS,
@@ -31,7 +40,6 @@ from harness.statistics.tables import (
     confidence_correlation,
     correctness,
     estimator_ratios,
-    image_flow,
     image_paths,
 )
 from harness.statistics.trends import (
@@ -271,7 +279,7 @@ def test_paths_are_of_images_at_even_quantiles_of_the_last_epoch() -> None:
 
 def test_flow_counts_every_image_once_an_epoch() -> None:
     right = np.array([[True, True, False], [False, True, True], [False, False, False], [True, False, True]])
-    flow = image_flow(correctness(predictions_of(right)))
+    flow = image_flow(correctness(predictions_of(right))["test"], [0, 1, 2])
     first = flow[flow["epoch"] == 0].set_index(["before", "after"])["count"]
     assert first.to_dict() == {
         ("correct", "correct"): 1,
@@ -281,7 +289,36 @@ def test_flow_counts_every_image_once_an_epoch() -> None:
     }
     assert flow.groupby("epoch")["count"].sum().tolist() == [4, 4]
     assert flow["next_epoch"].unique().tolist() == [1, 2]
-    assert list(image_flow({}).columns) == ["split", "epoch", "next_epoch", "before", "after", "count"]
+    assert list(image_flow(pd.DataFrame(), []).columns) == ["epoch", "next_epoch", "before", "after", "count"]
+
+
+# what both drawings of a figure share
+
+
+def test_the_last_bin_holds_the_distances_beyond_it() -> None:
+    edges = bin_edges(0.0, 4)
+    assert edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert bin_counts(np.array([0.1, 0.25, 0.9, 7.0]), edges).tolist() == [1, 1, 0, 2]
+
+
+def test_shares_are_of_the_row_and_rows_without_an_image_have_none() -> None:
+    rows = pd.DataFrame({"prediction": [0, 0], "target": [1, 2], "count": [3, 1]})
+    counts = boundary_counts(rows, [0, 1, 2])
+    assert np.isnan(counts.loc[0, 0])
+    shares = row_shares(counts)
+    assert shares.loc[0, [1, 2]].tolist() == [0.75, 0.25]
+    assert shares.loc[[1, 2]].isna().all(axis=None)
+
+
+def test_averages_of_a_norm_keep_their_gaps_and_a_norm_without_any_is_left_out() -> None:
+    rows = pd.DataFrame({"subset": ["all", "all", "all", "correct"], "norm": ["l2", "l2", "linf", "l2"]})
+    rows["found"] = [0, 5, 0, 5]
+    assert subset_averages(rows, ["all"]).index.tolist() == [0, 1]
+
+
+def test_rows_are_those_of_the_nearest_measured_epochs() -> None:
+    rows = pd.DataFrame({"epoch": [0, 5, 5, 15, 30]})
+    assert at_nearest_epochs(rows, (10, 40)).index.tolist() == [1, 2, 4]
 
 
 def test_correctness_is_of_images_seen_at_every_epoch() -> None:

@@ -378,8 +378,8 @@ def test_pairs_of_warm_and_cold() -> None:
     assert warm_pairs(entries) == {"fmn:warm=9": "fmn", "fmn:steps=9,warm=9": "", "cascade:warm=9": ""}
     none = pd.DataFrame(columns=["run", *SAVING_COLUMNS])
     assert warm_sentences(none, {"r": {"fmn:steps=9,warm=9": ""}}) == [
-        "fmn:steps=9,warm=9 (r) starts from the witnesses of the epoch before and was not measured cold beside: "
-        "whether its margins depend on the path is not known."
+        "fmn:steps=9,warm=9 (r) starts from the witnesses of the epoch before and was not measured cold as well: "
+        "whether its margins depend on the path is unknown."
     ]
 
 
@@ -422,7 +422,7 @@ def test_numbers_of_a_warm_start() -> None:
     assert row["last"] == pytest.approx(0.95, abs=1e-3)
     assert (row["verdict"], row["apart"]) == (NEARER, True)
     (line,) = warm_sentences(pd.DataFrame([row]).assign(run="r"), {})
-    assert "25 passes an image instead of 100 (75% fewer; with the cold samples 31% fewer); warm / cold 1.000" in line
+    assert "25 passes per image instead of 100 (75% fewer; with the cold samples 31% fewer); warm / cold 1.000" in line
     (line,) = warm_sentences(pd.DataFrame([row]).assign(run="r", net=-0.09), {})
     assert "with the cold samples 9% more" in line
 
@@ -486,6 +486,6 @@ def test_a_sample_of_epochs_costs_no_other_estimator_its_envelope_or_verdicts() 
     late = content.verdicts[content.verdicts["claim"] == "late decline"]
     assert set(late["estimator"]) == {"a", "w", ENVELOPE}
     assert content.runs[0].warnings[-2:] == [
-        "c: measured beside its warm form at epochs 0, 1, 5, 9 only",
+        "c: cold sample of its warm form, measured at epochs 0, 1, 5, 9 only",
         "no predictions of whole sets were kept: flow and calibration are those of the probe images",
     ]

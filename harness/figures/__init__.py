@@ -1,7 +1,8 @@
-"""One function a figure: tables in, `matplotlib.figure.Figure` out. Nothing touches matplotlib's global state.
+"""Static figures: one function per figure, from tables to a `matplotlib.figure.Figure`.
 
-Distances are in units where the pixel range is 1. Images without a distance (``inf``) are never drawn; their number
-is said. Where there is nothing to draw, the figure says in one sentence what is missing.
+Distances are in units of the pixel range. Images without a distance (``inf``) are not drawn; a note gives their
+number. A figure without data holds one sentence that names what is missing. No function touches matplotlib's global
+state.
 """
 
 from harness.figures.brackets import bracket_bands as bracket_bands
@@ -13,8 +14,6 @@ from harness.figures.classes import class_margins as class_margins
 from harness.figures.curves import correctness_curves as correctness_curves
 from harness.figures.curves import margin_curves as margin_curves
 from harness.figures.distributions import margin_distributions as margin_distributions
-from harness.figures.distributions import nearest_epochs as nearest_epochs
-from harness.figures.flow import flow_epochs as flow_epochs
 from harness.figures.flow import image_flow as image_flow
 from harness.figures.images import image_paths as image_paths
 from harness.figures.style import CORRECT as CORRECT
@@ -25,3 +24,5 @@ from harness.figures.style import NORM_LABELS as NORM_LABELS
 from harness.figures.style import PALETTE as PALETTE
 from harness.figures.style import SPLIT_STYLES as SPLIT_STYLES
 from harness.figures.trust import estimator_ratios as estimator_ratios
+from harness.statistics.figure_tables import flow_epochs as flow_epochs
+from harness.statistics.figure_tables import nearest_epochs as nearest_epochs

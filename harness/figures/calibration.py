@@ -1,8 +1,7 @@
-"""Confidence: against margins, against accuracy, and its calibration error over epochs."""
+"""Confidence against margin, reliability diagram, and calibration error over epochs."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,25 +20,27 @@ from harness.figures.canvas import (
     say,
 )
 from harness.figures.style import CORRECT, INCORRECT, NOTE, margin_label, norms_of, split_styles
+from harness.statistics.figure_tables import at_last_epoch, filled_bins, with_distance
 
-LEAST = 1e-7  # of 1 - confidence: confidences are stored as 32-bit floats
+LEAST = 1e-7  # smallest 1 - confidence drawn: confidences are stored as 32-bit floats
+# name, value of `correct`, colour, marker, marker size
 GROUPS = (("correct", True, CORRECT, "o", 7), ("incorrect", False, INCORRECT, "X", 22))
 
 
 def confidence_margins(
     margins: pd.DataFrame, *, estimator: str, split: str = "test", epoch: int | None = None
 ) -> Figure:
-    """Margin against confidence of each image at one epoch, correct and incorrect ones apart.
+    """Margin against confidence, one mark per image, correct and incorrect images apart, at one epoch.
 
     Args:
         margins: columns epoch, split, estimator, norm, correct, confidence (0..1), distance (inf where not found).
-        epoch: the last measured one by default.
+        epoch: the last measured epoch by default.
     """
     rows = margins
     if len(rows):
         rows = rows[(rows["estimator"] == estimator) & (rows["split"] == split)]
-        rows = rows[rows["epoch"] == (rows["epoch"].max() if epoch is None else epoch)]
-    if rows.empty or not np.isfinite(rows["distance"]).any():
+        rows = at_last_epoch(rows) if epoch is None else rows[rows["epoch"] == epoch]
+    if with_distance(rows).empty:
         when = "" if epoch is None else f" at epoch {epoch}"
         return empty(f"There are no margins to set against confidence: no {split} image has one by {estimator}{when}.")
     norms = norms_of(rows)
@@ -92,7 +93,7 @@ def _keys(axes: Axes, side: str) -> list[Line2D]:
 
 
 def _draw_cloud(axes: Axes, rows: pd.DataFrame) -> None:
-    found = rows[np.isfinite(rows["distance"])]
+    found = with_distance(rows)
     counts = []
     for name, correct, colour, marker, size in GROUPS:
         group = found[found["correct"].astype(bool) == correct]
@@ -118,7 +119,7 @@ def _draw_reliability(curve: Axes, bars: Axes, rows: pd.DataFrame) -> None:
         bins = rows[rows["epoch"] == epoch].sort_values("low")
         if bins.empty:
             continue
-        line = bins[bins["count"] > 0]
+        line = filled_bins(bins)
         curve.plot(
             line["confidence"],
             line["accuracy"],

@@ -1,4 +1,4 @@
-"""Panels, legends, and files of a figure."""
+"""Building blocks of the static figures: panels, axes, legends, and the files written."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from harness.figures.style import NORM_LABELS, NOTE, SMALL, LineStyle, estimator
 from harness.store.files import write_atomically
 
 WIDTH, HEIGHT = 3.7, 3.1  # inches of one panel
-# what may stand in a text that is drawn as mathematics, and dollar signs elsewhere that would begin it
+# our own labels, which are drawn as mathematics; elsewhere a dollar sign would start mathematics and is escaped
 MATHEMATICS = re.compile("|".join(map(re.escape, NORM_LABELS.values())) + r"|(?<!\\)\$")
-# control characters but the line feed, and lone surrogates: SVG cannot hold them
+# control characters except the line feed, and lone surrogates: SVG cannot hold them
 UNDRAWABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 class PlainFigure(Figure):
-    """A figure that draws names from outside as they are: only our own labels are read as mathematics."""
+    """A figure that draws user-given names literally: only our own labels are read as mathematics."""
 
     def draw(self, renderer: RendererBase) -> None:
         """See `matplotlib.figure.Figure`."""
@@ -41,38 +41,38 @@ class PlainFigure(Figure):
 
 
 def plain(text: str) -> str:
-    """The text for matplotlib, which takes what stands between dollar signs for TeX."""
-    escaped = MATHEMATICS.sub(lambda found: r"\$" if found[0] == "$" else found[0], text)
+    """The text escaped for matplotlib, which reads text between dollar signs as TeX."""
+    escaped = MATHEMATICS.sub(lambda match: r"\$" if match[0] == "$" else match[0], text)
     return UNDRAWABLE.sub("\ufffd", escaped)
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels beside each other."""
+    """A figure with ``count`` panels next to each other."""
     figure = PlainFigure(figsize=(max(WIDTH * count, 4.6), HEIGHT), layout="constrained")
     return figure, [figure.add_subplot(1, count, position) for position in range(1, count + 1)]
 
 
 def empty(sentence: str) -> Figure:
-    """A figure that says what is missing."""
+    """A figure that holds one sentence instead of a drawing."""
     figure = PlainFigure(figsize=(6.4, 1.6), layout="constrained")
     figure.text(0.5, 0.5, textwrap.fill(sentence, 70), ha="center", va="center", fontsize=11, color=NOTE)
     return figure
 
 
 def say(axes: Axes, sentence: str) -> None:
-    """Put the sentence in place of a panel's drawing."""
+    """Write the sentence into a panel instead of a drawing."""
     axes.set_axis_off()
     text = textwrap.fill(sentence, 32)
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=10, color=NOTE, transform=axes.transAxes)
 
 
 def note(axes: Axes, text: str) -> None:
-    """A discreet line over the panel."""
+    """Write a small grey line above the panel."""
     axes.set_title(text, fontsize=SMALL, color=NOTE, loc="left")
 
 
 def dress(axes: Axes) -> None:
-    """A light grid behind the data, and no frame at the top and the right."""
+    """Draw a light grid behind the data, and no frame at the top and the right."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,18 +80,19 @@ def dress(axes: Axes) -> None:
 
 
 def epoch_axis(axes: Axes) -> None:
+    """Label the x axis with whole epochs."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def from_zero(axes: Axes) -> None:
-    """Start the upright axis at 0 and leave a little room over the data."""
+    """Start the y axis at 0 and leave 6% of room above the data."""
     highest = float(axes.dataLim.y1)
     axes.set_ylim(0, 1.06 * highest if 0 < highest < math.inf else 1)
 
 
 def lines_of_splits(axes: Axes, table: pd.DataFrame, column: str, styles: Mapping[str, LineStyle]) -> None:
-    """A black line of the column over epochs for each split, and a point where there is one epoch only."""
+    """Draw the column over epochs as a black line per split; as a point where there is only one epoch."""
     for split, rows in table.groupby("split", sort=False):
         line = rows.sort_values("epoch")
         axes.plot(
@@ -107,7 +108,7 @@ def lines_of_splits(axes: Axes, table: pd.DataFrame, column: str, styles: Mappin
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend of the whole figure under its panels, which keep their height, in as many columns as fit."""
+    """Draw one legend below the panels, which keep their height, in as many columns as fit."""
     letters = max(len(str(handle.get_label())) for handle in handles)
     for handle in handles:
         label = str(handle.get_label())
@@ -126,12 +127,12 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def line_keys(estimators: Iterable[str], order: Iterable[str], splits: Iterable[str]) -> list[Line2D]:
-    """Keys of a legend: estimators by colour and marker, splits by line style.
+    """Legend entries: estimators by colour and marker, splits by line style.
 
     Args:
-        estimators: those drawn.
-        order: all that have a look.
-        splits: those drawn.
+        estimators: the estimators drawn.
+        order: all estimators that have a look, in the order of `estimator_looks`.
+        splits: the splits drawn.
     """
     looks, styles = estimator_looks(order), split_styles(splits)
     keys = []
@@ -146,19 +147,19 @@ def line_keys(estimators: Iterable[str], order: Iterable[str], splits: Iterable[
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` and ``name.svg``; the same tables give the same bytes."""
+    """Write ``name.png`` and ``name.svg`` into the folder and return their paths; equal tables give equal bytes."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     for path in paths:
         write_atomically(path, partial(_render, figure, path.suffix[1:], name))
-        # the panels lie where they are to lie: finding that again for the next format takes half of its time
+        # the layout is final: computing it again for the next format would take half of its time
         figure.set_layout_engine("none")
     return paths
 
 
 def _render(figure: Figure, kind: str, name: str, path: Path) -> None:
-    # without a date and with ids salted by the name instead of at random
+    # reproducible bytes: no date, and ids salted by the name instead of at random
     facts = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # a name in a script that the font lacks is drawn as boxes; the report has it as text
+        # characters that the font lacks are drawn as boxes; the report has the name as text
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, format=kind, dpi=160, metadata=facts)

@@ -1,4 +1,4 @@
-"""Margins by true class, and the class beyond the nearest boundary."""
+"""Heat maps: margins by true class, and the class beyond the nearest boundary."""
 
 from __future__ import annotations
 
@@ -19,29 +19,37 @@ from harness.figures.style import (
     norms_of,
     split_styles,
 )
+from harness.statistics.figure_tables import (
+    at_last_epoch,
+    boundary_counts,
+    class_grid,
+    row_shares,
+    with_class_average,
+)
 
 SHOWN_CLASSES = 20
-WRITTEN_CLASSES = 12  # more do not leave room for a number in each cell
+WRITTEN_CLASSES = 12  # with more classes a cell has no room for its number
 MISSING = "#DDDDDD"  # a cell without a value
 
 
 def class_margins(classes: pd.DataFrame, *, estimator: str, split: str = "test") -> Figure:
-    """Average margin by true class and epoch, with the last epoch's values at the side.
+    """Average margin by true class and epoch, with the values of the last epoch written at the side.
 
-    Of more than twenty classes the ten nearest to the boundary at the last epoch are drawn, and the ten farthest.
+    Of more than twenty classes, the ten with the smallest and the ten with the largest margins at the last epoch are
+    drawn.
 
     Args:
         classes: columns epoch, split, estimator, norm, label, avg (NaN where no image is found), found, count.
     """
     every = _of(classes, estimator, split)
-    rows = every[np.isfinite(every["avg"])] if len(every) else every
+    rows = with_class_average(every)
     if rows.empty:
         return empty(f"There are no margins of classes to show: no {split} image has a distance by {estimator}.")
     norms = norms_of(rows)
     figure, axes = panels(len(norms))
     figure.set_figheight(5.0)
     for panel, norm in zip(axes, norms, strict=True):
-        table = rows[rows["norm"] == norm].pivot(index="label", columns="epoch", values="avg").sort_index()
+        table = class_grid(rows[rows["norm"] == norm])
         chosen = _nearest_and_farthest(table)
         mesh = _draw_heat(panel, chosen, chosen.columns.to_numpy())
         figure.colorbar(
@@ -66,7 +74,7 @@ def class_margins(classes: pd.DataFrame, *, estimator: str, split: str = "test")
 
 
 def boundary_classes(boundary: pd.DataFrame, changes: pd.DataFrame, *, estimator: str, split: str = "test") -> Figure:
-    """The class at the nearest point of the boundary by predicted class at the last epoch, and how often it changes.
+    """The class beyond the nearest boundary by predicted class at the last epoch, and the share of images that changed.
 
     Args:
         boundary: columns epoch, split, estimator, norm, prediction, target, count.
@@ -80,9 +88,8 @@ def boundary_classes(boundary: pd.DataFrame, changes: pd.DataFrame, *, estimator
     figure = PlainFigure(figsize=(4.6 * len(norms), 6.0), layout="constrained")
     grid = figure.subplots(2, len(norms), squeeze=False, height_ratios=[3.2, 1])
     for (heat, below), norm in zip(grid.T, norms, strict=True):
-        here = rows[rows["norm"] == norm]
-        last = int(here["epoch"].max())
-        now = here[here["epoch"] == last]
+        now = at_last_epoch(rows[rows["norm"] == norm])
+        last = int(now["epoch"].iloc[0])
         _draw_targets(figure, heat, now)
         note(heat, f"{NORM_LABELS[norm]}, epoch {last}: {now['count'].sum()} {split} images (grey: none)")
         _draw_changes(below, moves[moves["norm"] == norm] if len(moves) else moves, split)
@@ -108,7 +115,7 @@ def _nearest_and_farthest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_heat(axes: Axes, table: pd.DataFrame, columns: np.ndarray) -> QuadMesh:
-    """Cells as wide as the epochs between them; first row at the top."""
+    """Draw cells with edges midway between neighbouring columns; the first row is at the top."""
     axes.set_facecolor(MISSING)
     values = np.ma.masked_invalid(table.to_numpy(dtype=float))
     mesh = axes.pcolormesh(_edges(columns), np.arange(len(table) + 1) - 0.5, values, cmap=HEAT)
@@ -128,9 +135,8 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 def _draw_targets(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
     labels = sorted({*rows["prediction"].astype(int), *rows["target"].astype(int)})
-    counts = rows.pivot_table(index="prediction", columns="target", values="count", aggfunc="sum")
-    whole = counts.reindex(index=labels, columns=labels)
-    shares = 100 * whole.div(whole.sum(axis=1), axis=0)
+    whole = boundary_counts(rows, labels)
+    shares = 100 * row_shares(whole)
     mesh = _draw_heat(axes, shares, np.arange(len(labels)))
     mesh.set_clim(0, 100)
     figure.colorbar(mesh, ax=axes, label="share of the row (%)", aspect=30)

@@ -1,4 +1,4 @@
-"""Averages over epochs: errors, margins, and margins of correct and incorrect images."""
+"""Curves over epochs: errors, average margins, and average margins of correct and incorrect images."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ from harness.figures.canvas import (
     say,
 )
 from harness.figures.style import (
-    CORRECT,
-    INCORRECT,
     MARKS,
+    SUBSETS,
     LineStyle,
     Look,
     estimator_looks,
     faded,
-    is_sparse,
     margin_label,
     norms_of,
     span,
     split_styles,
 )
+from harness.statistics.figure_tables import is_sparse, subset_averages
 
-SUBSETS = {"correct": CORRECT, "incorrect": INCORRECT}
 NO_AVERAGE = "There is no average margin to show: no image has a distance at any epoch."
 
 
@@ -47,14 +45,14 @@ def margin_curves(summary: pd.DataFrame, epochs: pd.DataFrame, *, estimators: Se
     """Error, and average margin with its standard error, over epochs (Mickisch et al. 2020, Figures 1, 2, 7, 8, 9).
 
     Args:
-        summary: columns epoch, split, subset, estimator, norm, count, found, avg, se, as in ``summary.csv``; the rows
-            of all images are drawn, one line an estimator (or the envelope) and split. Where none is found, the line
-            has a gap; an estimator that was measured at fewer epochs than others has points only.
-        epochs: columns epoch, split, error (0..1), as in ``epochs.csv``; empty where the caller trains, then there is
+        summary: columns epoch, split, subset, estimator, norm, count, found, avg, se, as in ``summary.csv``. The rows
+            of the subset "all" are drawn, one line per estimator (or the envelope) and split. The line has a gap where
+            no image was found. An estimator that was measured at fewer epochs than others has points only.
+        epochs: columns epoch, split, error (0..1), as in ``epochs.csv``. Empty where the caller trains: there is then
             no error panel.
         estimators: names that take their colours before those in the table, so that figures of other tables agree.
     """
-    rows = _measured(summary, ["all"])
+    rows = subset_averages(summary, ["all"])
     norms = norms_of(rows) if len(rows) else []
     if not norms and epochs.empty:
         return empty(NO_AVERAGE)
@@ -77,15 +75,16 @@ def margin_curves(summary: pd.DataFrame, epochs: pd.DataFrame, *, estimators: Se
 def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators: Sequence[str] = ()) -> Figure:
     """Average margin with its standard error of correct and of incorrect images over epochs (Figures 4, 6, 10).
 
-    Colour says correct or incorrect, the marker and the shade which estimator; points only as in `margin_curves`.
+    The colour stands for correct or incorrect, the marker and the shade for the estimator.
 
     Args:
-        summary: as in `margin_curves`; the rows of the correct and the incorrect images of the split are drawn. Where
-            none is found, the line has a gap.
+        summary: as in `margin_curves`, with gaps and single points as there; the rows of the subsets "correct" and
+            "incorrect" of the split are drawn.
+        split: the images that are drawn.
         estimators: names that take their markers before those in the table.
     """
     chosen = summary[summary["split"] == split] if len(summary) else summary
-    rows = _measured(chosen, list(SUBSETS))
+    rows = subset_averages(chosen, list(SUBSETS))
     if rows.empty:
         return empty(f"There are no correct or incorrect {split} images with a distance to show.")
     norms = norms_of(rows)
@@ -94,14 +93,14 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
     style = split_styles([split])[split]
     shades = _shades(_values([rows], "estimator"), looks)
     for panel, norm in zip(axes, norms, strict=True):
-        here = rows[rows["norm"] == norm]
-        for (estimator, subset), line in here.groupby(["estimator", "subset"], sort=False):
+        of_norm = rows[rows["norm"] == norm]
+        for (estimator, subset), line in of_norm.groupby(["estimator", "subset"], sort=False):
             colour = faded(SUBSETS[str(subset)], shades[str(estimator)])
             look = Look(colour, looks[str(estimator)].marker, looks[str(estimator)].width)
             bar = _draw_line(panel, line, look, style, f"{estimator}, {subset}")
-            if is_sparse(here, str(estimator)):
+            if is_sparse(of_norm, str(estimator)):
                 _points_only(bar)
-        _dress(panel, _counts_of_subsets(here))
+        _dress(panel, _counts_of_subsets(of_norm))
         panel.set_ylabel(margin_label(norm, f"average {{}} margin of {split} images"))
     keys = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in SUBSETS.items()]
     for name, shade in shades.items():
@@ -111,21 +110,13 @@ def correctness_curves(summary: pd.DataFrame, split: str = "test", *, estimators
     return figure
 
 
-def _measured(summary: pd.DataFrame, subsets: Sequence[str]) -> pd.DataFrame:
-    """Rows of the subsets, in those norms that have an average at all."""
-    if summary.empty:
-        return summary
-    rows = summary[summary["subset"].isin(subsets)]
-    return rows[rows.groupby("norm")["found"].transform("max") > 0]
-
-
 def _values(tables: Sequence[pd.DataFrame], column: str) -> list[str]:
-    """The column's values in order of appearance, none twice."""
+    """The distinct values of the column in order of appearance."""
     return list(dict.fromkeys(str(value) for table in tables if len(table) for value in table[column]))
 
 
 def _shades(names: Sequence[str], looks: Mapping[str, Look]) -> dict[str, float]:
-    """White to mix in: none for the first estimator and the envelope, more for each further one."""
+    """Share of white to mix in: 0 for the first estimator and the envelope, then 0.2 more each, at most 0.5."""
     marked = [name for name in names if looks[name].marker]
     return {name: min(0.2 * marked.index(name), 0.5) if name in marked else 0.0 for name in names}
 
@@ -154,7 +145,7 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, look: Look, style: LineStyle, lab
         markevery=_marked(found.to_numpy(dtype=bool), bool(look.marker)),
         linewidth=look.width,
         elinewidth=0.8,
-        # the envelope runs along the smallest estimator: under it, both are seen
+        # the envelope often equals one estimator: drawn below it, both are visible
         zorder=2 if look.marker else 1.9,
         label=label,
     )
@@ -166,7 +157,7 @@ def _points_only(bar: ErrorbarContainer) -> None:
 
 
 def _marked(found: np.ndarray, regular: bool) -> list[int]:
-    """Places of the markers: at most `MARKS` where they are regular, and every point that no line joins."""
+    """Positions of the markers: regular ones, at most `MARKS`, and every point that no line joins."""
     step = math.ceil(len(found) / MARKS)
     near = np.pad(found, 1)
     alone = found & ~near[:-2] & ~near[2:]
@@ -187,7 +178,7 @@ def _dress(axes: Axes, counts: str) -> None:
 
 
 def _counts_of_splits(rows: pd.DataFrame) -> str:
-    """How many images are in each average: "n = 998–1000 of 1000 train, 1000 test"."""
+    """Number of images in each average: "n = 998–1000 of 1000 train, 1000 test"."""
     parts = []
     for split, group in rows.groupby("split", sort=False):
         of = "" if (group["found"] == group["count"]).all() else f"of {span(group['count'])} "
@@ -196,7 +187,7 @@ def _counts_of_splits(rows: pd.DataFrame) -> str:
 
 
 def _counts_of_subsets(rows: pd.DataFrame) -> str:
-    """How many images are in each average, and how many at most are left out of one."""
+    """Number of images in each average, and the largest number left out of one."""
     parts = [f"{span(group['found'])} {subset}" for subset, group in rows.groupby("subset", sort=False)]
     missing = int((rows["count"] - rows["found"]).max())
     return "n = " + ", ".join(parts) + (f"\nat most {missing} left out (no distance, or tied)" if missing else "")

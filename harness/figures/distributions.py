@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,18 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.figures.canvas import PlainFigure, dress, empty, legend_below, say
 from harness.figures.style import CORRECT, INCORRECT, SMALL, margin_label
+from harness.statistics.figure_tables import at_nearest_epochs, bin_counts, bin_edges, with_distance
 
 BINS = 30
-FEWEST = 10  # images that make a histogram; fewer are drawn one by one
+FEWEST = 10  # images of a histogram; fewer images are drawn one by one
 GROUPS = (("correct", True, CORRECT), ("incorrect", False, INCORRECT))
-
-
-def nearest_epochs(wanted: Iterable[int], measured: Iterable[int]) -> list[int]:
-    """The measured epoch nearest to each wanted one (of two as near the earlier), in order, none twice."""
-    known = sorted(set(measured))
-    if not known:
-        return []
-    return sorted({min(known, key=lambda epoch: abs(epoch - want)) for want in wanted})
 
 
 def margin_distributions(
@@ -38,27 +31,28 @@ def margin_distributions(
 ) -> Figure:
     """Distribution of the margins of correct and of incorrect images at a few epochs (Figures 3, 11).
 
-    Each group's bars add up to 100% of its images with a distance; fewer than ten images are drawn one by one.
+    The bars of each group add up to 100% of its images with a distance. Fewer than ten images are drawn one by one.
     Medians count images without a distance as infinitely far.
 
     Args:
-        runs: name of a run -> its margins: columns epoch, split, estimator, norm, correct, distance. A row each.
-        epochs: those wanted; of each run the nearest measured ones are drawn, a column each.
+        runs: name of a run -> its margins: columns epoch, split, estimator, norm, correct, distance. One row of panels
+            per run.
+        norm, estimator, split: the margins that are drawn.
+        epochs: the epochs wanted. Of each run the nearest measured epochs are drawn, one column of panels per epoch.
     """
     chosen = {name: _rows(table, norm, estimator, split) for name, table in runs.items()}
-    finite = [rows["distance"][np.isfinite(rows["distance"])] for rows in chosen.values() if len(rows)]
-    if not sum(map(len, finite)):
+    if not any(len(with_distance(rows)) for rows in chosen.values()):
         return empty(f"There is no distribution to show: no {split} image has a distance by {estimator} in this norm.")
-    columns = {
-        name: nearest_epochs(epochs, rows["epoch"].unique()) if len(rows) else [] for name, rows in chosen.items()
-    }
+    chosen = {name: at_nearest_epochs(rows, epochs) for name, rows in chosen.items()}
+    columns = {name: sorted(rows["epoch"].unique()) if len(rows) else [] for name, rows in chosen.items()}
     width = max(map(len, columns.values()))
     figure = PlainFigure(figsize=(max(3.1 * width, 4.6), 2.5 * len(chosen) + 0.5), layout="constrained")
     grid = figure.subplots(len(chosen), width, sharex=True, sharey="row", squeeze=False)
     for line, (name, rows) in zip(grid, chosen.items(), strict=True):
         shown = columns[name]
         if shown:
-            edges = _edges(rows.loc[rows["epoch"].isin(shown), "distance"].to_numpy(dtype=float))
+            # the same bins for all epochs of a run
+            edges = bin_edges(with_distance(rows)["distance"].to_numpy(dtype=float).max(initial=0), BINS)
             for axes, epoch in zip(line, shown, strict=False):
                 _draw(axes, rows[rows["epoch"] == epoch], edges)
             line[0].set_ylim(bottom=0)
@@ -82,12 +76,6 @@ def _rows(margins: pd.DataFrame, norm: str, estimator: str, split: str) -> pd.Da
     return margins[wanted]
 
 
-def _edges(distances: np.ndarray) -> np.ndarray:
-    """The same bins for all of a run's epochs, as wide as its own margins ask for."""
-    longest = distances[np.isfinite(distances)].max(initial=0)
-    return np.linspace(0, longest or 1.0, BINS + 1)
-
-
 def _draw(axes: Axes, rows: pd.DataFrame, edges: np.ndarray) -> None:
     counts = []
     for name, correct, colour in GROUPS:
@@ -96,7 +84,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, edges: np.ndarray) -> None:
         median = float(np.median(every)) if len(every) else math.inf
         counts.append(f"{len(values)} {name}" + (f", median {median:.3g}" if math.isfinite(median) else ""))
         if len(values) >= FEWEST:
-            shares = 100 * np.histogram(values, edges)[0] / len(values)
+            shares = 100 * bin_counts(values, edges) / len(values)
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.45)
             axes.stairs(shares, edges, color=colour, linewidth=1.2, label=name)
         else:

@@ -13,8 +13,10 @@ from matplotlib.patheffects import withStroke
 
 from harness.figures.canvas import PlainFigure, empty, legend_below, note
 from harness.figures.style import CORRECT, INCORRECT, SMALL, faded
+from harness.statistics import figure_tables
+from harness.statistics.figure_tables import flow_epochs
 
-CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # per cent at which the axis may end
+CUTS = (2, 5, 10, 15, 20, 25, 30, 40, 50)  # percentages at which the axis may end
 HALF = 0.06  # half a node's width, in columns
 RIBBONS = {
     ("incorrect", "incorrect"): faded(INCORRECT, 0.15),
@@ -22,7 +24,7 @@ RIBBONS = {
     ("correct", "incorrect"): "#26333F",
     ("correct", "correct"): faded(CORRECT, 0.6),
 }
-# where along a ribbon its number stands: those that cross keep their numbers apart
+# position of a ribbon's number along it, 0..40; different for ribbons that cross
 LABELS = {
     ("incorrect", "incorrect"): 20,
     ("incorrect", "correct"): 9,
@@ -31,29 +33,15 @@ LABELS = {
 }
 
 
-def flow_epochs(epochs: Sequence[int], shown: int) -> list[int]:
-    """At most ``shown`` (at least 3) of the epochs: the first two, the last, and more of the early ones between."""
-    known = sorted(epochs)
-    if len(known) <= shown:
-        return known
-    places: list[int] = []
-    for count in range(2, 4 * shown):
-        steps = np.geomspace(1, len(known) - 1, count)
-        trial = sorted({0, *np.rint(steps).astype(int).tolist()})
-        if len(places) < len(trial) <= max(shown, 3):
-            places = trial
-    return [known[place] for place in places]
-
-
 def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
-    """How many images stay or become correct or incorrect between the epochs shown (Figure 5).
+    """Number of images that stay or become correct or incorrect between the epochs shown (Figure 5).
 
-    Correct images stand over incorrect ones. Where few are incorrect, the axis ends below 100% and says so; the first
-    step, from the untrained network, then has a panel of its own with the whole scale.
+    Correct images are stacked on incorrect ones. Where few images are incorrect, the axis ends below 100% and a note
+    says so. The first step, from the untrained network, then has a panel of its own with the whole scale.
 
     Args:
-        correctness: bool, a row an image, a column an epoch.
-        shown: epochs drawn at most, at least 3; ribbons are right for the two epochs that they join.
+        correctness: bool, one row per image, one column per epoch.
+        shown: the largest number of epochs drawn, at least 3. Each ribbon compares just the two epochs that it joins.
     """
     if correctness.empty or correctness.shape[1] < 2:
         return empty("There is no flow to show: it takes the predictions of at least two epochs.")
@@ -69,7 +57,8 @@ def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
     figure = PlainFigure(figsize=(max(0.9 * len(epochs) + 1.8, 7.0), 4.4), layout="constrained")
     (panels,) = figure.subplots(1, len(parts), width_ratios=widths, squeeze=False)
     for axes, (part, top) in zip(panels, parts, strict=True):
-        _draw(axes, right[:, part], epochs[part], top)
+        moves = figure_tables.image_flow(correctness, epochs[part])
+        _draw(axes, moves, wrong[part], epochs[part], top)
         note(axes, "whole scale" if top == 100 else f"the axis ends at {top}%: all above is correct")
     panels[0].set_ylabel(f"share of the {len(right):,} images (%)")
     panels[-1].set_xlabel(f"epoch ({len(epochs)} of {correctness.shape[1]} shown), and the share that is incorrect")
@@ -79,15 +68,15 @@ def image_flow(correctness: pd.DataFrame, *, shown: int = 12) -> Figure:
 
 
 def _cut(wrong: np.ndarray) -> int:
-    """Where the axis ends (%), with a little room over the largest share."""
+    """The end of the axis (%), with 25% of room above the largest share."""
     return next((cut for cut in CUTS if 1.25 * wrong.max() <= cut), 100)
 
 
-def _draw(axes: Axes, right: np.ndarray, epochs: Sequence[int], top: int) -> None:
-    wrong = 100 * (1 - right.mean(axis=0))
-    for place in range(len(epochs) - 1):
-        counts = _counts(right[:, place], right[:, place + 1])
-        _draw_ribbons(axes, place, counts, top, f"{epochs[place]}_{epochs[place + 1]}")
+def _draw(axes: Axes, flow: pd.DataFrame, wrong: np.ndarray, epochs: Sequence[int], top: int) -> None:
+    steps = flow.groupby(["epoch", "next_epoch"], sort=True)
+    for place, ((epoch, following), rows) in enumerate(steps):
+        counts = dict(zip(zip(rows["before"], rows["after"], strict=True), rows["count"], strict=True))
+        _draw_ribbons(axes, place, counts, top, f"{epoch}_{following}")
     places = np.arange(len(epochs))
     axes.bar(places, wrong, 2 * HALF, color=INCORRECT, label="incorrect")
     axes.bar(places, 100 - wrong, 2 * HALF, bottom=wrong, color=CORRECT, label="correct")
@@ -98,13 +87,8 @@ def _draw(axes: Axes, right: np.ndarray, epochs: Sequence[int], top: int) -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _counts(before: np.ndarray, after: np.ndarray) -> dict[tuple[str, str], int]:
-    sides = {"incorrect": (~before, ~after), "correct": (before, after)}
-    return {(one, two): int((sides[one][0] & sides[two][1]).sum()) for one, two in RIBBONS}
-
-
 def _draw_ribbons(axes: Axes, place: int, counts: Mapping[tuple[str, str], int], top: int, step: str) -> None:
-    """Ribbons from one node to the next; both nodes are stacked from below: incorrect, then correct images."""
+    """Draw ribbons from one node to the next; nodes are stacked from below: incorrect, then correct images."""
     images = sum(counts.values())
     ways = np.linspace(0, 1, 41)
     x = place + HALF + (1 - 2 * HALF) * ways
@@ -118,7 +102,7 @@ def _draw_ribbons(axes: Axes, place: int, counts: Mapping[tuple[str, str], int],
         axes.fill_between(
             x, lower, lower + width, color=colour, linewidth=0, alpha=0.85, gid=f"flow_{step}_{before}_{after}"
         )
-        # a word of 9 points takes a twentieth of the panel's height
+        # a line of text of 9 points takes a twentieth of the panel's height
         if top * 0.05 < width and lower[20] + width / 2 < top:
             way = LABELS[before, after]
             axes.text(

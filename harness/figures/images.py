@@ -1,4 +1,4 @@
-"""Single images' margins over epochs."""
+"""Margins of single images over epochs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from matplotlib.lines import Line2D
 
 from harness.figures.canvas import HEIGHT, WIDTH, PlainFigure, dress, empty, epoch_axis, from_zero, legend_below, note
 from harness.figures.style import HEAT, INCORRECT, NOTE, SMALL, margin_label, norms_of
+from harness.statistics.figure_tables import with_distance
 
-BRIGHTEST = 0.85  # of the colour map: what is above is too faint on white
+BRIGHTEST = 0.85  # position in the colour map; colours above it are too faint on white
 
 
 def image_paths(paths: pd.DataFrame) -> Figure:
-    """Margin of a few images over epochs; a gap where an image has no distance.
+    """Margins of a few images over epochs; a line has a gap where its image has no distance.
 
-    Lines go from dark to bright by rank; a crimson mark says that the image is classified incorrectly there.
+    Lines go from dark to bright by rank. A crimson mark means that the image is classified incorrectly at that epoch.
 
     Args:
         paths: columns split, estimator, norm, image, label, epoch, distance, correct, rank (0: the smallest margin at
-            the last epoch). A row of panels for each split and estimator, a column a norm.
+            the last epoch). One row of panels per split and estimator, one column per norm.
     """
-    if paths.empty or not np.isfinite(paths["distance"]).any():
+    if with_distance(paths).empty:
         return empty("There are no paths to show: no image has a distance at any epoch.")
     norms = norms_of(paths)
     lines = list(paths.groupby(["split", "estimator"], sort=False))
@@ -35,11 +36,12 @@ def image_paths(paths: pd.DataFrame) -> Figure:
     grid = figure.subplots(len(lines), len(norms), squeeze=False)
     for panels, ((split, estimator), rows) in zip(grid, lines, strict=True):
         for axes, norm in zip(panels, norms, strict=True):
-            _draw(axes, rows[rows["norm"] == norm])
+            chosen = rows[rows["norm"] == norm]
+            _draw(axes, chosen)
             axes.set_ylabel(margin_label(norm))
-            missing = int((~np.isfinite(rows.loc[rows["norm"] == norm, "distance"])).sum())
-            said = f"\n{missing} points without a distance" if missing else ""
-            note(axes, f"{split}, {estimator}; at the right: image (true class){said}")
+            missing = len(chosen) - len(with_distance(chosen))
+            count = f"\n{missing} points without a distance" if missing else ""
+            note(axes, f"{split}, {estimator}; at the right: image (true class){count}")
     legend_below(
         figure,
         [
@@ -71,7 +73,7 @@ def _draw(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], last: float) -> None:
-    """Each line's name at its end, moved as far as names must not cover each other."""
+    """Write the name of each line at its end, moved so that names do not overlap."""
     ordered = sorted(ends)
     top = axes.get_ylim()[1]
     gap = top * min(0.075, 1 / len(ends)) if ends else top
@@ -90,8 +92,11 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], last: float) 
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """Ascending heights moved so that ``gap`` is between neighbours and all lie in 0..top; groups stay centred."""
-    groups: list[list[float]] = []  # of each group the wanted heights of its first name
+    """Ascending heights moved so that neighbours are at least ``gap`` apart and all lie in 0..top.
+
+    Groups of heights that had to be moved apart stay centred on their mean.
+    """
+    groups: list[list[float]] = []  # per group: the height of its first name that each member asks for
     for place, height in enumerate(heights):
         groups.append([height - place * gap])
         while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):

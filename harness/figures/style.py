@@ -1,4 +1,4 @@
-"""What things look like and are called: the same thing the same way in every figure."""
+"""Colours, markers, line styles and labels that all figures share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Literal
 import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 
+from harness.statistics.envelope import ENVELOPE
+
 NORM_LABELS = {"l2": "$L_2$", "linf": r"$L_\infty$"}
-# Okabe & Ito's palette without yellow and black: told apart by colour-blind readers and in print
+# Okabe & Ito's palette without yellow and black: distinguishable for colour-blind readers and in print
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
-MARKS = 21  # markers on one line at most
+MARKS = 21  # largest number of markers on one line
 LineStyle = Literal["-", "--", ":", "-."]
 SPLIT_STYLES: dict[str, LineStyle] = {"train": "-", "test": "--"}
 OTHER_STYLES: tuple[LineStyle, ...] = (":", "-.")
 CORRECT = "#7A8FA6"
 INCORRECT = "#A50F2B"
-ENVELOPE = "envelope"
+SUBSETS = {"correct": CORRECT, "incorrect": INCORRECT}
 ENVELOPE_COLOUR = "#000000"
 HEAT = "cividis"
 NOTE = "#555555"
@@ -28,7 +30,7 @@ SMALL = 9  # points: the smallest text
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How an estimator's lines are drawn."""
+    """Colour, marker and line width of an estimator."""
 
     colour: str
     marker: str
@@ -36,14 +38,14 @@ class Look:
 
 
 def estimator_looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each estimator by its place among ``names``; the envelope takes no place."""
+    """A look per estimator by its position among ``names``; the envelope takes no position."""
     looks: dict[str, Look] = {}
     place = 0
     for name in dict.fromkeys(names):
         if name == ENVELOPE:
             looks[name] = Look(ENVELOPE_COLOUR, "", 2.2)
             continue
-        # shifted in every round of colours, so that no two estimators look the same
+        # markers shift with every repetition of the colours, so that no two estimators look the same
         marker = MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
         looks[name] = Look(PALETTE[place % len(PALETTE)], marker, 1.3)
         place += 1
@@ -51,7 +53,7 @@ def estimator_looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def split_styles(names: Iterable[str]) -> dict[str, LineStyle]:
-    """A line style for each split; those of other names share the two that are left."""
+    """A line style per split; splits other than train and test share the two remaining styles."""
     others = [name for name in dict.fromkeys(names) if name not in SPLIT_STYLES]
     return SPLIT_STYLES | {name: OTHER_STYLES[place % len(OTHER_STYLES)] for place, name in enumerate(others)}
 
@@ -63,23 +65,17 @@ def faded(colour: str, share: float) -> str:
 
 
 def norms_of(table: pd.DataFrame) -> list[str]:
-    """The norms that the table has rows of, in the order of the panels."""
+    """The norms of the table's rows, in the order of the panels."""
     return [norm for norm in NORM_LABELS if (table["norm"] == norm).any()]
 
 
 def margin_label(norm: str, text: str = "{} margin") -> str:
-    """An axis label with its unit; the text's braces stand for the norm."""
+    """An axis label with its unit; ``{}`` in the text is replaced by the norm."""
     return f"{text.format(NORM_LABELS[norm])}\n(pixel range = 1)"
 
 
-def is_sparse(rows: pd.DataFrame, estimator: str) -> bool:
-    """Whether the estimator was measured at fewer epochs than others: what lies between its points is not known."""
-    own = rows.loc[rows["estimator"] == estimator, "epoch"]
-    return bool(own.nunique() < rows["epoch"].nunique())
-
-
 def span(values: Iterable[float]) -> str:
-    """Whole numbers as the range that they lie in: "412" or "412–455"."""
+    """The range of whole numbers as text: "412" or "412–455"."""
     numbers = [int(value) for value in values]
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low}–{high}"

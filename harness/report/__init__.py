@@ -1,1 +1,1 @@
-"""The report: verdicts, interactive figures and tables of one or several runs on one page."""
+"""Report of one or several runs: a page of verdicts, interactive figures and tables, and static figures."""

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(paths: list[Path], out: Path | None) -> int:
-    # here, so that --help needs no pandas
+    # imported here, so that --help needs no pandas
     from harness.report.build import check_out, evaluate, write_report
     from harness.runs import read_runs
     from harness.store import RunFolder

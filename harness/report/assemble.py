@@ -1,4 +1,4 @@
-"""From runs to the content of a report."""
+"""Assembly of a report's content from the evidence of its runs."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ from harness.store.files import concatenate
 
 
 def assemble(evidence: Evidence) -> ReportContent:
-    """Everything that the page shows."""
+    """The content of the page."""
     names = [one.run.name for one in evidence.measured]
     runs = [run_content(one, evidence.composition) for one in evidence.measured]
     pairs = {one.run.name: warm_pairs(one.run.manifest.get("estimators", ())) for one in evidence.measured}
     samples = {text for one in evidence.measured for text in cold_samples(one.run)}
-    # a cold sample is asked other questions, of fewer epochs; what contradicts it is told all the same
+    # cold samples are left out: they were measured, and so tested, at fewer epochs than the other estimators
     verdicts = verdicts_by_estimator(evidence.findings[~evidence.findings["estimator"].isin(samples)])
     biases = [bias_trend(run.ratios).assign(run=run.name) for run in runs]
     bias = concatenate(biases, BIAS_COLUMNS)[list(BIAS_COLUMNS)]
     saved = [warm_savings(run.warm, run.margins).assign(run=run.name) for run in runs]
-    bands = [run.brackets.assign(run=run.name) for run in runs]
-    band = concatenate(bands, ["run", *BRACKET_COLUMNS])
+    brackets = concatenate([run.brackets.assign(run=run.name) for run in runs], ["run", *BRACKET_COLUMNS])
     proofs = _proofs(evidence)
     columns = ["run", *SAVING_COLUMNS]
     savings = concatenate(saved, columns)[columns]
@@ -54,14 +53,14 @@ def assemble(evidence: Evidence) -> ReportContent:
         biases=bias,
         warm=warm_sentences(savings, pairs),
         savings=savings,
-        bracketed=bracket_sentences(band, proofs),
+        bracketed=bracket_sentences(brackets, proofs),
         proofs=proofs,
         side_by_side=side_by_side(evidence.measured),
     )
 
 
 def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
-    """One run's tables for the figures, static and interactive."""
+    """The tables of one run for the static and the interactive figures."""
     curves = distances(one)
     return RunContent(
         name=one.run.name,
@@ -87,7 +86,7 @@ def run_content(one: Measured, composition: pd.DataFrame) -> RunContent:
 
 
 def _proofs(evidence: Evidence) -> pd.DataFrame:
-    """The observations by brackets; runs are compared with those of the same seed."""
+    """The observations by brackets; observation 2 compares runs of the same seed."""
     named = {one.run.name: one for one in evidence.measured if len(one.run.bounds)}
     rows = {name: (one.run.training, bracketed(one.run.bounds, one.run.margins)) for name, one in named.items()}
     pairs = [
@@ -99,5 +98,5 @@ def _proofs(evidence: Evidence) -> pd.DataFrame:
 
 
 def distances(one: Measured) -> list[Panel]:
-    """The panels of ``distance``: figures show it, tests both measures."""
+    """The panels of the measure ``distance``, which the figures show; the tests use both measures."""
     return [panel for panel in one.panels if panel.measure == "distance"]

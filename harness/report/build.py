@@ -1,4 +1,4 @@
-"""Write the report of one or several runs, its figures and its table of tests."""
+"""Writing a report: the page, its tables of tests, and the static figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.store.identity import StoreError
 
 
 def evaluate(runs: list[Run]) -> ReportContent:
-    """All tests and tables of one report.
+    """Run all tests and make all tables of one report.
 
     Raises:
         StoreError: a part of a run is damaged.
@@ -26,30 +26,28 @@ def evaluate(runs: list[Run]) -> ReportContent:
 
 
 def check_out(out: Path, runs: Sequence[Path]) -> None:
-    """Refuse a page that would be written over a part of a run.
+    """Refuse an output path that would overwrite a part of a run.
 
     Raises:
-        StoreError: not the name of a page, or in a folder of a run, where only ``RUN/*.html`` is ours.
+        StoreError: ``out`` is no name of a page, or lies in a subfolder of a run. ``RUN/*.html`` is allowed.
     """
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
         raise StoreError(f"expected a file that ends in .html for --out, got {out}; name one")
     for run in (path.resolve() for path in runs):
         if run in out.resolve().parents and out.resolve().parent != run:
             raise StoreError(
-                f"expected --out beside or outside of a run's parts, got {out}; put it in {run} or elsewhere"
+                f"expected --out outside of the subfolders of a run, got {out}; put it into {run} itself or elsewhere"
             )
 
 
 def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str]:
-    """Write ``out``, its tests as ``<stem>-observations.csv`` beside it, and the figures.
+    """Write the page ``out``, its tests as ``<stem>-observations.csv`` next to it, and the figures.
 
-    Several runs' averages go to ``<stem>-runs.csv``.
-
-    The figures of one run go to its own folder; those of several to ``<stem>-figures``, as what is in them
-    depends on the company: the envelope, for one.
+    The figures of a single run go to its own folder. The figures of several runs go to ``<stem>-figures``, because the
+    envelope in them depends on all runs of the report; their averages go to ``<stem>-runs.csv``.
 
     Returns:
-        Lines to say: what could not be written into a run's folder.
+        Messages for the user on figures that could not be written into a run's folder.
 
     Raises:
         StoreError: the report cannot be written.
@@ -65,6 +63,6 @@ def write_report(runs: list[Run], content: ReportContent, out: Path) -> list[str
         return []
     try:
         write_figures(content.runs[0], runs[0].folder.figures)
-    except StoreError as error:  # somebody else's run, that can only be read
+    except StoreError as error:  # a run folder may be read-only
         return [f"figures of {runs[0].name} are not written: {error}"]
     return []

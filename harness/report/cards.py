@@ -1,4 +1,4 @@
-"""The images nearest to and farthest from the boundary, beside their witnesses."""
+"""Images with the smallest and the largest margins, and their witnesses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from harness.store import Unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 6  # of each end
+SHOWN = 6  # number of images with the smallest, and with the largest margins
 
 
 def image_cards(run: Run) -> list[ImageCard]:
-    """Of the last measured epoch and its last split (test images, where there are some), by norm.
+    """Image cards of the last measured epoch by norm, on test images if there are any, otherwise on the last split.
 
-    Each image stands with the nearest witness of all estimators. Empty where nothing was found or the
-    witnesses are no images of two or three dimensions.
+    Each card has the nearest witness of all estimators. Empty where no image was found or no witness was kept.
 
     Raises:
         StoreError: a file of probes or witnesses is damaged.
@@ -39,8 +38,10 @@ def image_cards(run: Run) -> list[ImageCard]:
     rows = rows[rows["split"] == split]
     files = _Files(run)
     cards = []
-    for _, own in rows.groupby("norm", sort=False):
-        nearest = own.loc[own.groupby("image", sort=False)["distance"].idxmin()].sort_values("distance", kind="stable")
+    for _, of_norm in rows.groupby("norm", sort=False):
+        nearest = of_norm.loc[of_norm.groupby("image", sort=False)["distance"].idxmin()].sort_values(
+            "distance", kind="stable"
+        )
         ends = ("smallest", nearest.head(SHOWN)), ("largest", nearest.iloc[SHOWN:].tail(SHOWN).iloc[::-1])
         for kind, chosen in ends:
             cards += [card for _, row in chosen.iterrows() if (card := _card(files, row, kind)) is not None]
@@ -55,7 +56,7 @@ class _Files:
     read: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
 
     def image(self, path: Path, ids: str, images: str, wanted: int) -> NDArray[np.float64] | None:
-        """One image by its id; None where the file or the image is missing."""
+        """Pixels of one image by its id, see `_pixels`; None where the file or the image is missing."""
         if path not in self.read:
             self.read[path] = self.run.folder.load_tensors(path) if path.exists() else {}
         tensors = self.read[path]
@@ -89,5 +90,5 @@ def _card(files: _Files, row: pd.Series, kind: str) -> ImageCard | None:
 
 
 def _pixels(image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(C, H, W)`` as ``(H, W, 3)`` of three channels, else as ``(H, W)``: one channel, or the average of others."""
+    """``(C, H, W)`` as ``(H, W, 3)`` for three channels, otherwise as ``(H, W)``, the average over the channels."""
     return np.moveaxis(image, 0, -1) if len(image) == 3 else image.mean(axis=0)

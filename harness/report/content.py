@@ -1,4 +1,4 @@
-"""What a report is made of: the tables of every run, the verdicts, and a few images."""
+"""Data classes of a report's content: tables of every run, verdicts, and images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VERDICTS = ("supported", "not supported", "undecided", "mixed", "not tested")
 
 @dataclass(frozen=True)
 class ImageCard:
-    """One image beside its witness.
+    """One image and its witness.
 
     Attributes:
         kind: "smallest" or "largest": the end of the run's margins that the image was taken from.
-        original: pixels, (H, W) or (H, W, 3), in [0, 1]; so is ``witness``.
+        original, witness: pixels in [0, 1], ``(H, W)`` or ``(H, W, 3)``.
         perturbation: witness - original, signed.
     """
 
@@ -38,13 +38,13 @@ class ImageCard:
 
 @dataclass(frozen=True)
 class RunContent:
-    """One run: its tables (columns as `harness.statistics` gives them; any may be empty) and what it was.
+    """One run: its tables (columns as in `harness.statistics`; any may be empty) and its manifest.
 
     Attributes:
-        training: "standard", "pgd" or "" (unknown).
-        correctness: split -> whether each image of the whole set is classified correctly: bool, one row an
-            image, one column an epoch. Empty where there are no predictions.
-        warnings: plain sentences.
+        training: "standard", "pgd", "trades", "gaussian" or "" (unknown).
+        correctness: split -> whether each image of the whole set is classified correctly: bool, one row per image, one
+            column per epoch. Empty where there are no predictions.
+        warnings: sentences for the section of warnings.
         warm: see `harness.statistics.warm.warm_ratios`.
         brackets: see `harness.statistics.brackets.bracket_table`; empty where nothing was certified.
     """
@@ -82,17 +82,17 @@ class Headline:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything on the page.
+    """The content of the page.
 
     Attributes:
-        headlines: by observation (1, 2, 3).
-        warnings: those of no single run.
-        trust: which estimator can be trusted, in sentences.
+        headlines: observation (1, 2, 3) -> its headlines.
+        warnings: warnings that are not about a single run.
+        trust: sentences on the bias of each estimator and on verdicts that depend on the estimator.
         verdicts: see `harness.statistics.trust.verdicts_by_estimator`.
-        biases: see `harness.statistics.trust.bias_trend`, with the run first.
-        warm: what warm starts saved and did, in sentences; none where there are none.
-        savings: see `harness.statistics.warm.warm_savings`, with the run first.
-        bracketed: what lower bounds say, in sentences; none where there are none.
+        biases: see `harness.statistics.trust.bias_trend`, with the run in the first column.
+        warm: sentences on warm starts; empty without warm starts.
+        savings: see `harness.statistics.warm.warm_savings`, with the run in the first column.
+        bracketed: sentences on brackets; empty without lower bounds.
         proofs: see `harness.statistics.brackets.proved`.
         side_by_side: see `harness.statistics.side_by_side.side_by_side`; empty for a single run.
     """

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its scripts, styles, tables and images inside."""
+"""Rendering of the page: one HTML file with its scripts, styles, tables and images inside."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ DASHES = {"solid": "", "dash": "5 3", "dot": "1.5 2.5", "dashdot": "5 2.5 1.5 2.
 
 
 def render(content: ReportContent) -> str:
-    """A self-contained HTML page that asks nothing of the network.
+    """A self-contained HTML page that makes no network request.
 
-    Every text is escaped, and only the page's own scripts may run: a policy in it names them by their checksums.
+    Every text is escaped. Only the page's own scripts may run: its content security policy names them by their
+    checksums.
     """
     environment = Environment(
         loader=PackageLoader("harness.report", "."),
@@ -38,7 +39,7 @@ def render(content: ReportContent) -> str:
     view, drawn, parts, trust = View(content), graphs(content), observations(content), trust_tables(content)
     sides = side_tables(content)
     listed, warm, bands = tables(drawn), warm_tables(content), bracket_tables(content)
-    scripts = [library(), own("report.js")]
+    scripts = [library(), package_text("report.js")]
     return environment.get_template("report.html.jinja").render(
         content=content,
         several=len(content.runs) > 1,
@@ -58,29 +59,32 @@ def render(content: ReportContent) -> str:
         dashes=DASHES,
         policy=policy(scripts),
         scripts=[Markup(script) for script in scripts],
-        style=Markup(own("report.css")),
+        style=Markup(package_text("report.css")),
     )
 
 
 def controls(view: View) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
-    """Dimension, title, and value, label and colour of each choice."""
-    found = [
+    """The checkboxes: dimension, title, and the value, label and colour of each choice."""
+    dimensions = [
         ("estimator", "Estimators", [(name, name, view.colour(name)) for name in view.estimators]),
         ("norm", "Norms", [(name, norm_name(name), "") for name in view.norms]),
         ("split", "Images", [(name, name, "") for name in view.splits]),
         ("run", "Runs", [(name, name, "") for name in view.runs] if len(view.runs) > 1 else []),
     ]
-    return [control for control in found if control[2]]
+    return [control for control in dimensions if control[2]]
 
 
 def tables(drawn: Iterable[Graph]) -> list[Table]:
-    """Every table behind the figures, once."""
-    found = {table.name: table for graph in drawn for table in graph.tables if len(table.frame)}
-    return list(found.values())
+    """The tables of all figures, each once."""
+    by_name = {table.name: table for graph in drawn for table in graph.tables if len(table.frame)}
+    return list(by_name.values())
 
 
 def policy(scripts: Iterable[str]) -> str:
-    """A content security policy: no request, no script but these; plotly sets styles and draws its PNG from a blob."""
+    """A content security policy that allows these scripts only, and no request.
+
+    plotly needs inline styles, and draws its PNG from a blob.
+    """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     rules = {
         "default-src": "'none'",
@@ -94,11 +98,11 @@ def policy(scripts: Iterable[str]) -> str:
 
 
 def library() -> str:
-    """plotly.js; a browser reads other line ends as these, which its checksum must match."""
+    """The text of plotly.js with line feeds only: browsers normalise line ends before they check the checksum."""
     text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     return "\n".join(text.splitlines()) if "\r" in text else text
 
 
-def own(name: str) -> str:
-    """A file of this package."""
+def package_text(name: str) -> str:
+    """The text of a file of this package."""
     return (resources.files("harness.report") / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Images for the page: PNG inside the page, perturbations magnified around mid grey."""
+"""Image cards as PNG data URIs, with perturbations magnified around mid grey."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Pixels = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Picture:
-    """A card as the page shows it: three pictures with their text alternatives."""
+    """A card on the page: caption, magnification, and three pictures with their text alternatives."""
 
     card: ImageCard
     caption: str
     factor: str
-    pictures: list[tuple[str, str, str]]  # name, alternative, data URI
+    pictures: list[tuple[str, str, str]]  # name, text alternative, data URI
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Group:
 
 
 def png(pixels: Pixels) -> str:
-    """A data URI of pixels in [0, 1], (H, W) or (H, W, 3); what is beyond is clipped, what is no number black."""
+    """A data URI of pixels ``(H, W)`` or ``(H, W, 3)`` in [0, 1]; values outside are clipped, NaN becomes black."""
     scaled = np.rint(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(scaled).save(content, format="PNG", optimize=True)
@@ -49,7 +49,7 @@ def png(pixels: Pixels) -> str:
 
 
 def magnify(perturbation: Pixels) -> tuple[Pixels, float]:
-    """The perturbation around mid grey, and its factor: the largest that clips nothing, of two digits at most."""
+    """The perturbation around mid grey, and its factor: the largest of two digits that clips no pixel."""
     largest = float(np.abs(np.nan_to_num(perturbation)).max(initial=0.0))
     if not largest:
         return np.full_like(perturbation, 0.5), 1.0
@@ -60,8 +60,9 @@ def magnify(perturbation: Pixels) -> tuple[Pixels, float]:
 
 
 def picture(card: ImageCard) -> Picture:
+    """The card with its caption and the PNGs of image, witness and magnified difference."""
     grown, factor = magnify(card.perturbation)
-    # the float that two digits give may have many
+    # a factor of two digits, as a float, may print with more
     magnified = f"× {factor:.2g}" if factor < 100 else f"× {factor:.0f}"
     right = "correct" if card.label == card.prediction else "incorrect"
     name = f"{card.split} image {card.image}"
@@ -79,11 +80,11 @@ def picture(card: ImageCard) -> Picture:
 
 
 def groups(run: str, cards: Sequence[ImageCard]) -> list[Group]:
-    """Cards by norm and split, in their order."""
-    found: dict[tuple[str, str], list[Picture]] = {}
+    """Cards grouped by norm and split, in order of appearance."""
+    by_norm_and_split: dict[tuple[str, str], list[Picture]] = {}
     for card in cards:
-        found.setdefault((card.norm, card.split), []).append(picture(card))
+        by_norm_and_split.setdefault((card.norm, card.split), []).append(picture(card))
     return [
         Group(f"{norm_name(norm)} · {split} images", run, norm, split, pictures)
-        for (norm, split), pictures in found.items()
+        for (norm, split), pictures in by_norm_and_split.items()
     ]

@@ -5,16 +5,16 @@
   const AXIS = { gridcolor: "#e6eaee", zerolinecolor: "#c4ccd4", linecolor: "#8c959f", ticks: "outside", ticklen: 3, tickcolor: "#8c959f", automargin: true };
   const BASE = { font: FONT, margin: { l: 52, r: 12, t: 8, b: 40 }, showlegend: false, hovermode: "x unified", autosize: true,
     paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", hoverlabel: { font: { size: 11 }, bgcolor: "#ffffffee", namelength: -1 } };
-  // these buttons and no other: plotly's own set has one that sends the figure to a server
+  // an explicit list, because plotly's default has a button that sends the figure to a server
   const BUTTONS = ["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   const CONFIG = { displaylogo: false, responsive: true, plotlyServerURL: "" };
   const boxes = all("[data-dimension]");
   const status = document.getElementById("status");
   const data = new Map(); // figure -> its parsed panels
-  const stale = new Set(); // plots that have not been drawn as the controls stand
+  const stale = new Set(); // plots not yet drawn for the current controls
   const near = new Set(); // plots on or near the screen
 
-  // what is shown
+  // selection
 
   const off = (dimension, value) => boxes.some(box => box.dataset.dimension === dimension && box.value === String(value) && !box.checked);
   const kept = where => Object.entries(where).every(([dimension, value]) => !off(dimension, value));
@@ -32,14 +32,14 @@
     return data.get(name)[plot.dataset.panel];
   }
 
-  /* The traces that the figure's choosers choose; those that the controls hide stay, invisible. */
+  /* The traces selected by the figure's choosers; those hidden by the controls are kept as invisible. */
   function tracesOf(plot) {
     const wanted = choices(plot.closest("figure"));
     const traces = panelOf(plot).traces.filter(({ where }) => agrees(where, wanted));
     return traces.map(entry => ({ ...entry, visible: kept(entry.where) }));
   }
 
-  /* The panel's layout, with the range of the y axis that is its for the figure's choices. */
+  /* The panel's layout, with the range of the y axis for the figure's choices. */
   function layoutOf(plot) {
     const panel = panelOf(plot);
     const layout = { ...BASE, ...panel.layout };
@@ -54,11 +54,11 @@
     stale.delete(plot);
     const traces = tracesOf(plot).map(({ trace, visible }) => ({ ...trace, visible }));
     if (!document.body.classList.contains("printing")) return Plotly.react(plot, traces, layoutOf(plot), { ...CONFIG, modeBarButtons: [panelOf(plot).layout.xaxis ? BUTTONS : ["toImage"]] });
-    Plotly.purge(plot); // a static plot is there at once: others fade in, which paper does not wait for
+    Plotly.purge(plot); // a static plot appears at once; others fade in, and printing does not wait
     return Plotly.newPlot(plot, traces, { ...layoutOf(plot), width: plot.clientWidth, height: plot.clientHeight }, { staticPlot: true });
   }
 
-  /* Hide what the controls hide, word the text alternatives, and redraw what is near the screen. */
+  /* Hide panels and keys by the controls, update text alternatives, and redraw plots near the screen. */
   function update(figures = all("figure.graph")) {
     for (const figure of figures) {
       const plots = all(".plotly-graph", figure);
@@ -77,7 +77,7 @@
     for (const plot of near) if (stale.has(plot)) draw(plot);
   }
 
-  /* A chooser offers what the controls show; it goes on to the first of these when its own is hidden. */
+  /* Disable options of choosers that the controls hide; a hidden choice is replaced by the first visible one. */
   function restrict() {
     for (const select of all("select[data-choose]")) {
       for (const option of select.options) option.disabled = off(select.dataset.choose, option.value);
@@ -111,7 +111,7 @@
     });
   }
 
-  // drawing when it is needed
+  // lazy drawing
 
   const watcher = new IntersectionObserver(entries => {
     for (const { target, isIntersecting } of entries) {
@@ -123,7 +123,7 @@
   for (const plot of all(".plotly-graph")) watcher.observe(plot);
   window.renderAll = () => Promise.all([...stale].filter(plot => !plot.closest(".panel").hidden).map(draw));
 
-  // printing: everything is drawn, at the width of the paper
+  // printing: all plots are drawn, at the width of the paper
 
   const restale = () => { for (const plot of all(".plotly-graph")) stale.add(plot); };
   let opened = [];
@@ -142,9 +142,9 @@
     for (const plot of near) draw(plot);
   });
 
-  // plots by keyboard
+  // keyboard control of plots
 
-  const at = new WeakMap(); // plot -> place of the epoch that is read
+  const at = new WeakMap(); // plot -> position of the epoch under the keyboard cursor
   function step(plot, by) {
     const curves = plot.data.map((trace, curveNumber) => ({ trace, curveNumber })).filter(({ trace }) => trace.visible !== false && trace.hoverinfo !== "skip" && Array.isArray(trace.x) && trace.type !== "heatmap");
     const xs = [...new Set(curves.flatMap(({ trace }) => trace.x))].sort((a, b) => a - b);
@@ -169,7 +169,7 @@
     step(plot, event.key === "ArrowRight" ? 1 : -1);
   });
 
-  // tables: all rows are packed in the page
+  // tables: the page holds all rows, compressed
 
   async function csv(name) {
     const bytes = Uint8Array.from(atob(document.getElementById(`table-${name}`).textContent), character => character.charCodeAt(0));
@@ -177,11 +177,11 @@
   }
 
   function parse(text) {
-    const cell = /("(?:[^"]|"")*"|[^,\n]*)(,|\n)/gy; // every row ends with a line feed
+    const cell = /("(?:[^"]|"")*"|[^,\n]*)(,|\n)/gy; // each row ends with a line feed
     const rows = [[]];
     for (const [, value, end] of text.matchAll(cell)) {
       const text = value.startsWith('"') ? value.slice(1, -1).replaceAll('""', '"') : value;
-      rows.at(-1).push(text.replace(/^'('*[=+\-@\t\r])/, "$1")); // the quote is for spreadsheets
+      rows.at(-1).push(text.replace(/^'('*[=+\-@\t\r])/, "$1")); // the leading quote protects spreadsheets from formulas
       if (end === "\n") rows.push([]);
     }
     return rows.slice(1, -1);

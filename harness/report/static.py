@@ -1,4 +1,4 @@
-"""The static figures of a run, PNG and SVG, for papers and README files."""
+"""Static figures of runs as PNG and SVG, for papers and README files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Drawn: TypeAlias = Figure | Mapping[str, Figure]
 
 
 def write_figures(run: RunContent, folder: Path) -> list[str]:
-    """Draw all figures of one run into a folder; returns their names, without ending."""
+    """Write all figures of one run into a folder and return their file names without suffix."""
     estimator, split = leading(run)
     return [name for what, draw in FIGURES.items() for name in _saved(draw(run, estimator, split), folder, what)]
 
@@ -36,7 +36,7 @@ def _saved(drawn: Drawn, folder: Path, name: str) -> list[str]:
 
 
 def _distributions(runs: list[RunContent]) -> dict[str, Figure]:
-    """By norm; of training images, where there are some, as in the paper."""
+    """By norm: distributions of training images if there are any, as in the paper, else of the leading split."""
     rows = {run.name: run.margins for run in runs}
     common = [run for run in runs if len(run.margins)] or runs
     estimator, split = leading(common[0])
@@ -58,7 +58,7 @@ def _paths(run: RunContent, estimator: str, split: str) -> Figure:
 
 
 def leading(run: RunContent) -> tuple[str, str]:
-    """Estimator and split that a figure of one curve shows: the envelope and test images where there are some."""
+    """Estimator and split of figures that show one curve: the envelope and test images if there are any."""
     estimators, splits = list(run.margins["estimator"].unique()), list(run.margins["split"].unique())
     estimator = ENVELOPE if ENVELOPE in estimators else (estimators or [""])[0]
     return str(estimator), "test" if "test" in splits or not splits else str(splits[-1])

@@ -1,4 +1,4 @@
-"""Tables of the page: the first rows to read, all of them to sort and to save as CSV."""
+"""Tables of the page: the first rows as HTML, and all rows packed, to sort and to save as CSV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pandas as pd
 
 from harness.store.files import as_csv
 
-# what a reader of a test looks for first
+# the columns of a test that stand first in its table
 FINDINGS_FIRST = ("claim", "verdict", "run", "estimator", "norm", "split", "measure", "epochs", "effect", "value")
 FINDINGS_PRINTED = ("claim", "verdict", "estimator", "norm", "split", "measure", "epochs", "value", "low", "high")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a name that is also its file's and its element's id.
+    """A table of the page.
 
     Attributes:
-        first: so many rows stand in the page; all are in ``packed``.
-        printed: the columns that fit on paper, where it is printed; nothing for a table that is not.
-        open: whether it is shown without being asked for.
+        name: also the name of its CSV file and part of its element's id.
+        first: the number of rows in the HTML; all rows are in ``packed``.
+        printed: the columns that are printed on paper; empty for a table that is not printed.
+        open: whether it is expanded from the start.
     """
 
     name: str
@@ -41,31 +42,31 @@ class Table:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The first rows as they are read: numbers with five digits."""
+        """Cells of the first rows; numbers have five digits."""
         return [[shown(value) for value in row] for row in self.frame.head(self.first).itertuples(index=False)]
 
     @property
     def classes(self) -> list[str]:
-        """Of each column: "number", which stands to the right, and "extra", which is not printed."""
+        """CSS classes per column: "number" is aligned to the right, "extra" is not printed."""
         numbers = ["number" if pd.api.types.is_numeric_dtype(dtype) else "" for dtype in self.frame.dtypes]
         extra = ["extra" if self.printed and name not in self.printed else "" for name in self.columns]
         return [" ".join(filter(None, words)) for words in zip(numbers, extra, strict=True)]
 
     @cached_property
     def packed(self) -> str:
-        """The whole table as CSV with every digit, by gzip, in base64; the same table gives the same text."""
+        """The whole table as CSV with all digits, compressed by gzip, in base64; equal tables give equal texts."""
         content = as_csv(self.frame).encode()
         return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def shown(value: object) -> str:
-    """A cell; blank for what is undefined."""
+    """The text of a cell; blank for NaN and missing values."""
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.5g}"
     return "" if value is None or value is pd.NA else str(value)
 
 
 def findings_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of tests in the order that they are read in."""
+    """The table of tests with the columns of `FINDINGS_FIRST` first."""
     first = [column for column in FINDINGS_FIRST if column in frame]
     return frame[first + [column for column in frame if column not in first]]

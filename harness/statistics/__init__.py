@@ -1,6 +1,6 @@
-"""Averages, tests of the three observations and calibration: tables in, tables out.
+"""Averages, tests of the three observations, calibration and brackets: tables in, tables out.
 
-The tracker needs only the averages, so only they are loaded here; the tests import scipy.
+Only the averages are loaded here, because the tracker needs nothing else and the tests import scipy.
 """
 
 from harness.statistics.averages import SUMMARY_COLUMNS, quantile, standard_error, summarise

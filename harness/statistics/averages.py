@@ -25,7 +25,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def quantile(values: np.ndarray, q: float) -> float:
-    """Linear quantile of values that may be +inf (images not found); NaN of nothing."""
+    """Linearly interpolated quantile of values that may be +inf (images not found); NaN for an empty array."""
     if not len(values):
         return math.nan
     ordered = np.sort(values)
@@ -69,14 +69,14 @@ SUMMARY_COLUMNS = ("epoch", "split", "subset", "estimator", "norm", "domain", *S
 
 
 def summarise(margins: pd.DataFrame) -> pd.DataFrame:
-    """One row for every epoch, split, subset, estimator and norm.
+    """One row per epoch, split, subset, estimator and norm, in `SUMMARY_COLUMNS`.
 
-    ``avg`` and ``se`` are over the images found (``found`` of ``count``), without ties, which stand in
-    ``tied``. Quantiles are over all images: 0 for ties, +inf for images not found. Statistics of
-    nothing are NaN, blank in the CSV. ``forwards``, ``backwards`` are means an image.
+    ``avg`` and ``se`` are over the images found (``found`` of ``count``). Ties are not among them; ``tied`` counts
+    them. Quantiles are over all images: 0 for ties, +inf for images not found. Statistics of no image are NaN, and
+    blank in the CSV. ``forwards`` and ``backwards`` are means per image.
 
     Args:
-        margins: rows of the run folder's margin parts (DESIGN columns).
+        margins: rows in `harness.store.MARGIN_COLUMNS`.
     """
     rows = []
     keys = ["epoch", "split", "estimator", "norm", "domain"]

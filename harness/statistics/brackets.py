@@ -1,4 +1,4 @@
-"""Brackets: per image, a certified lower bound and the smallest verified distance, and what both say together."""
+"""Brackets: per image, a certified lower bound and the smallest verified distance; their averages and proofs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIGHT = 0.9  # lower / upper from which a bracket is called tight
 
 
 def bracketed(bounds: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `harness.store.BOUND_COLUMNS` whose ``upper`` is the smallest distance that any estimator has by now."""
+    """Rows of `harness.store.BOUND_COLUMNS` with ``upper`` lowered to the smallest distance of any estimator so far."""
     if not len(bounds):
         return bounds
     keys = ["epoch", "split", "norm", "domain", "image"]
@@ -35,15 +35,16 @@ def bracketed(bounds: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
 
 
 def bracket_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Averages of `bracketed` rows in `BRACKET_COLUMNS`, one row an epoch, split, norm and certifier.
+    """Averages of `bracketed` rows in `BRACKET_COLUMNS`, one row per epoch, split, norm and certifier.
 
-    ``tightness`` is the mean of lower / upper and ``tight`` the share of images where it is at least `TIGHT`.
-    ``closer`` counts the images whose boundary has provably moved closer since the epoch ``since`` (the first from 1
-    on that was certified): their upper bound is below the lower bound of then; ``farther`` the opposite; of
-    ``compared`` images. Images without a witness count in ``images`` only.
+    ``tightness`` is the mean of lower / upper, and ``tight`` is the share of images where lower / upper is at least
+    `TIGHT`. ``since`` is the first certified epoch from 1 on. ``closer`` counts the images whose upper bound is below
+    their lower bound at ``since``: their boundary has provably moved closer. ``farther`` counts those whose lower
+    bound is above their upper bound at ``since``. Both are out of ``compared`` images. Images without a witness count
+    in ``images`` only.
     """
-    found = [_averages(key, group) for key, group in rows.groupby(list(KEYS), sort=False)] if len(rows) else []
-    table = pd.DataFrame(found, columns=[name for name in BRACKET_COLUMNS if name not in ("closer", "farther")])
+    averages = [_averages(key, group) for key, group in rows.groupby(list(KEYS), sort=False)] if len(rows) else []
+    table = pd.DataFrame(averages, columns=[name for name in BRACKET_COLUMNS if name not in ("closer", "farther")])
     moves = [_moves(key, group, rows) for key, group in rows.groupby(list(KEYS), sort=False)] if len(rows) else []
     table[["since", "compared", "closer", "farther"]] = pd.DataFrame(
         moves, columns=["since", "compared", "closer", "farther"], index=table.index
@@ -70,7 +71,7 @@ def _averages(key: tuple[object, ...], group: pd.DataFrame) -> dict[str, object]
 def _moves(key: tuple[object, ...], group: pd.DataFrame, rows: pd.DataFrame) -> tuple[object, ...]:
     epoch, split, norm, certifier, _ = key
     alike = rows[(rows["split"] == split) & (rows["norm"] == norm) & (rows["certifier"] == certifier)]
-    since = min((one for one in alike["epoch"] if one >= 1), default=None)
+    since = min((measured for measured in alike["epoch"] if measured >= 1), default=None)
     if since is None or int(epoch) <= since:  # type: ignore[call-overload]
         return math.nan, 0, 0, 0
     pair = group.merge(alike[alike["epoch"] == since], on="image", suffixes=("", "_then"))
@@ -81,23 +82,28 @@ def _moves(key: tuple[object, ...], group: pd.DataFrame, rows: pd.DataFrame) -> 
 def proved(runs: dict[str, tuple[str, pd.DataFrame]], pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """The observations by both ends of the brackets, in `PROVED_COLUMNS`.
 
-    A change of averages is ``certain`` where the averages' brackets do not overlap: whatever the true margins of these
-    images are between their bounds. ``by_upper`` and ``by_lower`` are the changes at either end alone (differences, or
-    the ratio of observation 2), which may only be those of the bounds' tightness.
+    A change of averages is ``certain`` where the brackets of the averages do not overlap: it then holds for all true
+    margins of these images between their bounds. ``by_upper`` and ``by_lower`` are the changes of either end alone
+    (differences; a ratio for observation 2). They may be due to a change of the bounds' tightness only.
 
     Args:
-        runs: name -> training and `bracketed` rows. pairs: standard and adversarial run that belong together.
+        runs: name of the run -> training, and `bracketed` rows.
+        pairs: names of a standard and of an adversarial run that belong together.
     """
-    found: list[dict[str, object]] = []
+    proofs: list[dict[str, object]] = []
     for name, (training, rows) in runs.items():
         for (split, norm, certifier), group in rows.groupby(["split", "norm", "certifier"], sort=False):
             place = {"run": name, "split": split, "norm": norm, "certifier": certifier}
             if training not in ADVERSARIAL:
-                found += [place | one for one in _decline(group)]
-            found += [place | one for one in _misclassified(group)]
+                proofs += [place | proof for proof in _decline(group)]
+            proofs += [place | proof for proof in _misclassified(group)]
     for standard, adversarial in pairs:
-        found += list(_level(standard, adversarial, runs))
-    return pd.DataFrame(found, columns=list(PROVED_COLUMNS))
+        proofs += list(_level(standard, adversarial, runs))
+    return pd.DataFrame(proofs, columns=list(PROVED_COLUMNS))
+
+
+def _verdict(certain: bool, opposite: bool) -> str:
+    return "holds" if certain else "does not hold" if opposite else "open"
 
 
 def _finite(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,10 +111,10 @@ def _finite(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _decline(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
-    epochs = sorted(one for one in rows["epoch"].unique() if one >= 1)
+    epochs = sorted(epoch for epoch in rows["epoch"].unique() if epoch >= 1)
     if len(epochs) < 2:
         return
-    first, last = (_finite(rows[rows["epoch"] == one]).set_index("image") for one in (epochs[0], epochs[-1]))
+    first, last = (_finite(rows[rows["epoch"] == epoch]).set_index("image") for epoch in (epochs[0], epochs[-1]))
     common = first.index.intersection(last.index)
     first, last = first.loc[common], last.loc[common]
     certain = last["upper"].mean() < first["lower"].mean()
@@ -119,7 +125,7 @@ def _decline(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
         "epochs": f"{epochs[0]} → {epochs[-1]}",
         "by_upper": last["upper"].mean() - first["upper"].mean(),
         "by_lower": last["lower"].mean() - first["lower"].mean(),
-        "certain": "holds" if certain else "does not hold" if opposite else "open",
+        "certain": _verdict(certain, opposite),
         "images": len(common),
     }
 
@@ -137,7 +143,7 @@ def _misclassified(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
         "epochs": str(rows["epoch"].max()),
         "by_upper": incorrect["upper"].mean() - correct["upper"].mean(),
         "by_lower": incorrect["lower"].mean() - correct["lower"].mean(),
-        "certain": "holds" if certain else "does not hold" if opposite else "open",
+        "certain": _verdict(certain, opposite),
         "images": len(last),
     }
 
@@ -151,16 +157,16 @@ def _level(standard: str, adversarial: str, runs: dict[str, tuple[str, pd.DataFr
         both = sorted(set(rows["epoch"]) & set(plain[key]["epoch"]))
         if not both:
             continue
-        one, other = (_finite(table[table["epoch"] == both[-1]]) for table in (plain[key], rows))
-        certain = other["lower"].mean() > one["upper"].mean()
-        opposite = other["upper"].mean() < one["lower"].mean()
+        base, robust = (_finite(table[table["epoch"] == both[-1]]) for table in (plain[key], rows))
+        certain = robust["lower"].mean() > base["upper"].mean()
+        opposite = robust["upper"].mean() < base["lower"].mean()
         yield dict(zip(keys, key, strict=True)) | {
             "observation": 2,
             "claim": "level",
             "run": f"{adversarial} / {standard}",
             "epochs": str(both[-1]),
-            "by_upper": other["upper"].mean() / one["upper"].mean(),
-            "by_lower": other["lower"].mean() / one["lower"].mean(),
-            "certain": "holds" if certain else "does not hold" if opposite else "open",
-            "images": len(other),
+            "by_upper": robust["upper"].mean() / base["upper"].mean(),
+            "by_lower": robust["lower"].mean() / base["lower"].mean(),
+            "certain": _verdict(certain, opposite),
+            "images": len(robust),
         }

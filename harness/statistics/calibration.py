@@ -1,4 +1,4 @@
-"""Calibration: whether confidence is the chance of being right (the paper's section 4)."""
+"""Reliability diagrams and calibration errors: confidence against accuracy (Mickisch et al. 2020, section 4)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ CALIBRATION_COLUMNS = ("epoch", "split", "images", "ece", "overconfidence")
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Confidence and accuracy in equal bins of confidence, in `RELIABILITY_COLUMNS`; NaN for empty bins.
+    """Mean confidence and accuracy in 15 equal bins of confidence, in `RELIABILITY_COLUMNS`; NaN for empty bins.
 
     Guo et al. 2017, section 2: bin m of 15 is ``((m - 1) / 15, m / 15]``.
 
     Args:
-        predictions: epoch, split, label, prediction, confidence in (0, 1].
+        predictions: columns epoch, split, label, prediction, and confidence in (0, 1].
     """
     edges = np.linspace(0, 1, BINS + 1)
     tables = []
@@ -29,21 +29,25 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
         with_any = count > 0
         means = [np.divide(total, count, out=np.full(BINS, np.nan), where=with_any) for total in sums]
         bins = {"bin": np.arange(BINS), "low": edges[:-1], "high": edges[1:], "count": count}
-        own = {"epoch": epoch, "split": str(split), **bins, "confidence": means[0], "accuracy": means[1]}
-        tables.append(pd.DataFrame(own))
+        key = {"epoch": epoch, "split": str(split)}
+        tables.append(pd.DataFrame({**key, **bins, "confidence": means[0], "accuracy": means[1]}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(RELIABILITY_COLUMNS))
 
 
 def calibration_error(bins: pd.DataFrame) -> pd.DataFrame:
-    """Expected calibration error over epochs, in `CALIBRATION_COLUMNS`.
+    """Expected calibration error and overconfidence per epoch and split, in `CALIBRATION_COLUMNS`.
 
-    ``ece = sum_m (n_m / n) |accuracy_m - confidence_m|`` (Guo et al. 2017, eq. 3); ``overconfidence`` is the
-    same sum without the bars and with the other sign: positive where the network is surer than right.
+    ``ece = sum_m (n_m / n) |accuracy_m - confidence_m|`` (Guo et al. 2017, eq. 3).
+    ``overconfidence = sum_m (n_m / n) (confidence_m - accuracy_m)`` is positive where the mean confidence is above
+    the accuracy.
+
+    Args:
+        bins: rows of `reliability`.
     """
     rows = []
-    for (epoch, split), own in bins.groupby(["epoch", "split"], sort=False):
-        weight = own["count"] / own["count"].sum()
-        excess = own["confidence"] - own["accuracy"]
-        facts = {"images": int(own["count"].sum()), "ece": float((weight * excess.abs()).sum())}
+    for (epoch, split), group in bins.groupby(["epoch", "split"], sort=False):
+        weight = group["count"] / group["count"].sum()
+        excess = group["confidence"] - group["accuracy"]
+        facts = {"images": int(group["count"].sum()), "ece": float((weight * excess.abs()).sum())}
         rows.append({"epoch": epoch, "split": split, **facts, "overconfidence": float((weight * excess).sum())})
     return pd.DataFrame(rows, columns=list(CALIBRATION_COLUMNS))

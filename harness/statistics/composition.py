@@ -1,9 +1,9 @@
-"""Which images a subset's average is made of: its change taken apart, and newcomers against those that stay.
+"""Decomposition of the change of a subset's average margin into stayers, entrants and leavers.
 
-The paper argues that images that have just become correct, being close to the boundary, pull the correct
-images' average down. Taken apart, a change from one epoch to the next is exactly
+The paper argues that images that have just become correct are close to the boundary and so pull the correct images'
+average down. The change from one epoch to the next is exactly
 
-    change = (stayers' own change) + (what entrants add) + (what leavers take away)
+    change = (stayers' own change) + (effect of the entrants) + (effect of the leavers)
 
 where stayers are in the subset, with a distance, at both epochs.
 """
@@ -28,17 +28,17 @@ COMPOSITION_COLUMNS = (
 
 
 def composition(panel: Panel) -> list[dict[str, Any]]:
-    """One row for every two neighbouring epochs from 1 on and each subset, in `COMPOSITION_COLUMNS`.
+    """One row per pair of neighbouring measured epochs from 1 on, and per subset, in `COMPOSITION_COLUMNS`.
 
-    ``gap`` is the average of the entrants less that of the stayers, at the later epoch; NaN without either.
-    Subsets that are empty at one of the two epochs have no row.
+    ``gap`` is the average of the entrants minus the average of the stayers at the later epoch; NaN without either.
+    A subset that is empty at one of the two epochs has no row.
     """
     rows = []
     later = panel.later
     for previous, epoch in itertools.pairwise(later):
         before, after = panel.column(previous), panel.column(epoch)
         for subset, member in (("correct", panel.correct), ("incorrect", ~panel.correct)):
-            parts = _take_apart(panel.values[:, before], panel.values[:, after], member[:, before], member[:, after])
+            parts = _decompose(panel.values[:, before], panel.values[:, after], member[:, before], member[:, after])
             if parts is not None:
                 key = {"run": panel.run, "epoch": int(epoch), "previous": int(previous), "split": panel.split}
                 curve = {"estimator": panel.estimator, "norm": panel.norm, "measure": panel.measure, "subset": subset}
@@ -46,7 +46,7 @@ def composition(panel: Panel) -> list[dict[str, Any]]:
     return rows
 
 
-def _take_apart(
+def _decompose(
     old: np.ndarray, new: np.ndarray, was_member: np.ndarray, is_member: np.ndarray
 ) -> dict[str, float] | None:
     was, now = was_member & np.isfinite(old), is_member & np.isfinite(new)
@@ -56,26 +56,26 @@ def _take_apart(
     change = float(new[now].mean() - old[was].mean())
     counts = {"n_stayers": int(stay.sum()), "n_entrants": int(enter.sum()), "n_leavers": int(leave.sum())}
     if not stay.any():
-        # nothing of the change can be anybody's own
-        own, entrants, leavers, gap = 0.0, float(new[now].mean()), -float(old[was].mean()), np.nan
+        # without stayers the whole change is due to entrants and leavers
+        stayers, entrants, leavers, gap = 0.0, float(new[now].mean()), -float(old[was].mean()), np.nan
     else:
-        own = float(new[stay].mean() - old[stay].mean())
+        stayers = float(new[stay].mean() - old[stay].mean())
         entrants = float(new[now].mean() - new[stay].mean())
         leavers = float(old[stay].mean() - old[was].mean())
         gap = float(new[enter].mean() - new[stay].mean()) if enter.any() else np.nan
-    return {"change": change, "stayers": own, "entrants": entrants, "leavers": leavers, "gap": gap, **counts}
+    return {"change": change, "stayers": stayers, "entrants": entrants, "leavers": leavers, "gap": gap, **counts}
 
 
 @dataclass(frozen=True, eq=False)
 class NewcomerGap(Student):
-    """Average margin of newly correct images less that of those that stayed correct, over all epochs' newcomers.
+    """Average margin of newly correct images minus that of images that stayed correct, over all epochs' newcomers.
 
     ``sum_t sum_{i new at t} (d_it - s_t) / (number of newcomers)`` with ``s_t`` the stayers' average. An image may
-    be new more than once and stays in many epochs, so images, not rows, are what the error is over (the
+    be new more than once, and it stays in many epochs. The error is therefore over images, not over rows (the
     infinitesimal jackknife, clustered by image).
 
     Attributes:
-        values: ``(N, T)`` margins at the later epoch of each pair, NaN without one.
+        values: ``(N, T)`` margins at the later epoch of each pair; NaN without one.
         new, stayed: ``(N, T)`` bool.
     """
 
@@ -86,14 +86,14 @@ class NewcomerGap(Student):
 
     @cached_property
     def _usable(self) -> tuple[np.ndarray, np.ndarray]:
-        """New and stayed images with a distance, in the epochs that have some of both."""
+        """New and stayed images with a distance, ``(N, T)`` bool each, in the epochs that have both."""
         found = np.isfinite(self.values)
         new, stayed = self.new & found, self.stayed & found
         both = new.any(axis=0) & stayed.any(axis=0)
         return new & both, stayed & both
 
     def _gap(self, counts: np.ndarray) -> np.ndarray:
-        """``(B,)`` the gap where images count as given, ``(B, N)``."""
+        """``(B,)`` the gap where image ``i`` counts ``counts[b, i]`` times; ``counts`` is ``(B, N)``."""
         new, stayed = self._usable
         margins = np.nan_to_num(self.values)
         stayers = (counts @ (margins * stayed)) / np.maximum(counts @ stayed, 1e-300)
@@ -112,7 +112,7 @@ class NewcomerGap(Student):
         stayers = (margins * stayed).sum(axis=0) / np.maximum(stayed.sum(axis=0), 1)
         per_stayer = new.sum(axis=0) / np.maximum(stayed.sum(axis=0), 1)
         influence = (new * (margins - stayers - self.estimate) - stayed * per_stayer * (margins - stayers)).sum(axis=1)
-        # as for a variance, one degree of freedom is lost
+        # as for a sample variance, one degree of freedom is lost
         lost = self._newcomers / (self._newcomers - 1)
         return float(np.sqrt(np.square(influence).sum() * lost) / new.sum())
 
@@ -127,7 +127,7 @@ class NewcomerGap(Student):
 
     @property
     def images(self) -> int:
-        """Images with a distance at every epoch where they were newly correct or stayed so."""
+        """Images with a distance at every epoch at which they were newly correct or stayed correct."""
         return int((self.new | self.stayed).any(axis=1).sum()) - self.left_out
 
     @property
@@ -151,7 +151,7 @@ class NewcomerGap(Student):
 
 
 def newcomer_gap(panel: Panel) -> NewcomerGap | None:
-    """The gap over the pairs of neighbouring epochs from 1 on; None where there is no pair."""
+    """The gap over the pairs of neighbouring measured epochs from 1 on; None where there is no pair."""
     places = [panel.column(epoch) for epoch in panel.later]
     if len(places) < 2:
         return None
@@ -161,6 +161,6 @@ def newcomer_gap(panel: Panel) -> NewcomerGap | None:
 
 
 def composition_table(panels: list[Panel]) -> pd.DataFrame:
-    """The rows of all panels."""
+    """`composition` of all panels, in `COMPOSITION_COLUMNS`."""
     rows = [row for panel in panels for row in composition(panel)]
     return pd.DataFrame(rows, columns=list(COMPOSITION_COLUMNS))

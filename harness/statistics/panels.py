@@ -1,4 +1,4 @@
-"""Margins as arrays of image x epoch: what every test and table of one curve starts from."""
+"""Margins as arrays of image x epoch, the input of all tests and tables of one curve."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class Panel:
     Attributes:
         epochs: ``(E,)`` measured epochs in order.
         images: ``(N,)`` ids in order.
-        values: ``(N, E)`` distances; NaN where an image has none or is tied, as averages are over images found.
-        correct: ``(N, E)`` whether the prediction was the label.
+        values: ``(N, E)`` distances; NaN where an image has none or is tied, because averages are over images found.
+        correct: ``(N, E)`` bool: whether the prediction was the label.
         confidence, logit_margin: ``(N, E)`` of the predicted class.
-        target: ``(N, E)`` class at the witness, -1 without one; ``prediction`` ``(N, E)``; ``label`` ``(N,)``.
+        prediction: ``(N, E)`` int64 predicted class.
+        target: ``(N, E)`` int64 class at the witness; -1 without one.
+        label: ``(N,)`` int64 true class.
     """
 
     run: str
@@ -45,12 +47,12 @@ class Panel:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Estimator, norm, split and measure: what panels of different runs are matched by."""
+        """Estimator, norm, split and measure, by which panels of different runs are matched."""
         return self.estimator, self.norm, self.split, self.measure
 
     @cached_property
     def averages(self) -> np.ndarray:
-        """``(E,)`` average over the images found; NaN where none is."""
+        """``(E,)`` average over the images found; NaN where no image was found."""
         found = np.isfinite(self.values)
         count = found.sum(axis=0)
         total = np.where(found, self.values, 0).sum(axis=0)
@@ -72,7 +74,7 @@ class Panel:
 
 
 def panels(run: str, margins: pd.DataFrame) -> Iterator[Panel]:
-    """One panel for every split, estimator, norm and measure, the measures of one curve side by side."""
+    """One panel per split, estimator, norm and measure; the two measures of one curve follow each other."""
     for (split, estimator, norm), rows in margins.groupby(["split", "estimator", "norm"], sort=False):
         yield from _both_measures(run, str(split), str(estimator), str(norm), rows)
 
@@ -83,7 +85,7 @@ def _both_measures(run: str, split: str, estimator: str, norm: str, rows: pd.Dat
     label = np.zeros(len(images), dtype=np.int64)
     label[places] = rows["label"].to_numpy()
 
-    def spread(column: np.ndarray, empty: float) -> np.ndarray:
+    def by_epoch(column: np.ndarray, empty: float) -> np.ndarray:
         table = np.full((len(images), len(epochs)), empty, dtype=column.dtype)
         table[places, columns] = column
         return table
@@ -99,11 +101,11 @@ def _both_measures(run: str, split: str, estimator: str, norm: str, rows: pd.Dat
             measure=measure,
             epochs=epochs,
             images=images,
-            values=spread(distances, math.nan),
-            correct=spread(rows["correct"].to_numpy(dtype=bool), False),
-            confidence=spread(rows["confidence"].to_numpy(dtype=float), math.nan),
-            logit_margin=spread(rows["logit_margin"].to_numpy(dtype=float), math.nan),
-            prediction=spread(rows["prediction"].to_numpy(dtype=np.int64), -1),
-            target=spread(rows["target"].to_numpy(dtype=np.int64), -1),
+            values=by_epoch(distances, math.nan),
+            correct=by_epoch(rows["correct"].to_numpy(dtype=bool), False),
+            confidence=by_epoch(rows["confidence"].to_numpy(dtype=float), math.nan),
+            logit_margin=by_epoch(rows["logit_margin"].to_numpy(dtype=float), math.nan),
+            prediction=by_epoch(rows["prediction"].to_numpy(dtype=np.int64), -1),
+            target=by_epoch(rows["target"].to_numpy(dtype=np.int64), -1),
             label=label,
         )

@@ -1,4 +1,4 @@
-"""Several runs at their last epochs beside each other: what another loss, training or network did to the margins."""
+"""Comparison of several runs at their last epochs: average margins and their ratios to the first run's."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ SIDE_COLUMNS = (
     *("run", "norm", "split", "estimator", "epoch", "error", "average", "se", "found"),
     *("ratio", "low", "high", "images"),
 )
-# options by which two runs have the same images; runs of `MarginTracker` have ``probes``
+# options that decide which images are measured; runs of `MarginTracker` have ``probes``
 SAME = ("data", "dataset", "train_images", "test_images", "probe", "probe_seed", "probes", "domain", "bounds")
 
 
 def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
-    """A row a run, norm, split and estimator at the run's last measured epoch, in `SIDE_COLUMNS`; the envelope first.
+    """One row per run, norm, split and estimator at the run's last measured epoch, in `SIDE_COLUMNS`; envelope first.
 
-    ``ratio`` is the average margin over that of the first run, over the images that both have, with its 95% interval,
-    which is not corrected for how many there are; NaN for the first run itself, and where the images are others.
+    ``ratio`` is the average margin divided by that of the first run, over the images that both have. ``low`` and
+    ``high`` are its 95% interval, not corrected for the number of rows. All three are NaN for the first run itself,
+    and where the two runs measured different images. Empty for a single run.
     """
     rows = []
-    for one in measured if len(measured) > 1 else ():
-        first = {panel.key: panel for panel in measured[0].panels} if _comparable(one, measured[0]) else {}
-        errors = {(row.epoch, row.split): row.error for row in one.run.epochs.itertuples()}
-        for panel in one.panels:
+    for subject in measured if len(measured) > 1 else ():
+        first = {panel.key: panel for panel in measured[0].panels} if _comparable(subject, measured[0]) else {}
+        errors = {(row.epoch, row.split): row.error for row in subject.run.epochs.itertuples()}
+        for panel in subject.panels:
             if panel.measure != "distance":
                 continue
             epoch = int(panel.epochs[-1])
@@ -42,8 +43,8 @@ def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
             average = float(found.mean()) if len(found) else np.nan
             numbers = {"error": errors.get((epoch, panel.split), np.nan), "average": average}
             counts = {"epoch": epoch, "se": standard_error(found), "found": len(found)}
-            beside = first.get(panel.key) if _same_parameters(one, measured[0], panel.estimator) else None
-            rows.append(where | counts | numbers | _ratio(panel, beside))
+            reference = first.get(panel.key) if _same_parameters(subject, measured[0], panel.estimator) else None
+            rows.append(where | counts | numbers | _ratio(panel, reference))
     table = pd.DataFrame(rows, columns=list(SIDE_COLUMNS))
     if not len(table):
         return table
@@ -55,12 +56,12 @@ def side_by_side(measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _comparable(one: Measured, other: Measured) -> bool:
-    """Whether they are two runs that measured the same images."""
+    """Whether these are two different runs that measured the same images."""
     return one is not other and bool(_images(one.run)) and _images(one.run) == _images(other.run)
 
 
 def _same_parameters(one: Measured, other: Measured, estimator: str) -> bool:
-    """A text leaves out defaults, which may change between versions."""
+    """Whether all parameters agree: equal texts leave out defaults, which may differ between versions."""
     return one.run.parameters.get(estimator) == other.run.parameters.get(estimator)
 
 

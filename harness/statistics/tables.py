@@ -1,8 +1,7 @@
-"""Tables for the figures, from the panels of one run."""
+"""Tables of one run for the figures and the report, from its panels."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,9 +22,10 @@ PATHS = 12
 
 
 def estimator_ratios(panels: list[Panel]) -> pd.DataFrame:
-    """Average of each estimator over that of the envelope with its 95% band, in `RATIO_COLUMNS`.
+    """Average of each estimator divided by that of the envelope, with its 95% interval, in `RATIO_COLUMNS`.
 
-    Over the images that both have; a trend here is a trend of the estimator's bias, not of the network.
+    The averages are over the images that both found. A trend of the ratio is a trend of the estimator's bias, not of
+    the network.
     """
     envelopes = {(p.norm, p.split): p for p in panels if p.estimator == ENVELOPE}
     rows = []
@@ -50,10 +50,10 @@ def class_margins(panels: Iterable[Panel]) -> pd.DataFrame:
     rows = []
     for panel in panels:
         for label in np.unique(panel.label):
-            own = panel.values[panel.label == label]
+            of_class = panel.values[panel.label == label]
             for place, epoch in enumerate(panel.epochs):
-                found = own[np.isfinite(own[:, place]), place]
-                facts = {"found": len(found), "count": len(own), "se": standard_error(found)}
+                found = of_class[np.isfinite(of_class[:, place]), place]
+                facts = {"found": len(found), "count": len(of_class), "se": standard_error(found)}
                 average = float(found.mean()) if len(found) else np.nan
                 where = {"epoch": epoch, "split": panel.split, "estimator": panel.estimator, "norm": panel.norm}
                 rows.append(where | {"label": label, "avg": average} | facts)
@@ -61,7 +61,7 @@ def class_margins(panels: Iterable[Panel]) -> pd.DataFrame:
 
 
 def boundary_classes(panels: Iterable[Panel]) -> pd.DataFrame:
-    """How often the nearest boundary of a predicted class is that of each other class, in `BOUNDARY_COLUMNS`."""
+    """Images by predicted class and class beyond the nearest boundary, in `BOUNDARY_COLUMNS`."""
     tables = []
     for panel in panels:
         for place, epoch in enumerate(panel.epochs):
@@ -74,7 +74,10 @@ def boundary_classes(panels: Iterable[Panel]) -> pd.DataFrame:
 
 
 def boundary_changes(panels: Iterable[Panel]) -> pd.DataFrame:
-    """Share of images whose predicted class or class beyond the boundary is another than at the epoch before."""
+    """Share of images with another predicted class, or class beyond the boundary, than at the measured epoch before.
+
+    In `CHANGE_COLUMNS`, over the images that were found at both epochs.
+    """
     rows = []
     for panel in panels:
         for place in range(1, len(panel.epochs)):
@@ -90,7 +93,10 @@ def boundary_changes(panels: Iterable[Panel]) -> pd.DataFrame:
 
 
 def image_paths(panels: Iterable[Panel], count: int = PATHS) -> pd.DataFrame:
-    """Margins over epochs of images at even quantiles of the last epoch's margins, in `PATH_COLUMNS`."""
+    """Margins over epochs of at most ``count`` images per panel, in `PATH_COLUMNS`.
+
+    The images lie at even quantiles of the margins at the last epoch; ``rank`` 0 has the smallest.
+    """
     tables = []
     for panel in panels:
         last = panel.values[:, -1]
@@ -109,32 +115,17 @@ def image_paths(panels: Iterable[Panel], count: int = PATHS) -> pd.DataFrame:
 
 def correctness(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Split -> ``(image x epoch)`` bool: whether each image of the set was classified correctly."""
-    found = {}
+    tables = {}
     for split, rows in predictions.groupby("split", sort=False, observed=True):
         right = rows.assign(correct=rows["prediction"] == rows["label"])
         table = right.pivot(index="image", columns="epoch", values="correct")
-        # an image that lacks at an epoch could not be followed
-        found[str(split)] = table.dropna().astype(bool)
-    return found
-
-
-def image_flow(correctness: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Images that move between correct and incorrect from one recorded epoch to the next."""
-    rows = []
-    names = {True: "correct", False: "incorrect"}
-    for split, table in correctness.items():
-        for epoch, following in itertools.pairwise(table.columns):
-            for before in (True, False):
-                for after in (True, False):
-                    count = int(((table[epoch] == before) & (table[following] == after)).sum())
-                    kinds = {"before": names[before], "after": names[after], "count": count}
-                    rows.append({"split": split, "epoch": epoch, "next_epoch": following} | kinds)
-    columns = ["split", "epoch", "next_epoch", "before", "after", "count"]
-    return pd.DataFrame(rows, columns=columns)
+        # an image that is missing at an epoch cannot be followed
+        tables[str(split)] = table.dropna().astype(bool)
+    return tables
 
 
 def confidence_correlation(panel: Panel, epoch: int) -> float:
-    """Spearman's correlation of margin and confidence over the images at an epoch; NaN where undefined."""
+    """Spearman's rank correlation of margin and confidence over the images at an epoch; NaN where undefined."""
     margin, confidence = panel.at(epoch), panel.confidence[:, panel.column(epoch)]
     both = np.isfinite(margin) & np.isfinite(confidence)
     if both.sum() < 3 or np.ptp(margin[both]) == 0 or np.ptp(confidence[both]) == 0:

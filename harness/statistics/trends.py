@@ -1,4 +1,4 @@
-"""How a curve moves over epochs: descriptions without p-values, as epochs are autocorrelated."""
+"""Trends of a curve over epochs: rank correlation, slope, peak. No p-values, because epochs are autocorrelated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe(
     high: float = math.nan,
     images: int | None = None,
 ) -> dict[str, Any]:
-    """A number without a verdict, in `DESCRIPTION_COLUMNS`; ``images`` are all of the panel's unless given."""
+    """A number without a verdict, in `DESCRIPTION_COLUMNS`; ``images`` defaults to the number of the panel's images."""
     key = {"observation": observation, "name": name, "run": panel.run, "estimator": panel.estimator}
     where = {"norm": panel.norm, "split": panel.split, "measure": panel.measure, "epochs": epochs}
     count = len(panel.images) if images is None else images
@@ -37,7 +37,7 @@ def describe(
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's r of the pairs that are both finite; NaN for fewer than three or without spread."""
+    """Pearson's r over the pairs of finite values; NaN for fewer than three pairs or a constant argument."""
     both = np.isfinite(first) & np.isfinite(second)
     if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(second[both]) == 0:
         return math.nan
@@ -53,17 +53,17 @@ def kendall(epochs: np.ndarray, averages: np.ndarray) -> float:
 
 
 def theil_sen(epochs: np.ndarray, averages: np.ndarray) -> float:
-    """Median slope over all pairs of epochs, an epoch; NaN for fewer than two averages."""
+    """Median slope per epoch over all pairs of epochs; NaN for fewer than two averages."""
     found = np.isfinite(averages)
     if found.sum() < 2:
         return math.nan
     x, y = epochs[found], averages[found]
-    one, other = np.triu_indices(len(x), 1)
-    return float(np.median((y[other] - y[one]) / (x[other] - x[one])))
+    first, second = np.triu_indices(len(x), 1)
+    return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
 
 
 def slopes(panel: Panel, epochs: np.ndarray) -> np.ndarray:
-    """``(N,)`` least-squares slope of every image's margin over the epochs, an epoch; NaN without all of them.
+    """``(N,)`` least-squares slope per epoch of every image's margin; NaN where a distance is missing.
 
     The slope of an average curve is the average of its images' slopes, so images can be resampled.
     """
@@ -73,10 +73,10 @@ def slopes(panel: Panel, epochs: np.ndarray) -> np.ndarray:
 
 
 def describe_trend(observation: int, panel: Panel, errors: pd.DataFrame) -> list[dict[str, Any]]:
-    """Trend of the average from epoch 1 on, its peak, and how it goes with the accuracy.
+    """Trend of the average from epoch 1 on, its peak, and its correlation with the accuracy.
 
     Args:
-        errors: rows of ``epochs.csv``; where they are none, the accuracy is that of the probe images.
+        errors: rows of ``epochs.csv``; without rows of the split, the accuracy is that of the probe images.
     """
     later = panel.later
     if not len(later):
@@ -84,7 +84,7 @@ def describe_trend(observation: int, panel: Panel, errors: pd.DataFrame) -> list
     averages = panel.averages[panel.epochs >= 1]
     span = f"{later[0]} → {later[-1]}"
     accuracy = _accuracy(panel, errors)[panel.epochs >= 1]
-    found = [
+    rows = [
         describe(observation, "Kendall's tau of the average with epochs", panel, span, kendall(later, averages)),
         describe(observation, "Theil-Sen slope of the average, an epoch", panel, span, theil_sen(later, averages)),
         describe(observation, "correlation of the average with accuracy", panel, span, correlation(averages, accuracy)),
@@ -99,8 +99,8 @@ def describe_trend(observation: int, panel: Panel, errors: pd.DataFrame) -> list
     if np.isfinite(averages).any():
         peak = int(later[np.nanargmax(averages)])
         note = f"at epoch {peak}; only reported: chosen after looking, it would make any noise decline"
-        found.append(describe(observation, "peak of the average", panel, span, float(np.nanmax(averages)), note))
-    return found
+        rows.append(describe(observation, "peak of the average", panel, span, float(np.nanmax(averages)), note))
+    return rows
 
 
 def _accuracy(panel: Panel, errors: pd.DataFrame) -> np.ndarray:

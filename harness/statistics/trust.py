@@ -1,4 +1,4 @@
-"""Which estimator can be trusted: how far each over-estimates, and whose verdicts differ."""
+"""Trust in estimators: the bias of each against the envelope, and verdicts that depend on the estimator."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ MIXED = "mixed"
 
 
 def verdicts_by_estimator(findings: pd.DataFrame) -> pd.DataFrame:
-    """One row for every claim, run and estimator: how many of its tests came out how, in `VERDICT_COLUMNS`.
+    """One row per claim, run and estimator with the number of tests of each verdict, in `VERDICT_COLUMNS`.
 
-    Only questions (norm, split, measure, epochs) that all estimators of the claim and run were asked count, so that
-    estimators that were measured at fewer epochs, or in one norm, are compared on the same ones. ``verdict`` is that of
-    all tests, or ``mixed``; tests that could not be made are counted in ``untested`` and do not count against it.
+    Only questions (norm, split, measure, epochs) that were tested for all estimators of the claim and run count.
+    Estimators that were measured at fewer epochs, or in one norm, are therefore compared on the same questions.
+    ``verdict`` is that of all tests, or ``mixed``. Tests that could not be made are counted in ``untested`` and do not
+    affect ``verdict``.
 
     Args:
-        findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`; those without an
-            estimator are left out.
+        findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`; rows without an estimator are
+            left out.
     """
     rows = []
-    own = _asked_of_all(findings[findings["estimator"] != ""])
-    for (observation, claim, run, estimator), group in own.groupby(
+    shared = _asked_of_all(findings[findings["estimator"] != ""])
+    for (observation, claim, run, estimator), group in shared.groupby(
         ["observation", "claim", "run", "estimator"], sort=False
     ):
         tested = group[group["effect"] != ""]
@@ -54,14 +55,16 @@ def _asked_of_all(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def contradictions(findings: pd.DataFrame) -> list[str]:
-    """Questions (norm, split, epochs) that one estimator supports and another does not, in words; undecided is neither.
+    """Questions (norm, split, epochs) that one estimator supports and another contradicts, as text.
+
+    An undecided test neither supports nor contradicts.
 
     Args:
         findings: rows of one claim and run.
     """
     questions: dict[str, dict[str, None]] = {}
-    own = findings[(findings["estimator"] != "") & findings["verdict"].isin([SUPPORTED, NOT_SUPPORTED])]
-    for (norm, split, _, epochs), group in own.groupby(["norm", "split", "measure", "epochs"], sort=False):
+    decided = findings[(findings["estimator"] != "") & findings["verdict"].isin([SUPPORTED, NOT_SUPPORTED])]
+    for (norm, split, _, epochs), group in decided.groupby(["norm", "split", "measure", "epochs"], sort=False):
         if group["verdict"].nunique() > 1:
             sides = [
                 f"{verdict} by {', '.join(group.loc[group['verdict'] == verdict, 'estimator'])}"
@@ -74,8 +77,8 @@ def contradictions(findings: pd.DataFrame) -> list[str]:
 def bias_trend(ratios: pd.DataFrame) -> pd.DataFrame:
     """Each estimator's ratio to the envelope at the first measured epoch from 1 on and at the last.
 
-    In `BIAS_COLUMNS` but for the run. ``apart`` says whether the two 95% bands do not overlap: then part
-    of the estimator's curve is its own bias.
+    In `BIAS_COLUMNS` without the run. ``apart`` is True where the two 95% intervals do not overlap: part of the
+    estimator's curve is then its own bias.
 
     Args:
         ratios: rows of `harness.statistics.tables.estimator_ratios`.

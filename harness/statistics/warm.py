@@ -1,4 +1,4 @@
-"""Warm starts against the same estimator cold: the passes saved, and whether margins depend on the path."""
+"""Warm starts compared with cold starts of the same estimator: passes saved, and dependence on the path."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SAVING_COLUMNS = (
     *("estimator", "cold", "norm", "split", "passes", "cold_passes", "saved", "net", "nearer", "farther", "lost"),
     *("first_epoch", "first", "last_epoch", "last", "low", "high", "apart", "verdict"),
 )
-# of the distance, and of the images: what is within it is level
+# relative, of distances and of the number of images: differences within it count as level
 EQUIVALENCE = 0.01
 LEVEL, NEARER, FARTHER, UNDECIDED = "level", "nearer", "farther", "undecided"
 
 
 def warm_pairs(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Text of every estimator that starts warm -> that of its cold form; empty where the run has none.
+    """Text of every warm-started estimator -> text of its cold form; an empty text where the run has no cold form.
 
     Args:
         entries: the manifest's estimators, with ``estimator``, ``name`` and ``parameters``.
@@ -46,28 +46,29 @@ def warm_pairs(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def warm_ratios(margins: pd.DataFrame, pairs: Mapping[str, str]) -> pd.DataFrame:
-    """Average warm over average cold distance with its 95% interval at every epoch that has both, in `WARM_COLUMNS`.
+    """Average warm over average cold distance at every epoch that has both, with its 95% interval, in `WARM_COLUMNS`.
 
-    Over the images that both found. ``nearer`` and ``farther`` are the shares, of the images that either found, whose
-    warm distance is by more than 1% the smaller or the larger; ``lost`` the share that only the cold one found, which
-    are farther too. ``start`` is the epoch whose witnesses were started from, blank for the first.
+    The averages are over the images that both found. ``nearer`` and ``farther`` are shares of the images that either
+    found: those with a warm distance that is more than 1% smaller or larger than the cold distance. ``lost`` is the
+    share that only the cold form found; these images also count as farther. ``start`` is the epoch of the witnesses
+    that were started from; blank for the first epoch.
 
     Args:
         margins: rows of `harness.store.MARGIN_COLUMNS`.
         pairs: see `warm_pairs`.
     """
     keys = ["epoch", "split", "norm", "image"]
-    found = []
+    table = []
     for estimator, cold in pairs.items():
-        own, other = (margins[margins["estimator"] == text] for text in (estimator, cold))
-        for (epoch, split, norm), rows in own.merge(other, on=keys, suffixes=("", "_cold")).groupby(
+        warm_rows, cold_rows = (margins[margins["estimator"] == text] for text in (estimator, cold))
+        for (epoch, split, norm), rows in warm_rows.merge(cold_rows, on=keys, suffixes=("", "_cold")).groupby(
             ["epoch", "split", "norm"], sort=False
         ):
-            before = own.loc[(own["norm"] == norm) & (own["epoch"] < epoch), "epoch"]
+            before = warm_rows.loc[(warm_rows["norm"] == norm) & (warm_rows["epoch"] < epoch), "epoch"]
             where = {"epoch": epoch, "start": before.max() if len(before) else pd.NA, "split": split}
             who = {"estimator": estimator, "cold": cold, "norm": norm}
-            found.append(where | who | _compare(rows))
-    return pd.DataFrame(found, columns=list(WARM_COLUMNS)).astype({"start": "Int64"})
+            table.append(where | who | _compare(rows))
+    return pd.DataFrame(table, columns=list(WARM_COLUMNS)).astype({"start": "Int64"})
 
 
 def _compare(rows: pd.DataFrame) -> dict[str, float]:
@@ -88,13 +89,17 @@ def _compare(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def warm_savings(ratios: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """What each warm start saved and did over the epochs that it had a start at, in `SAVING_COLUMNS`.
+    """Passes saved by each warm start, and its ratios, over the epochs at which it had a start, in `SAVING_COLUMNS`.
 
-    ``saved`` is the part of the cold form's passes that is saved where it was measured beside; ``net`` that of the
-    whole run, where the cold samples were spent as well, against the cold form at every epoch. ``first`` and ``last``
-    are ratios, the interval the last one's. ``verdict``: ``level`` where every interval is within 1% of 1; else
-    ``farther`` where a ratio is more than 1% above 1 with its interval above 1, or more than 1% of the images are
-    lost; else ``nearer`` where one is as much below; else ``undecided``. ``apart``: see `bias_trend`.
+    ``saved`` is the share of the cold form's passes that is saved at the epochs where both were measured. ``net`` is
+    that of the whole run, with the passes of the cold samples added, against the cold form at every epoch. ``first``
+    and ``last`` are the ratios at those epochs; ``low`` and ``high`` are the interval of ``last``. ``apart``: see
+    `bias_trend`. ``verdict`` is the first of these that applies:
+
+    - ``farther``: a ratio is more than 1% above 1 with its interval above 1, or more than 1% of the images are lost;
+    - ``level``: every interval is within 1% of 1;
+    - ``nearer``: a ratio is more than 1% below 1 with its interval below 1;
+    - ``undecided`` otherwise.
 
     Args:
         ratios: rows of `WARM_COLUMNS`.
@@ -102,14 +107,14 @@ def warm_savings(ratios: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
     """
     trends = bias_trend(ratios[ratios["ratio"].notna()])
     moving = set(trends.loc[trends["apart"], ["estimator", "norm", "split"]].itertuples(index=False, name=None))
-    found = []
+    savings = []
     for (estimator, cold, norm, split), rows in ratios.groupby(["estimator", "cold", "norm", "split"], sort=False):
         started = rows[rows["start"].notna() & rows["ratio"].notna()].sort_values("epoch")
         if not len(started):
             continue
-        here = margins[(margins["norm"] == norm) & (margins["split"] == split)]
-        spent = here.loc[here["estimator"].isin([estimator, cold]), ["forwards", "backwards"]].to_numpy().sum()
-        images = int((here["estimator"] == estimator).sum())
+        measured = margins[(margins["norm"] == norm) & (margins["split"] == split)]
+        spent = measured.loc[measured["estimator"].isin([estimator, cold]), ["forwards", "backwards"]].to_numpy().sum()
+        images = int((measured["estimator"] == estimator).sum())
         first, last = started.iloc[0], started.iloc[-1]
         means = started[["passes", "cold_passes", "nearer", "farther", "lost"]].mean()
         numbers = {
@@ -121,8 +126,8 @@ def warm_savings(ratios: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
         ends = {"first_epoch": first["epoch"], "first": first["ratio"], "last_epoch": last["epoch"]}
         ends |= {"last": last["ratio"], "low": last["low"], "high": last["high"]}
         who = {"estimator": estimator, "cold": cold, "norm": norm, "split": split}
-        found.append(who | means.to_dict() | numbers | ends)
-    return pd.DataFrame(found, columns=list(SAVING_COLUMNS))
+        savings.append(who | means.to_dict() | numbers | ends)
+    return pd.DataFrame(savings, columns=list(SAVING_COLUMNS))
 
 
 def _verdict(rows: pd.DataFrame) -> str:
@@ -135,7 +140,11 @@ def _verdict(rows: pd.DataFrame) -> str:
 
 
 def cold_samples(run: Run) -> dict[str, list[int]]:
-    """Cold forms beside warm ones that were measured at fewer epochs, and at which."""
+    """Cold forms that were measured at fewer epochs than their warm form -> these epochs."""
     epochs = {str(text): set(rows["epoch"]) for text, rows in run.margins.groupby("estimator", sort=False)}
     pairs = warm_pairs(run.manifest.get("estimators", ()))
-    return {c: sorted(epochs[c]) for w, c in pairs.items() if c in epochs and epochs[c] < epochs.get(w, set())}
+    return {
+        cold: sorted(epochs[cold])
+        for warm, cold in pairs.items()
+        if cold in epochs and epochs[cold] < epochs.get(warm, set())
+    }

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
+from attacks.types import one_line
 from harness.store.identity import (
     FACTS_OF,
     IDENTITY,
@@ -66,7 +67,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {path}: {_reason(error)}; make room or give permission, then resume") from error
+        raise StoreError(
+            f"cannot write {path}: {one_line(error, most=200)}; make room or give permission, then resume"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -178,7 +181,9 @@ def read_part(path: Path, place: Mapping[str, str] | None = None) -> tuple[pd.Da
         metadata = {key.decode(): value.decode() for key, value in (content.schema.metadata or {}).items()}
         table = content.to_pandas()
     except Exception as error:  # pyarrow and pandas raise many types for a damaged file
-        raise StoreError(f"expected a Parquet part at {path}, got {_reason(error)}; delete it and --resume") from None
+        raise StoreError(
+            f"expected a Parquet part at {path}, got {one_line(error, most=200)}; delete it and --resume"
+        ) from None
     wanted = metadata.pop(CHECKSUM, None)
     facts = {key: value for key, value in metadata.items() if key not in FORMAT}
     # parts of earlier versions have facts but no checksum; an unknown fact may be a damaged name of the checksum
@@ -269,7 +274,7 @@ def load_checkpoint(path: Path, model: nn.Module, place: Mapping[str, str] | Non
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         raise StoreError(
-            f"expected a checkpoint of this model at {path}, got {_reason(error)}; delete it and --resume"
+            f"expected a checkpoint of this model at {path}, got {one_line(error, most=200)}; delete it and --resume"
         ) from None
     wanted = facts.get("weights")
     if weights_checksum(model) != wanted:
@@ -309,7 +314,7 @@ def load_tensors(path: Path, place: Mapping[str, str] | None = None) -> dict[str
             facts = expanded(handle.metadata() or {})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise StoreError(
-            f"expected tensors at {path}, got {_reason(error)}; restore the file, or delete it and --resume"
+            f"expected tensors at {path}, got {one_line(error, most=200)}; restore the file, or delete it and --resume"
         ) from None
     # files of earlier versions have no facts, but these names of tensors
     earlier = not facts and {name.rpartition(".")[2] for name in tensors} <= NAMES
@@ -367,11 +372,6 @@ def _trainer(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(state, dict) or not isinstance(facts, dict) or state.keys() != {"epoch", "optimizer"}:
         raise StoreError(f"expected a trainer's state at {path}, got a damaged or foreign file; delete it and --resume")
     return state, {**facts, "epoch": str(state["epoch"])}
-
-
-def _reason(error: Exception) -> str:
-    """The type and the first line of the message of a library's error."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def concatenate(tables: Iterable[pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:

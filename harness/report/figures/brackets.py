@@ -1,11 +1,10 @@
-"""Lower bounds in the report: the bands, what is certain, and the tables."""
+"""Brackets of the average margin over epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from harness.figures.style import PALETTE
@@ -13,18 +12,19 @@ from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Graph, Key, Panel, Trace, text
 from harness.report.figures.view import View, axis, column, epoch_axis, norm_name, upper
 from harness.report.tables import Table
+from harness.statistics.figure_tables import with_lower_bound
 
 
 def brackets(view: View) -> Graph:
-    """The band that the average margin is in."""
+    """Bands from the average lower bound to the average distance, per certifier and split."""
     every = view.table("brackets")
-    rows = every[np.isfinite(column(every, "lower"))] if len(every) else every
+    rows = with_lower_bound(every)
     graph = Graph(
         "brackets",
-        "Between which averages the average margin is",
-        "From the average certified lower bound to the average of the smallest distances, of the same images. The true "
-        "average is in the band; how wide it is changes with the network, and with it either end: the boundary has "
-        "moved for certain only where bands of two epochs do not overlap.",
+        "Brackets of the average margin",
+        "From the average certified lower bound to the average of the smallest distances, over the same images. The "
+        "true average is in the band. Its width changes with the network, and so may either end: the boundary has "
+        "certainly moved only where the bands of two epochs do not overlap.",
         tables=[Table("brackets", "Lower bounds and smallest distances", every)],
         reason="" if len(rows) else "Brackets cannot be shown: nothing was certified.",
     )

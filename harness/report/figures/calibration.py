@@ -1,4 +1,4 @@
-"""Confidence against accuracy, and against the margin."""
+"""Confidence against margin, reliability diagram, and calibration error over epochs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.figures.style import SUBSETS
 from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Chooser, Graph, Key, Panel, Trace, number, text
 from harness.report.figures.view import (
     DARK,
-    SUBSETS,
     View,
     axis,
     column,
@@ -24,13 +24,14 @@ from harness.report.figures.view import (
     upper,
 )
 from harness.report.tables import Table
+from harness.statistics.figure_tables import at_last_epoch, filled_bins, with_distance
 
 MEASURES = {
     "ece": ("expected calibration error", "#4D4D4D"),
     "overconfidence": ("mean confidence - accuracy", "#8C510A"),
 }
 NO_PREDICTIONS = "cannot be shown: the run kept no predictions of the whole sets."
-POINTS = 2000
+POINTS = 2000  # largest number of marks at once
 SAMPLE_COLUMNS = ["run", "epoch", "split", "estimator", "norm", "image", "correct", "confidence", "distance"]
 
 
@@ -66,14 +67,14 @@ def _calibration(view: View, run: str, every: pd.DataFrame, ends: tuple[float, f
 
 
 def reliability(view: View) -> Graph:
-    """Accuracy against confidence in bins, epoch by epoch."""
+    """Accuracy against confidence in bins, at one epoch chosen by a slider."""
     every = view.table("reliability")
     graph = Graph(
         "reliability",
         "Reliability diagram",
-        "Accuracy of the images whose confidence falls into each of 15 bins, over the whole sets, at the chosen "
-        "epoch. On the diagonal confidence is right; below it the network is overconfident. Larger marks hold more "
-        "images.",
+        "Accuracy of the images in each of 15 bins of confidence, over the whole sets, at the chosen epoch. On the "
+        "diagonal the confidence equals the accuracy; below it the network is overconfident. Larger marks stand for "
+        "more images.",
         tables=[Table("reliability", "Bins of the reliability diagram", every)],
         reason="" if len(every) else f"The reliability diagram {NO_PREDICTIONS}",
     )
@@ -92,7 +93,7 @@ def reliability(view: View) -> Graph:
 
 def _reliability(view: View, run: str, rows: pd.DataFrame) -> Panel:
     traces = []
-    for (epoch, split), part in rows[rows["count"] > 0].groupby(["epoch", "split"], sort=False):
+    for (epoch, split), part in filled_bins(rows).groupby(["epoch", "split"], sort=False):
         x, y, counts = list(column(part, "confidence")), list(column(part, "accuracy")), column(part, "count")
         name = f"{split}, epoch {epoch}"
         hover = "confidence %{x:.3g}, accuracy %{y:.3g}, %{customdata} images"
@@ -112,12 +113,12 @@ def _reliability(view: View, run: str, rows: pd.DataFrame) -> Panel:
 
 
 def confidence(view: View) -> Graph:
-    """Margin against confidence at the last epoch of each run, for a random part of the images."""
+    """Margin against confidence at the last epoch of each run, for a random sample of the images."""
     sample, left_out = _sample(view)
     graph = Graph(
         "confidence",
         "Margin against confidence at the last epoch",
-        f"One mark an image; at most {POINTS} at once, of images drawn at random, the same for every estimator.",
+        f"One mark per image. At most {POINTS} are drawn at once: a random sample, the same for every estimator.",
         tables=[Table("confidence", "Margins against confidence, the images drawn", sample)],
         reason="" if len(sample) else "Margins against confidence cannot be shown: no image's boundary was found.",
     )
@@ -129,19 +130,19 @@ def confidence(view: View) -> Graph:
         columns=view.columns,
         choosers=view.choosers(sample),
         keys=[Key(subset, colour, "circle", "none") for subset, colour in SUBSETS.items()],
-        notes=[f"Not drawn, because no boundary was found, are {left_out} rows."] if left_out else [],
+        notes=[f"{left_out} rows are not drawn, because no boundary was found."] if left_out else [],
     )
 
 
 def _sample(view: View) -> tuple[pd.DataFrame, int]:
-    """Rows of the last epoch, at most `POINTS` for one estimator and split, and how many were not found."""
+    """Sampled rows of the last epoch, at most `POINTS` per estimator and split; and the number of rows not found."""
     parts, left_out = [], 0
     most = POINTS // max(len(view.norms) * len(view.runs), 1)
     for run in view.content.runs:
         if not len(run.margins):
             continue
-        last = run.margins[run.margins["epoch"] == run.margins["epoch"].max()]
-        found = last[np.isfinite(column(last, "distance"))]
+        last = at_last_epoch(run.margins)
+        found = with_distance(last)
         left_out += len(last) - len(found)
         for _, rows in found.groupby("split", sort=False):
             images = np.unique(rows["image"].to_numpy())

@@ -1,4 +1,4 @@
-"""Lines over epochs: errors and average margins."""
+"""Curves over epochs: errors, average margins, and average margins of correct and incorrect images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE, is_sparse
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import DARK, SUBSETS, View, axis, column, epoch_axis, norm_name, ranges, upper
+from harness.report.figures.view import DARK, View, axis, column, epoch_axis, norm_name, ranges, upper
 from harness.report.tables import Table
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.figure_tables import is_sparse, subset_averages
 
 NO_MARGINS = "Average margins cannot be shown: no image's boundary was found."
 
@@ -20,7 +22,7 @@ NO_MARGINS = "Average margins cannot be shown: no image's boundary was found."
 def line(
     view: View, name: str, x: Sequence[float], y: Sequence[float], colour: str, symbol: str, split: str, hover: str
 ) -> dict[str, Any]:
-    """A plotly line with markers: solid for training, dashed and open for test images; no symbol, no markers."""
+    """A plotly line: solid for training images, dashed with open markers for test images; no markers if no symbol."""
     ends = {"color": "#FFFFFF" if split == "test" else colour, "line": {"color": colour, "width": 1.2}}
     return {
         "type": "scatter",
@@ -35,7 +37,7 @@ def line(
 
 
 def first_and_last(name: str, x: Sequence[float], y: Sequence[float]) -> str:
-    """A curve in words."""
+    """First and last finite value of a curve as text."""
     ends = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
     if not ends:
         return f"{name}: no number"
@@ -46,7 +48,10 @@ def first_and_last(name: str, x: Sequence[float], y: Sequence[float]) -> str:
 def by_norm_and_run(
     view: View, rows: pd.DataFrame, make: Callable[[View, str, str, pd.DataFrame], Panel]
 ) -> list[Panel]:
-    """A panel of every norm and run that has traces; ``make`` takes the rows of all runs of the norm."""
+    """One panel per norm and run, without panels that have no trace.
+
+    ``make`` gets the view, the run, the norm and the norm's rows of all runs.
+    """
     if not len(rows):
         return []
     panels = [make(view, run, norm, rows[rows["norm"] == norm]) for norm in view.norms for run in view.runs]
@@ -56,12 +61,12 @@ def by_norm_and_run(
 def margins(view: View) -> Graph:
     """Error, and average margin with its standard error (Mickisch et al. 2020, Figures 1, 2, 7, 8 and 9)."""
     summary, epochs = view.table("summary"), view.table("epochs")
-    rows = _drawn(summary, ["all"]) if len(summary) else summary
+    rows = _drawn(summary, ["all"])
     graph = Graph(
         "margins",
         "Error and average margin over epochs",
-        "Bars are standard errors, by the paper's formula. The margin is the distance to the boundary of the "
-        "predicted class, over the images found, whose number the hover gives; unit: pixel range = 1. Epoch 0 is the "
+        "Bars are standard errors by the paper's formula. The margin is the distance to the boundary of the predicted "
+        "class, averaged over the images found; the hover gives their number. Unit: pixel range = 1. Epoch 0 is the "
         "network before its first update.",
         tables=[
             Table("summary", "Averages, standard errors and quantiles", summary),
@@ -84,11 +89,11 @@ def margins(view: View) -> Graph:
 def subsets(view: View) -> Graph:
     """Average margin of correctly and incorrectly classified images (Figures 4, 6 and 10)."""
     summary = view.table("summary")
-    rows = _drawn(summary, list(SUBSETS)) if len(summary) else summary
+    rows = _drawn(summary, list(SUBSETS))
     graph = Graph(
         "subsets",
         "Average margin of correctly and incorrectly classified images",
-        "The images are sorted anew at every epoch, so a curve also moves when images change sides.",
+        "The images are sorted again at every epoch, so a curve also moves when images change sides.",
         tables=[Table("summary", "Averages, standard errors and quantiles", summary)],
         reason="" if len(rows) else NO_MARGINS,
     )
@@ -110,7 +115,9 @@ def subsets(view: View) -> Graph:
 
 
 def _drawn(summary: pd.DataFrame, chosen: list[str]) -> pd.DataFrame:
-    return summary[summary["subset"].isin(chosen) & (summary["found"] > 0)]
+    """Averages of the subsets, without the gaps."""
+    rows = subset_averages(summary, chosen)
+    return rows[rows["found"] > 0] if len(rows) else rows
 
 
 def _errors(view: View, run: str, rows: pd.DataFrame, every: pd.DataFrame) -> Panel:
@@ -125,7 +132,7 @@ def _errors(view: View, run: str, rows: pd.DataFrame, every: pd.DataFrame) -> Pa
 
 def _by_estimator(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
     rows, traces = every[every["run"] == run], []
-    # the envelope first, so that it lies beneath the estimators that it may equal
+    # the envelope first, so that it is drawn below estimators that it may equal
     for (estimator, split), part in sorted(rows.groupby(["estimator", "split"], sort=False), key=_not_envelope):
         name, colour = f"{estimator}, {split}", view.colour(str(estimator))
         traces.append(_average(view, name, part, colour, view.symbol(str(estimator)), _mode(rows, str(estimator))))
@@ -142,7 +149,7 @@ def _by_subset(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
 
 
 def _mode(rows: pd.DataFrame, estimator: str) -> str:
-    """Points only, or what `line` chooses."""
+    """The plotly mode "markers" for a sparse estimator; empty for the mode that `line` chooses."""
     return "markers" if is_sparse(rows, estimator) else ""
 
 

@@ -1,4 +1,4 @@
-"""Distributions of margins at chosen epochs, correct and incorrect images apart."""
+"""Histograms of margins at chosen epochs, correct and incorrect images apart."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.figures import nearest_epochs
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import SUBSETS, View, axis, column, norm_name, ranges, upper
+from harness.report.figures.view import View, axis, column, norm_name, ranges, upper
 from harness.report.tables import Table
+from harness.statistics.figure_tables import at_nearest_epochs, bin_counts, bin_edges, with_distance
 
-EPOCHS = (10, 20, 40)  # of the paper's Figure 3
+EPOCHS = (10, 20, 40)  # as in Figure 3 of the paper
 BINS = 50
 COLUMNS = ["run", "epoch", "split", "estimator", "norm", "subset", "low", "high", "count"]
 
 
 def distributions(view: View) -> Graph:
     """Margin distributions of correct and incorrect images (Figures 3 and 11): rows are runs, columns epochs."""
-    chosen = [part for run in view.content.runs if len(part := _chosen(run.name, run.margins))]
+    parts = (at_nearest_epochs(run.margins, EPOCHS).assign(run=run.name) for run in view.content.runs)
+    chosen = [part for part in parts if len(part)]
     graph = Graph(
         "distributions",
         "Distribution of margins",
-        "Each bar is a share of the correct, or of the incorrect, images found at that epoch, in bins that are the "
-        "same in all plots of a norm; the hover gives their number. The last bin also holds what lies beyond it.",
+        "Each bar is a share of the correct, or of the incorrect, images found at that epoch; the hover gives their "
+        "number. The bins are the same in all plots of a norm. The last bin also holds all larger distances.",
         reason="" if chosen else "Distributions cannot be shown: no image was measured.",
     )
     if graph.reason:
         return graph
     rows = pd.concat(chosen, ignore_index=True)
-    found = rows[np.isfinite(column(rows, "distance"))]
+    found = with_distance(rows)
     if not len(found):
         return replace(graph, reason="Distributions cannot be shown: no image's boundary was found.")
     bins = pd.DataFrame(list(_count(found)), columns=COLUMNS)
@@ -48,21 +50,13 @@ def distributions(view: View) -> Graph:
     )
 
 
-def _chosen(run: str, margins: pd.DataFrame) -> pd.DataFrame:
-    if not len(margins):
-        return margins
-    epochs = nearest_epochs(EPOCHS, [int(epoch) for epoch in margins["epoch"].unique()])
-    return margins[margins["epoch"].isin(epochs)].assign(run=run)
-
-
 def _count(found: pd.DataFrame) -> Iterator[tuple[object, ...]]:
     """Rows of `COLUMNS`; bins from 0 to the 99th percentile of the norm."""
     for norm, same in found.groupby("norm", sort=False):
-        edges = np.linspace(0, float(np.quantile(column(same, "distance"), 0.99)) or 1.0, BINS + 1)
+        edges = bin_edges(float(np.quantile(column(same, "distance"), 0.99)), BINS)
         keys = ["run", "epoch", "split", "estimator", "correct"]
         for (run, epoch, split, estimator, correct), part in same.groupby(keys, sort=False):
-            # the last bin holds what lies beyond it
-            counts, _ = np.histogram(np.minimum(column(part, "distance"), edges[-1]), edges)
+            counts = bin_counts(column(part, "distance"), edges)
             subset = "correct" if correct else "incorrect"
             for low, high, count in zip(edges, edges[1:], counts, strict=False):
                 yield run, epoch, split, estimator, norm, subset, float(low), float(high), int(count)
@@ -91,8 +85,8 @@ def _panels(view: View, bins: pd.DataFrame) -> list[Panel]:
 
 
 def _bars(rows: pd.DataFrame) -> Trace:
-    one = rows.iloc[0]
-    subset, total = str(one["subset"]), int(rows["count"].sum())
+    first = rows.iloc[0]
+    subset, total = str(first["subset"]), int(rows["count"].sum())
     plotly: dict[str, Any] = {
         "type": "bar",
         "name": subset,
@@ -104,7 +98,7 @@ def _bars(rows: pd.DataFrame) -> Trace:
     }
     peak = rows.iloc[int(column(rows, "count").argmax())]
     say = (
-        f"{total} {subset} {one['split']} images by {one['estimator']}, most of them between "
+        f"{total} {subset} {first['split']} images by {first['estimator']}, most of them between "
         f"{number(peak['low'])} and {number(peak['high'])}"
     )
-    return Trace(plotly, {"estimator": str(one["estimator"]), "split": str(one["split"])}, say)
+    return Trace(plotly, {"estimator": str(first["estimator"]), "split": str(first["split"])}, say)

@@ -1,41 +1,34 @@
-"""The flow of images between correct and incorrect classification over epochs, as a Sankey drawing."""
+"""The flow of images between correct and incorrect classification, as a Sankey diagram (Figure 5)."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from harness.figures import flow_epochs
 from harness.figures.flow import RIBBONS
+from harness.figures.style import SUBSETS
 from harness.report.figures.graph import Graph, Key, Panel, Trace
-from harness.report.figures.view import SUBSETS, View
+from harness.report.figures.view import View
 from harness.report.tables import Table
+from harness.statistics.figure_tables import FLOW_COLUMNS, flow_epochs, image_flow
+from harness.store.files import concatenate
 
-COLUMNS = ["run", "split", "epoch", "next_epoch", "before", "after", "count"]
-EPOCHS = 12  # shown at most
+COLUMNS = ["run", "split", *FLOW_COLUMNS]
+EPOCHS = 12  # largest number of epochs shown
 GAP = 0.06  # between the two streams, as a share of the height
 
 
 def flow(view: View) -> Graph:
-    """Images that change sides between shown epochs (Figure 5): whole sets, at most twelve epochs."""
-    rows = pd.DataFrame(
-        [
-            row
-            for run in view.content.runs
-            for split, table in run.correctness.items()
-            for row in _flow(run.name, split, table)
-        ],
-        columns=COLUMNS,
-    )
+    """Images of the whole sets that change sides between the shown epochs, at most twelve (Figure 5)."""
+    parts = [_flow(run.name, split, table) for run in view.content.runs for split, table in run.correctness.items()]
+    rows = concatenate(parts, COLUMNS)
     graph = Graph(
         "flow",
         "Flow of images between correct and incorrect classification",
-        "Whole sets; each column is an epoch, each band the images that go from one side to the other, or stay. "
-        "At most twelve epochs are shown, more of the early ones; a band between two of them compares just these two.",
+        "Whole sets. Each column is an epoch; each band is the number of images that change sides, or stay. At most "
+        "twelve epochs are shown, more of the early ones. A band between two of them compares just these two.",
         tables=[Table("flow", "Flow between correct and incorrect", rows)],
         reason="" if len(rows) else "The flow cannot be shown: it needs predictions of the whole sets at two epochs.",
     )
@@ -51,13 +44,9 @@ def flow(view: View) -> Graph:
     return replace(graph, panels=panels, keys=keys)
 
 
-def _flow(run: str, split: str, correctness: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+def _flow(run: str, split: str, correctness: pd.DataFrame) -> pd.DataFrame:
     epochs = flow_epochs([int(epoch) for epoch in correctness.columns], EPOCHS) if len(correctness) else []
-    for epoch, later in itertools.pairwise(epochs):
-        before, after = correctness[epoch].astype(bool), correctness[later].astype(bool)
-        for one, other in RIBBONS:
-            count = ((before == (one == "correct")) & (after == (other == "correct"))).sum()
-            yield run, split, epoch, later, one, other, int(count)
+    return image_flow(correctness, epochs).assign(run=run, split=split)[COLUMNS]
 
 
 def _panel(view: View, run: str, split: str, rows: pd.DataFrame) -> Panel:
@@ -109,7 +98,7 @@ def _panel(view: View, run: str, split: str, rows: pd.DataFrame) -> Panel:
 
 
 def _sizes(rows: pd.DataFrame, epochs: list[int]) -> dict[tuple[int, str], int]:
-    """Images of each side at each epoch: what leaves it, or, at the last, what reaches it."""
+    """Number of images of each side at each epoch: those that leave it or, at the last epoch, those that reach it."""
     leaving = rows.groupby(["epoch", "before"])["count"].sum()
     reaching = rows.groupby(["next_epoch", "after"])["count"].sum()
     sides = [(epoch, subset) for epoch in epochs for subset in SUBSETS]
@@ -117,16 +106,17 @@ def _sizes(rows: pd.DataFrame, epochs: list[int]) -> dict[tuple[int, str], int]:
 
 
 def _moved(rows: pd.DataFrame, before: str) -> int:
+    """Number of changes away from the side ``before``."""
     return int(rows[(rows["before"] == before) & (rows["after"] != before)]["count"].sum())
 
 
 def _along(place: int, epochs: int) -> float:
-    # plotly takes 0 and 1 for "not given"
+    # plotly reads 0 and 1 as missing positions
     return min(max(place / (epochs - 1), 0.001), 0.999)
 
 
 def _middle(subset: str, correct: float) -> float:
-    """The middle of a node from the top; the correct images above, the incorrect below."""
+    """The middle of a node, as a share of the height from the top; correct images are above incorrect ones."""
     height = 1 - GAP
     middle = height * correct / 2 if subset == "correct" else GAP + height * (1 + correct) / 2
     return min(max(middle, 0.001), 0.999)

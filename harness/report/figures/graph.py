@@ -1,4 +1,4 @@
-"""An interactive figure: panels of traces, each of which says where it belongs and what it shows."""
+"""Data classes of an interactive figure: panels, traces, choosers and legend; and their JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pandas as pd
 
 from harness.report.tables import Table
 
-DIGITS = 5
-# in a <script> element these end it or start a comment; the last two end a line in old JavaScript
+DIGITS = 5  # significant digits of numbers in the page
+# characters that end a <script> element or start a comment in it; the last two end a line in old JavaScript
 UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 Where = Mapping[str, object]
 
@@ -26,8 +26,8 @@ class Trace:
 
     Attributes:
         plotly: the trace as plotly's JSON.
-        where: run, estimator, norm, split, epoch: what the page shows and hides it by.
-        say: what it shows, with numbers, for the text alternative.
+        where: dimension (run, estimator, norm, split, epoch) -> value, by which the page shows and hides the trace.
+        say: its contents with numbers, for the text alternative.
     """
 
     plotly: dict[str, Any]
@@ -41,10 +41,10 @@ class Panel:
 
     Attributes:
         title: its heading.
-        label: what it is, for the text alternative.
-        where: run and norm, or split: what the page shows and hides it by.
-        layout: plotly's.
-        ranges: the y axis's ends for choices of the figure's choosers; without them those of ``layout``.
+        label: its subject, for the text alternative.
+        where: dimension (run and norm, or split) -> value, by which the page shows and hides the panel.
+        layout: plotly's layout.
+        ranges: ends of the y axis for each choice of the figure's choosers; empty where ``layout`` holds for all.
     """
 
     title: str
@@ -56,13 +56,13 @@ class Panel:
 
     @property
     def wording(self) -> str:
-        """The text alternative with every trace in it."""
+        """The text alternative, with all traces."""
         return f"{self.label}: {'; '.join(trace.say for trace in self.traces)}."
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """A choice of one value of a dimension, that all panels of a figure follow; a slider for epochs."""
+    """A control for one value of a dimension, common to all panels of a figure; a slider for epochs."""
 
     dimension: str
     label: str
@@ -73,7 +73,7 @@ class Chooser:
 
 @dataclass(frozen=True)
 class Key:
-    """A line of the legend."""
+    """One entry of the legend."""
 
     label: str
     colour: str
@@ -86,7 +86,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Graph:
-    """One figure of the page; without panels, ``reason`` says what cannot be shown."""
+    """One figure of the page; without panels, ``reason`` is the sentence shown instead."""
 
     name: str
     title: str
@@ -115,14 +115,14 @@ class Graph:
         return encode({"panels": panels})
 
     def wording(self, panel: Panel) -> str:
-        """The text alternative of a panel as the choosers first stand."""
+        """The text alternative of a panel for the initial choices of the choosers."""
         chosen = {chooser.dimension: chooser.chosen for chooser in self.choosers}
         shown = [t for t in panel.traces if all(str(t.where.get(d, value)) == value for d, value in chosen.items())]
         return replace(panel, traces=shown).wording
 
 
 def encode(value: object) -> str:
-    """JSON that can stand in a <script> element; numbers of five digits, null where not finite."""
+    """JSON that is safe inside a <script> element; numbers have five digits, and are null where not finite."""
     return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(UNSAFE)
 
 
@@ -145,10 +145,10 @@ def _plain(value: object) -> object:
 
 
 def text(name: object) -> str:
-    """A name from outside for plotly, which reads some HTML and the templates' ``%{...}`` in its texts."""
+    """A user-given name escaped for plotly, which interprets some HTML, and ``%{...}`` of templates, in its texts."""
     return html.escape(str(name), quote=False).replace("%{", "% {")
 
 
 def number(value: float) -> str:
-    """A number in a sentence."""
+    """A number in a sentence, with four digits."""
     return f"{value:.4g}" if math.isfinite(value) else "no number"

@@ -1,4 +1,4 @@
-"""Single images: their margins over epochs, and what their joining and leaving does to the averages."""
+"""Single images: their margins over epochs, and their effect on the averages as they enter and leave a subset."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.figures.style import SUBSETS
 from harness.report.figures.curves import by_norm_and_run
 from harness.report.figures.graph import Graph, Key, Panel, Trace, number, text
-from harness.report.figures.view import DARK, SUBSETS, View, axis, column, epoch_axis, norm_name, ranges
+from harness.report.figures.view import DARK, View, axis, column, epoch_axis, norm_name, ranges
 from harness.report.tables import Table
+from harness.statistics.figure_tables import with_distance
 
-# of cividis, dark to light, without its palest part, which would not show on white
+# colours of cividis from dark to light, without the palest, which are too faint on white
 RANKS = ("#00224E", "#123570", "#3B496C", "#575D6D", "#707173", "#8A8678", "#A59C74")
+# part of the change -> title, colour, hatching
 PARTS = {
     "stayers": ("own change of images that stayed", "#5B5B5B", ""),
     "entrants": ("images that entered", "#44AA99", "/"),
@@ -28,15 +31,15 @@ def paths(view: View) -> Graph:
     graph = Graph(
         "paths",
         "Single images over epochs",
-        "A dozen images at even quantiles of the margin at the last epoch, dark for small, light for large ones; marks "
-        "are red where the image is classified incorrectly. Logarithmic axis.",
+        "A dozen images at even quantiles of the margin at the last epoch, dark for small and light for large margins. "
+        "Marks are red where the image is classified incorrectly. Logarithmic axis.",
         tables=[Table("paths", "Single images", every)],
         reason="" if len(every) else "Paths of single images cannot be shown: no image was found at the last epoch.",
     )
     if graph.reason:
         return graph
-    drawn = np.isfinite(column(every, "distance")) & (column(every, "distance") > 0)
-    rows = every[drawn]
+    found = with_distance(every)
+    rows = found[found["distance"] > 0]
     if not len(rows):
         return replace(graph, reason="Paths of single images cannot be shown: none has a finite margin above 0.")
     missing = len(every) - len(rows)
@@ -55,13 +58,13 @@ def _paths(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
     ranks = max(int(every["rank"].max()), 1)
     for (estimator, split, image), part in rows.groupby(["estimator", "split", "image"], sort=False):
         line = part.sort_values("epoch")
-        x, y, one = list(line["epoch"]), list(column(line, "distance")), line.iloc[0]
-        colour = RANKS[round(int(one["rank"]) / ranks * (len(RANKS) - 1))]
+        x, y, first = list(line["epoch"]), list(column(line, "distance")), line.iloc[0]
+        colour = RANKS[round(int(first["rank"]) / ranks * (len(RANKS) - 1))]
         subsets = ["correct" if correct else "incorrect" for correct in line["correct"]]
         plotly: dict[str, Any] = {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": f"image {image}, class {one['label']}",
+            "name": f"image {image}, class {first['label']}",
             "x": x,
             "y": y,
             "line": {"color": colour, "width": 1.2},
@@ -83,15 +86,15 @@ def _paths(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
 
 
 def composition(view: View) -> Graph:
-    """Each change of the correct and incorrect averages, split by who stayed, entered and left."""
+    """Changes of the correct and the incorrect images' averages, by images that stayed, entered and left."""
     every = view.table("composition")
     rows = every[(every["measure"] == "distance") & (every["previous"] > 0)] if len(every) else every
     graph = Graph(
         "composition",
-        "What moves the averages of correct and incorrect images",
-        "The change of an average since the measured epoch before is the sum of three parts: the own change of "
-        "images that stayed on their side, and what images that entered or left it did to the average. The step from "
-        "epoch 0 is left out.",
+        "Parts of the changes of the correct and incorrect images' averages",
+        "The change of an average since the measured epoch before is the sum of three parts: the change of the images "
+        "that stayed on their side, the effect of images that entered it, and the effect of images that left it. The "
+        "step from epoch 0 is left out.",
         tables=[Table("composition", "Composition of the changes", every)],
         reason="" if len(rows) else "The composition cannot be shown: it needs two measured epochs after epoch 0.",
     )
@@ -135,6 +138,7 @@ def _composition(view: View, run: str, norm: str, every: pd.DataFrame) -> Panel:
 
 
 def _ends(rows: pd.DataFrame) -> list[float]:
+    """Ends of the y axis that hold the stacked bars and their sum."""
     values = np.nan_to_num(np.concatenate([_stack(rows, 1), _stack(rows, -1), column(rows, "change")]))
     return [1.08 * float(values.min()), 1.08 * float(values.max())]
 
@@ -154,7 +158,7 @@ def _sum(rows: pd.DataFrame, place: dict[str, str]) -> Trace:
 
 
 def _stack(rows: pd.DataFrame, sign: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The height of the bars on one side of zero."""
+    """``(epochs,)`` signed height of the stacked bars above (``sign`` 1) or below (-1) zero."""
     parts = np.stack([column(rows, name) for name in PARTS])
     heights: np.ndarray[Any, np.dtype[np.float64]] = sign * np.nansum(np.clip(sign * parts, 0, None), axis=0)
     return heights

@@ -1,4 +1,4 @@
-"""All figures of the page, in their order."""
+"""The figures of the page in order."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BUILDERS = (
 
 
 def graphs(content: ReportContent) -> list[Graph]:
-    """The figures; one that cannot be shown says why."""
+    """All figures; a figure without data has a ``reason`` instead of panels."""
     view = View(content)
-    # without lower bounds there is nothing to miss
+    # without lower bounds the page has no figure of brackets
     certified = len(view.table("brackets")) > 0
     return [build(view) for build in BUILDERS if certified or build is not brackets]

@@ -1,4 +1,4 @@
-"""Estimators against their envelope, and each epoch's nearest classes against the one before."""
+"""Ratios of estimators to the envelope, and changes of the nearest class from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 
 import pandas as pd
 
-from harness.figures.style import ENVELOPE, is_sparse
 from harness.report.figures.curves import by_norm_and_run, first_and_last, line
 from harness.report.figures.graph import Graph, Panel, Trace, text
 from harness.report.figures.view import View, axis, column, epoch_axis, norm_name, upper
 from harness.report.tables import Table
+from harness.statistics.envelope import ENVELOPE
+from harness.statistics.figure_tables import is_sparse, with_ratio
 
 
 def ratios(view: View) -> Graph:
-    """Estimator / envelope: whether a trend is only the estimator's bias."""
+    """Average distance of each estimator divided by the envelope's, with its 95% band."""
     every = view.table("ratios")
-    rows = every[every["estimator"] != ENVELOPE] if len(every) else every
+    rows = with_ratio(every)
     graph = Graph(
         "ratios",
         "Estimator against the envelope",
-        "Average distance of an estimator divided by the average of the smallest distances over all estimators, over "
-        "the same images; 1 is the best. Bands: 95%. A ratio that moves over epochs is a bias that could pass for a "
+        "Average distance of an estimator divided by the average of the smallest distances of all estimators, over the "
+        "same images; 1 is the best. Bands: 95%. A ratio that changes over epochs is a bias that can be mistaken for a "
         "trend.",
         tables=[Table("ratios", "Ratios to the envelope", every)],
         reason="" if len(rows) else "Ratios to the envelope cannot be shown: they need two estimators or more.",
@@ -77,13 +78,13 @@ def _band(name: str, rows: pd.DataFrame, colour: str) -> dict[str, Any]:
 
 
 def changes(view: View) -> Graph:
-    """How often the class at the nearest boundary changes from one measured epoch to the next."""
+    """Share of images with another nearest class than at the measured epoch before."""
     every = view.table("changes")
     graph = Graph(
         "changes",
-        "Images whose nearest boundary is another one than before",
-        "Share of the images, found at both epochs, whose pair of classes (predicted, beyond the boundary) is "
-        "not that of the measured epoch before.",
+        "Images with another nearest class than before",
+        "Share of the images found at both epochs that have another pair of classes (predicted, beyond the boundary) "
+        "than at the measured epoch before.",
         tables=[Table("changes", "Changes of the nearest class", every)],
         reason="" if len(every) else "Changes of the nearest class cannot be shown: they need two measured epochs.",
     )

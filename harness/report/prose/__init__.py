@@ -1,1 +1,1 @@
-"""The sentences of the page."""
+"""Sentences and text sections of the page."""

@@ -1,4 +1,4 @@
-"""Brackets in sentences and tables: what is certain, and how tight."""
+"""Sentences and tables on brackets: tightness, and observations that are certain."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ CLAIMS = {
     "level": "adversarial training keeps it farther",
     "misclassified images closer": "misclassified images are closer",
 }
-
-
 CERTAIN = {
-    "holds": "holds for these images whatever their margins are between the bounds",
-    "does not hold": "does not hold for these images, whatever their margins are between the bounds",
-    "open": "is open between the bounds",
+    "holds": "holds for these images for all margins between the bounds",
+    "does not hold": "does not hold for these images for any margins between the bounds",
+    "open": "is not decided by the bounds",
 }
 
 
 def bracket_sentences(brackets: pd.DataFrame, proofs: pd.DataFrame) -> list[str]:
-    """How tight the brackets are, how many images moved for certain, and which observations stand, on test images.
+    """Sentences on tightness, on images that certainly moved, and on observations that are certain; on test images.
 
     Args:
-        brackets: `harness.statistics.brackets.bracket_table`, with the run. proofs: `proved`.
+        brackets: rows of `harness.statistics.brackets.bracket_table`, with the run.
+        proofs: rows of `harness.statistics.brackets.proved`.
     """
     lines = []
     for (run, certifier, norm), rows in _tests(brackets).groupby(["run", "certifier", "norm"], sort=False):
@@ -60,6 +59,6 @@ def _tests(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def bracket_tables(content: ReportContent) -> list[Table]:
-    """The observations by both ends; the averages stand beside the figure."""
-    found = [Table("proved", "The observations by both ends of the brackets", content.proofs, first=20)]
-    return [table for table in found if len(table.frame)]
+    """The table of the observations by both ends; the table of averages is part of the figure."""
+    candidates = [Table("proved", "The observations by both ends of the brackets", content.proofs, first=20)]
+    return [table for table in candidates if len(table.frame)]

@@ -1,4 +1,4 @@
-"""The page's written parts: observations with their tests, warnings, and what was run."""
+"""Text sections of the page: observations with their tests, tables of estimators, and the manifests of the runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TITLES = {
 }
 MARKS = {"supported": "✓", "not supported": "✗", "undecided": "?", "mixed": "±", "not tested": "–"}
 SIDE_PRINTED = ("run", "norm", "split", "estimator", "error", "average", "se", "ratio", "low", "high")
-# of the manifest, what a reader asks for first; other fields follow
+# fields of the manifest that have a section of their own, in order; the others follow
 FACTS = {
     "config": "Configuration",
     "command": "Command",
@@ -36,7 +36,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Observation:
-    """One of the paper's observations: statements first, then the tests and the numbers without a verdict."""
+    """One of the paper's observations: headlines, then the tests and the numbers without a verdict."""
 
     number: int
     title: str
@@ -45,7 +45,8 @@ class Observation:
 
 
 def observations(content: ReportContent) -> list[Observation]:
-    found = []
+    """The three observations with their headlines and tables."""
+    parts = []
     for number, title in TITLES.items():
         tests = _of(content.findings, number)
         numbers = _of(content.descriptions, number)
@@ -60,23 +61,23 @@ def observations(content: ReportContent) -> list[Observation]:
             ),
             Table(f"descriptions-{number}", "Numbers without a verdict", numbers, first=20),
         ]
-        nothing = Headline(number, "not tested", "There is nothing to test it on.", [])
+        nothing = Headline(number, "not tested", "There is no data to test it on.", [])
         headlines = content.headlines.get(number) or [nothing]
-        found.append(Observation(number, title, headlines, [table for table in tables if len(table.frame)]))
-    return found
+        parts.append(Observation(number, title, headlines, [table for table in tables if len(table.frame)]))
+    return parts
 
 
 def trust_tables(content: ReportContent) -> list[Table]:
-    """How far each estimator is above the envelope, and how its tests came out."""
-    found = [
+    """Tables of each estimator's ratio to the envelope, and of its verdicts."""
+    candidates = [
         Table("biases", "Each estimator over the envelope, at epoch 1 and the last", content.biases, first=20),
         Table("verdicts", "Verdicts by estimator", content.verdicts, first=20),
     ]
-    return [table for table in found if len(table.frame)]
+    return [table for table in candidates if len(table.frame)]
 
 
 def side_tables(content: ReportContent) -> list[Table]:
-    """Runs at their last epochs; the rows of the first estimator are shown at once."""
+    """The table of all runs at their last epochs; the rows of the first estimator are in the HTML."""
     rows = content.side_by_side
     first = int((rows["estimator"] == rows["estimator"].iloc[0]).sum()) if len(rows) else 0
     title = "Average margins at the last epoch, and their ratios to the first run's"
@@ -108,7 +109,7 @@ def _pairs(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 def worded(value: Any) -> str:
-    """A manifest's value in a cell."""
+    """The text of a manifest's value."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {worded(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
@@ -119,7 +120,7 @@ def worded(value: Any) -> str:
 
 
 def differences(runs: Sequence[RunContent]) -> tuple[list[str], list[list[str]]]:
-    """The options in which the runs differ, and a row of their values for each run."""
+    """Names of the options in which the runs differ, and their values, one row per run."""
     options = [{**run.manifest.get("fingerprint", {}), **run.manifest.get("config", {})} for run in runs]
     names = list(dict.fromkeys(name for option in options for name in option))
     differing = [name for name in names if len({worded(option.get(name)) for option in options}) > 1]

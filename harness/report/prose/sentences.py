@@ -1,4 +1,4 @@
-"""The tests of each question in one sentence with its numbers."""
+"""Headlines: one sentence with numbers per claim and run; and sentences on estimators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.statistics.observations import observation1, observation2, observat
 from harness.statistics.observations.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 from harness.statistics.trust import contradictions
 
-# in the order in which they are told; the first of each observation is the observation itself
+# in the order of the page; the first claim of each observation is the observation itself
 CLAIMS = {
     1: {
         observation1.DECLINE: "margins shrink from epoch 1 to the last",
@@ -23,51 +23,51 @@ CLAIMS = {
         observation2.RATIO: "adversarial training gives larger margins in the norm that it trains in",
         observation2.TRANSFER: "the gain transfers to L2",
         observation2.DAMPED: "adversarial training keeps a larger share of its epoch-1 margins",
-        observation2.SLOPE: "the average margin falls by less an epoch under adversarial training",
+        observation2.SLOPE: "the average margin falls less per epoch under adversarial training",
     },
     3: {
         observation3.CLOSER: "misclassified images lie closer to the boundary",
         observation3.STAY: "most misclassified images were misclassified one epoch before",
         observation3.NEWCOMERS: "newly correct images lie closer than those that stayed correct",
-        observation3.BEATS_SOFTMAX: "the margin tells misclassified test images better than maximum softmax does",
-        observation3.BEATS_LOGITS: "the margin tells misclassified test images better than the logit margin does",
+        observation3.BEATS_SOFTMAX: "the margin detects misclassified test images better than the maximum softmax",
+        observation3.BEATS_LOGITS: "the margin detects misclassified test images better than the logit margin",
     },
 }
 NOT_TESTED = {
-    1: "no run with standard training was measured, so there is nothing to test",
+    1: "no run with standard training was measured",
     2: "this needs two runs that differ in their training only, one standard and one adversarial",
     3: "nothing was measured",
 }
 
 
 def headlines(findings: pd.DataFrame) -> dict[int, list[Headline]]:
-    """Observation -> one headline for every claim and run, in the order of `CLAIMS`."""
-    found: dict[int, list[Headline]] = {}
+    """Observation -> one headline per claim and run, in the order of `CLAIMS`."""
+    lines: dict[int, list[Headline]] = {}
     for observation, claims in CLAIMS.items():
-        own = findings[findings["observation"] == observation]
-        found[observation] = [
+        tests = findings[findings["observation"] == observation]
+        lines[observation] = [
             _headline(observation, words, str(run), rows)
             for claim, words in claims.items()
-            for run, rows in own[own["claim"] == claim].groupby("run", sort=False)
+            for run, rows in tests[tests["claim"] == claim].groupby("run", sort=False)
         ] or [Headline(observation, "not tested", _sentence(NOT_TESTED[observation]), [])]
-    return found
+    return lines
 
 
 def trust_sentences(biases: pd.DataFrame, findings: pd.DataFrame) -> list[str]:
-    """By how much each estimator is above the envelope on test images, and which verdicts depend on the estimator.
+    """Sentences on each estimator's ratio to the envelope on test images, and on verdicts that depend on it.
 
     Args:
         biases: rows of `harness.statistics.trust.BIAS_COLUMNS`.
         findings: rows of `harness.statistics.observations.verdicts.FINDING_COLUMNS`.
     """
     if not len(biases):
-        return ["With one estimator there is nothing to hold it against: add others by python -m harness.compare."]
+        return ["One estimator alone cannot be compared: add others with python -m harness.compare."]
     shown = biases[biases["split"] == "test"] if (biases["split"] == "test").any() else biases
     lines = []
     for (run, estimator), rows in shown.groupby(["run", "estimator"], sort=False):
         lines.append(f"{estimator} ({run}): {'; '.join(_bias(row) for _, row in rows.iterrows())}.")
     differing = [
-        f"The estimator decides on observation {observation}, {claim} ({run}): {line}."
+        f"The verdict depends on the estimator for observation {observation}, {claim} ({run}): {line}."
         for (observation, claim, run), rows in findings.groupby(["observation", "claim", "run"], sort=False)
         for line in contradictions(rows)
     ]
@@ -89,7 +89,7 @@ def _headline(observation: int, words: str, run: str, rows: pd.DataFrame) -> Hea
     # a claim that can mostly not be tested has no plain verdict
     verdict = str(counts.index[0]) if len(counts) == 1 and untested <= len(rows) / 2 else "mixed"
     parts = [f"{int(counts[name])} {name}" for name in (SUPPORTED, NOT_SUPPORTED, UNDECIDED) if name in counts]
-    # a network is one draw of training: other seeds may come out otherwise
+    # a network is one draw of training: other seeds may have other results
     scope = "" if " seeds of " in run else " for these two networks" if observation == 2 else " for this network"
     tests = "the only test" if len(tested) == 1 else f"all {len(tested)} tests"
     count = f"{counts.index[0]}{scope} in {tests}" if len(counts) == 1 else f"{' and '.join(parts)}{scope}"
@@ -103,7 +103,7 @@ def _sentence(words: str) -> str:
 
 
 def _numbers(tested: pd.DataFrame) -> str:
-    """Effects of the envelope, or else the first estimator, on test images where there are some, at the last epoch."""
+    """Effects at the last epoch, of the envelope or else the first estimator, on test images if there are any."""
     for column, wanted in (("measure", "distance"), ("estimator", ENVELOPE), ("split", "test")):
         if (tested[column] == wanted).any():
             tested = tested[tested[column] == wanted]
@@ -126,16 +126,16 @@ def _effect(row: pd.Series) -> str:
 
 
 def _details(rows: pd.DataFrame) -> list[str]:
-    """Which tests came out otherwise, and whether the estimator decides."""
-    lines = [f"The estimator decides: {line}." for line in contradictions(rows)]
+    """The tests that are not supported, and whether the verdict depends on the estimator."""
+    lines = [f"The verdict depends on the estimator: {line}." for line in contradictions(rows)]
     others = rows[rows["verdict"] != SUPPORTED]
     for (verdict, reason), group in others.groupby(["verdict", "reason"], sort=False):
-        lines.append(f"{str(verdict).capitalize()}, as {reason}: {_which(group)}.")
+        lines.append(f"{str(verdict).capitalize()}, because {reason}: {_which(group)}.")
     return lines
 
 
 def _which(group: pd.DataFrame) -> str:
-    """The tests of a group, shortly: all epochs of one curve together."""
+    """The tests of a group in short form: all epochs of one curve together, at most eight curves."""
     named = []
     for (estimator, norm, split), rows in group.groupby(["estimator", "norm", "split"], sort=False):
         curve = " ".join(str(word) for word in (estimator, norm_name(str(norm)), split) if word)

@@ -1,4 +1,4 @@
-"""What a reader should know before believing a number: warnings in sentences."""
+"""Warnings of a report as sentences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from harness.statistics.observations.pairing import Measured
 from harness.statistics.observations.verdicts import UNDECIDED
 from harness.statistics.warm import cold_samples
 
-MANY = 0.05  # of the images found only from noisy starts: worth a warning
+MANY = 0.05  # share of images found only from noisy starts above which there is a warning
 
 
 def warnings_of(one: Measured) -> list[str]:
+    """Warnings about one run: notes of its manifest, missing epochs, and images without a distance."""
     run: Run = one.run
     lines = [str(note) for note in run.manifest.get("notes", ())]
     if not len(run.margins):
@@ -21,12 +22,14 @@ def warnings_of(one: Measured) -> list[str]:
     measured = set(run.margins["epoch"])
     planned = run.config.get("epochs")
     if planned is not None and max(measured) < planned:
-        lines.append(f"unfinished: measured to epoch {max(measured)} of {planned}; the last epoch is that one here")
+        lines.append(
+            f"unfinished: measured up to epoch {max(measured)} of {planned}, which counts as the last epoch here"
+        )
     if not run.training:
-        lines.append("it does not say how it was trained: observation 1 is tested as if training were standard")
+        lines.append("the manifest does not name the training: observation 1 is tested as if it were standard training")
     samples = cold_samples(run)
     for text, epochs in samples.items():
-        lines.append(f"{text}: measured beside its warm form at epochs {', '.join(map(str, epochs))} only")
+        lines.append(f"{text}: cold sample of its warm form, measured at epochs {', '.join(map(str, epochs))} only")
     for (estimator, norm), rows in whole.groupby(["estimator", "norm"], sort=False):
         total = int(rows["count"].sum())
         for column, words in (
@@ -53,6 +56,7 @@ def warnings_of(one: Measured) -> list[str]:
 
 
 def undecided(findings: pd.DataFrame) -> list[str]:
+    """One warning per observation and reason that left tests undecided."""
     rows = findings[findings["verdict"] == UNDECIDED]
     return [
         f"observation {observation}: {len(group)} test{'s' if len(group) > 1 else ''} undecided: {reason}"

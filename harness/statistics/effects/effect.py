@@ -1,10 +1,10 @@
-"""Effects over images, each with an interval at any level and a p-value that belongs to the interval.
+"""Base classes of effects over images: an estimate, an interval at any level, and the p-value of that interval.
 
-A test of hundreds may need an interval at 99.99%, where drawn bootstraps run out of draws. So every
-interval here has a closed form: the median's bootstrap distribution is binomial, the bootstrap
-standard error of a mean is the paper's own formula, and the rest is asymptotic. Values are aligned
-with the probe's images and NaN where an image takes no part, so that runs that measured the same
-images can be resampled together (`harness.statistics.effects.seeds`).
+With hundreds of tests, Holm's correction may need an interval at 99.99%, for which a drawn bootstrap has too few draws.
+Every interval here therefore has a closed form: the bootstrap distribution of a median is binomial, the bootstrap
+standard error of a mean is the paper's own formula, and the others are asymptotic. Values are aligned with the probe's
+images, with NaN for images that take no part. Runs that measured the same images can therefore be resampled together
+(`harness.statistics.effects.seeds`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Effect(ABC):
     """One number about images, on a scale where 0 means no effect.
 
     Attributes:
-        name: what it is, for the tables.
-        limits: between which it lies.
+        name: its name in the tables.
+        limits: the smallest and the largest possible value.
     """
 
     name: ClassVar[str]
@@ -38,27 +38,27 @@ class Effect(ABC):
     @property
     @abstractmethod
     def images(self) -> int:
-        """How many images it is over."""
+        """The number of images that the effect is computed over."""
 
     @property
     @abstractmethod
     def left_out(self) -> int:
-        """How many could not take part, for want of a distance."""
+        """The number of images left out because they have no distance."""
 
     @property
     def size(self) -> int:
-        """How many images it is aligned with, those included that take no part."""
+        """The number of images that the values are aligned with, including those that take no part."""
         return self.images + self.left_out
 
     @property
     def smaller_group(self) -> int:
-        """Images in the smaller of the groups it compares, which decide more than all; all of them where it has one."""
+        """The number of images in the smaller of the compared groups; all images where there is one group."""
         return self.images
 
     @property
     @abstractmethod
     def p(self) -> float:
-        """Two-sided: the smallest ``alpha`` whose interval leaves out 0."""
+        """Two-sided p-value: the smallest ``alpha`` whose interval excludes 0."""
 
     @abstractmethod
     def interval(self, alpha: float) -> tuple[float, float]:
@@ -69,13 +69,13 @@ class Effect(ABC):
         """``(B,)`` the effect where image ``i`` counts ``counts[b, i]`` times; ``counts`` is ``(B, N)``."""
 
     def obstacle(self) -> str:
-        """Why there is nothing to test; empty where there is."""
+        """The reason why the effect cannot be tested; empty where it can be."""
         if self.images < LEAST_IMAGES:
             return f"fewer than {LEAST_IMAGES} images"
         return ""
 
     def show(self, value: float) -> float:
-        """A value on the effect's scale as it is told: logarithms as factors, for example."""
+        """A value converted from the effect's scale to the one reported, for example a logarithm to a factor."""
         return value
 
     def classical(self) -> str:
@@ -94,7 +94,7 @@ class Student(Effect):
     @property
     @abstractmethod
     def freedom(self) -> float:
-        """Degrees of freedom of t."""
+        """Degrees of freedom of the t distribution."""
 
     def interval(self, alpha: float) -> tuple[float, float]:
         reach = float(stats.t.isf(alpha / 2, self.freedom)) * self.error
@@ -108,7 +108,7 @@ class Student(Effect):
 
 
 def is_sound(effect: Effect) -> bool:
-    """Whether the estimate and a 95% interval are finite, and an error that it is built from is not nothing."""
+    """Whether the estimate and its 95% interval are finite and, for a `Student` effect, the error is above 0."""
     if isinstance(effect, Student) and not effect.error > 0:
         return False
     return all(map(math.isfinite, (effect.estimate, *effect.interval(0.05))))

@@ -1,4 +1,4 @@
-"""Effects of one group of images: paired changes, averages, ratios of averages, shares.
+"""Effects over one group of images: paired changes, averages, ratios of averages, shares.
 
 Values are NaN for images that take no part.
 """
@@ -18,12 +18,12 @@ from harness.statistics.effects.effect import Effect, Student
 
 @dataclass(frozen=True, eq=False)
 class MedianChange(Effect):
-    """Median of paired changes; percentile bootstrap in closed form, Wilcoxon's signed rank beside it.
+    """Median of paired changes with its percentile bootstrap interval in closed form; also Wilcoxon's signed rank test.
 
-    The bootstrap's r-th smallest value is at most the sample's k-th with the probability that a
-    binomial of n draws at k/n is at least r (Efron 1979, section 3), so no resampling is needed. With few images
-    and strict levels that promises too much: the interval is never narrower than the sign test's, which is exact
-    and may be infinite.
+    The bootstrap's r-th smallest value is at most the sample's k-th with the probability that a binomial variable of
+    n draws with probability k/n is at least r (Efron 1979, section 3), so no resampling is needed. With few images
+    and strict levels this interval is too narrow. It is therefore widened to at least the sign test's interval, which
+    is exact and may be infinite.
 
     Attributes:
         changes: ``(N,)``, NaN for images without a pair.
@@ -49,7 +49,7 @@ class MedianChange(Effect):
         return len(self.changes) - self.images
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        # the sign test's rank from either end
+        # rank, from either end, of the ends of the sign test's interval
         outer = int(stats.binom.ppf(alpha / 2, self.images, 0.5))
         if outer == 0:
             return -math.inf, math.inf
@@ -69,11 +69,11 @@ class MedianChange(Effect):
 
     @property
     def _ranks(self) -> tuple[int, int]:
-        """Of the lower and upper median, counted from 1."""
+        """Ranks of the lower and the upper median, counted from 1."""
         return (self.images + 1) // 2, self.images // 2 + 1
 
     def _reach(self, rank: int) -> np.ndarray:
-        """Probability that the bootstrap's value of this rank is at most each of the sorted values."""
+        """``(n,)`` probability that the bootstrap's value of this rank is at most each of the sorted values."""
         n = self.images
         return np.asarray(stats.binom.sf(rank - 1, n, np.arange(1, n + 1) / n))
 
@@ -92,10 +92,10 @@ class MedianChange(Effect):
 
 @dataclass(frozen=True, eq=False)
 class MeanChange(Student):
-    """Average of one value an image, with Student's interval.
+    """Average of one value per image, with Student's interval.
 
-    The error is the bootstrap's, whose closed form for an average is the paper's formula, times ``sqrt(n / (n - 1))``,
-    without which 10 images reject too often.
+    The error is the bootstrap's times ``sqrt(n / (n - 1))``. For an average the bootstrap's error has a closed form,
+    the paper's formula. Without the factor a test with 10 images rejects too often.
 
     Attributes:
         values: ``(N,)``, NaN for images that take no part.
@@ -134,20 +134,20 @@ class MeanChange(Student):
 
 
 class SlopeDifference(MeanChange):
-    """`MeanChange` of the images' own slopes."""
+    """`MeanChange` of the slopes of the single images."""
 
     name = "difference of slopes, an epoch"
 
 
 @dataclass(frozen=True, eq=False)
 class LogMeans(Student):
-    """``sum_k sign_k log(average of value k)`` over the same images, by the delta method.
+    """``sum_k sign_k log(average of value k)`` over the same images, with an error by the delta method.
 
-    With signs ``+1, -1`` it is the logarithm of the ratio of two averages; with four values, of the
+    With signs ``+1, -1`` it is the logarithm of the ratio of two averages. With four values it is the logarithm of the
     ratio of two such ratios.
 
     Attributes:
-        values: ``(N, K)`` positive, NaN where an image has none; rows with a NaN take no part.
+        values: ``(N, K)`` positive; NaN where an image has no value. Rows with a NaN take no part.
         signs: ``(K,)``.
     """
 
@@ -190,17 +190,17 @@ class LogMeans(Student):
 
 
 class KeptShares(LogMeans):
-    """`LogMeans` of four values: the ratio of what two runs kept of an earlier average."""
+    """`LogMeans` of four values: the ratio of the shares of an earlier average that two runs kept."""
 
     name = "ratio of the shares kept"
 
 
 @dataclass(frozen=True, eq=False)
 class Share(Effect):
-    """Share of hits less one half; Clopper and Pearson's exact interval.
+    """Share of hits minus one half, with the exact interval of Clopper and Pearson.
 
     Attributes:
-        hits: ``(N,)`` 1 for a hit, 0 for none, NaN for images that are not asked.
+        hits: ``(N,)`` 1 for a hit, 0 for no hit, NaN for images to which the question does not apply.
     """
 
     name: ClassVar[str] = "share"
@@ -223,7 +223,7 @@ class Share(Effect):
 
     @property
     def left_out(self) -> int:
-        return 0  # images that are not asked are not missing
+        return 0  # images to which the question does not apply are not missing
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""One effect from several seeds: a bootstrap that crosses seeds and images."""
+"""Effects pooled over seeds: a bootstrap over seeds crossed with images."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ import numpy as np
 from harness.statistics.effects.effect import Effect, Student
 
 LEAST_SEEDS = 5
-DRAWS = 1000  # an error of 2% in the standard error
-BLOCK = 4_000_000  # numbers held at a time, where whole training sets are drawn from
+DRAWS = 1000  # relative error of the standard error: 2%
+BLOCK = 4_000_000  # counts held in memory at a time; matters where whole training sets are resampled
 
 
 @lru_cache(maxsize=4)
 def _draws(size: int, count: int, stream: int) -> np.ndarray:
-    """``(count, size)`` how often each is drawn; always the same, so that the same tables give the same report."""
+    """``(count, size)`` number of times that each item is drawn.
+
+    Equal arguments give equal draws, so that the same tables give the same report.
+    """
     draw = np.random.default_rng((size, count, stream + 1))
     return draw.multinomial(size, np.full(size, 1 / size), size=count).astype(float)
 
 
 @dataclass(frozen=True, eq=False)
 class Pooled(Student):
-    """Average over seeds of one effect, whose runs measured the same images.
+    """Average of one effect over seeds; the runs of all seeds measured the same images.
 
-    Seeds and images are drawn with replacement independently of each other, every drawn seed with the
-    same drawn images (Owen 2007, "The pigeonhole bootstrap"). The interval is Student's with that
-    bootstrap's standard error and one degree of freedom less than there are seeds. The standard error is
-    widened by ``sqrt(S / (S - 1))``: a bootstrap of S seeds sees only ``(S - 1) / S`` of their variance.
+    Seeds and images are drawn with replacement, independently of each other. Every drawn seed has the same drawn
+    images (Owen 2007, "The pigeonhole bootstrap"). The interval is Student's with the standard error of this bootstrap
+    and ``S - 1`` degrees of freedom for S seeds. The standard error is multiplied by ``sqrt(S / (S - 1))``, because a
+    bootstrap of S seeds sees only ``(S - 1) / S`` of their variance.
 
     Attributes:
-        effects: one a seed, values aligned with the same images.
+        effects: one per seed, with values aligned with the same images.
     """
 
     effects: tuple[Effect, ...]

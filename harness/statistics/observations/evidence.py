@@ -1,4 +1,4 @@
-"""Everything that runs say of the three observations: the tests with their verdicts, and the numbers beside them."""
+"""Evidence on the three observations from runs: tests with verdicts, and numbers without a verdict."""
 
 from __future__ import annotations
 
@@ -32,7 +32,15 @@ from harness.statistics.trends import DESCRIPTION_COLUMNS, correlation, describe
 
 @dataclass(frozen=True)
 class Evidence:
-    """Tests (`FINDING_COLUMNS`), numbers without verdicts (`DESCRIPTION_COLUMNS`), compositions, and what to mind."""
+    """Results of all tests of a report.
+
+    Attributes:
+        measured: the runs with their derived tables.
+        findings: tests, in `FINDING_COLUMNS`.
+        descriptions: numbers without a verdict, in `DESCRIPTION_COLUMNS`.
+        composition: see `harness.statistics.composition`.
+        warnings: sentences on how runs were put together.
+    """
 
     measured: list[Measured]
     findings: pd.DataFrame
@@ -45,8 +53,8 @@ def gather(runs: list[Run]) -> Evidence:
     """All tests of one report.
 
     The envelope is over the estimators that all runs have at all their measured epochs with equal parameters, so that
-    envelopes can be compared. Runs that differ by seed only are pooled from five on; their own tests are
-    then left out, as each speaks for its own network only.
+    the envelopes of different runs are comparable. Five or more runs that differ by seed only are pooled. The tests of
+    the single runs are then left out, because each is about one network only.
     """
     shared, warnings = _shared_estimators(runs)
     measured = [_derive(run, shared) for run in runs]
@@ -63,7 +71,7 @@ def gather(runs: list[Run]) -> Evidence:
 
 
 def _shared_estimators(runs: list[Run]) -> tuple[dict[str, list[str]], list[str]]:
-    """Norm -> estimators that the envelope is over; and a line where runs lack it."""
+    """Norm -> estimators that the envelope is over, and warnings on estimators that are left out of it."""
     norms = list(dict.fromkeys(str(norm) for run in runs for norm in run.margins["norm"].unique()))
     shared, warnings = {}, []
     for norm in norms:
@@ -86,7 +94,7 @@ def _derive(run: Run, shared: dict[str, list[str]]) -> Measured:
     margins = pd.concat([run.margins, best], ignore_index=True) if len(best) else run.margins
     predictions = run.predictions
     if not len(predictions) and len(margins):
-        # the same images stand under every estimator and norm
+        # every estimator and norm has rows of the same images
         predictions = margins.drop_duplicates(["epoch", "split", "image"])
     bins = reliability(predictions)
     return Measured(
@@ -104,23 +112,23 @@ def _within(group: list[Measured]) -> list[Trial]:
     """Tests of observations 1 and 3."""
     each = []
     for one in group:
-        own = list(observation3.trials(one.panels))
-        own += [observation3.persistence(one.run.name, split, table) for split, table in one.correctness.items()]
+        trials = list(observation3.trials(one.panels))
+        trials += [observation3.persistence(one.run.name, split, table) for split, table in one.correctness.items()]
         if one.run.training not in ADVERSARIAL:
-            own += observation1.trials(one.panels)
-        each.append(own)
+            trials += observation1.trials(one.panels)
+        each.append(trials)
     return pool(each, group, pool_name(group))
 
 
 def _between(standard: list[Measured], adversarial: list[Measured]) -> list[Trial]:
     """Tests of observation 2."""
-    each, found = [], couples(standard, adversarial)
-    for one, other in found:
+    each, pairs = [], couples(standard, adversarial)
+    for one, other in pairs:
         name = f"{other.run.name} / {one.run.name}"
         each.append(list(observation2.trials(one.panels, other.panels, name)))
-    together = [one for couple in found for one in couple]
-    each = [[refuse_unequal(trial, together) for trial in own] for own in each]
-    return pool(each, together, f"{len(found)} seeds of {adversarial[0].run.name} / {standard[0].run.name}")
+    together = [one for pair in pairs for one in pair]
+    each = [[refuse_unequal(trial, together) for trial in trials] for trials in each]
+    return pool(each, together, f"{len(pairs)} seeds of {adversarial[0].run.name} / {standard[0].run.name}")
 
 
 def _describe(one: Measured) -> list[dict[str, Any]]:
@@ -138,7 +146,7 @@ def _describe(one: Measured) -> list[dict[str, Any]]:
 
 
 def _describe_calibration(panel: Panel, calibration: pd.DataFrame) -> list[dict[str, Any]]:
-    """How margins go with confidence over images, and with the calibration error over epochs."""
+    """Correlation of margins with confidence over images, and with the calibration error over epochs."""
     later = panel.later
     if not len(later):
         return []

@@ -13,11 +13,11 @@ from harness.statistics.observations.verdicts import Trial
 from harness.statistics.panels import Panel
 
 JUMP, DECLINE, LATE, SPLITS_AGREE = "jump", "decline", "late decline", "train and test agree"
-EQUIVALENCE = 0.02  # of the average at epoch 1
+EQUIVALENCE = 0.02  # relative to the average at epoch 1
 
 
 def trials(panels: list[Panel]) -> Iterator[Trial]:
-    """The tests of one run: jump, decline from epoch 1 (fixed beforehand), late decline, training against test."""
+    """The tests of one run: jump, decline from epoch 1 (chosen in advance), late decline, train against test images."""
     for panel in panels:
         yield from _changes(panel)
     by_key = {panel.key: panel for panel in panels}
@@ -28,7 +28,7 @@ def trials(panels: list[Panel]) -> Iterator[Trial]:
 
 
 def last_quarter(epochs: np.ndarray) -> int | None:
-    """The first measured epoch of the last quarter of those from 1 on; None where it would not be later than 1."""
+    """The first measured epoch in the last quarter of the epochs from 1 on; None unless between 1 and the last."""
     later = epochs[epochs >= 1]
     if len(later) < 2:
         return None
@@ -63,7 +63,7 @@ def _missing(panel: Panel, claim: str, before: int | None, after: int) -> str:
 
 
 def equivalence_bound(panel: Panel) -> float:
-    """2% of the average at epoch 1; NaN where there is none."""
+    """2% of the average margin at epoch 1; NaN where epoch 1 was not measured."""
     if 1 not in panel.epochs:
         return math.nan
     return EQUIVALENCE * float(panel.averages[panel.column(1)])

@@ -20,12 +20,15 @@ RATIO, TRANSFER, SLOPE, DAMPED = "larger margins", "transfer to L2", "slower dec
 def trials(standard: list[Panel], adversarial: list[Panel], name: str) -> Iterator[Trial]:
     """The tests of a pair of runs that measured the same images.
 
-    The ratio of the averages at the last common epoch (in L2, another norm than the one trained in, it is
-    the transfer), the difference of the slopes over the common epochs from 1 on, and the share of the epoch-1
-    average that is kept, as a ratio: absolute slopes of curves at different heights say little.
+    - The ratio of the averages at the last common epoch. In L2, a norm other than the one trained in, this tests the
+      transfer.
+    - The difference of the slopes over the common epochs from 1 on.
+    - The ratio of the shares of the epoch-1 average that are kept, because absolute slopes of curves at different
+      heights are hard to compare.
 
     Args:
-        name: of the pair.
+        standard, adversarial: panels of the run with standard and with adversarial training.
+        name: name of the pair in the tables.
     """
     by_key = {panel.key: panel for panel in adversarial}
     for plain in standard:
@@ -51,7 +54,7 @@ def _compare(plain: Panel, robust: Panel, name: str) -> Iterator[Trial]:
             yield Trial(2, claim, name, *plain.key, span, side=1, obstacle="fewer than three common epochs from 1 on")
         return
     slower = SlopeDifference(slopes(robust, epochs) - slopes(plain, epochs))
-    # 2% of the epoch-1 average over the whole span is as good as no slope
+    # a slope that changes the epoch-1 average by less than 2% over the whole span counts as no slope
     flat = equivalence_bound(plain) / (last - 1)
     yield Trial(2, SLOPE, name, *plain.key, epochs=span, side=1, effect=slower, bound=flat)
     kept = KeptShares(np.column_stack([ends, robust.at(1), plain.at(1)]), np.array([1.0, -1.0, -1.0, 1.0]))
@@ -59,7 +62,7 @@ def _compare(plain: Panel, robust: Panel, name: str) -> Iterator[Trial]:
 
 
 def describe_change(panel: Panel) -> list[dict[str, Any]]:
-    """What adversarial training's own margins do from epoch 1 on."""
+    """The median change of the margins under adversarial training from epoch 1 to the last."""
     last = int(panel.epochs[-1])
     if 1 not in panel.epochs or last <= 1:
         return []

@@ -20,15 +20,16 @@ from harness.statistics.trends import describe, kendall
 
 CLOSER, STAY, NEWCOMERS = "closer", "stay incorrect", "newcomers are closer"
 BEATS_SOFTMAX, BEATS_LOGITS = "detects better than softmax", "detects better than logit margin"
-NEAR = 0.02  # of a quantity without a unit: as good as none
+NEAR = 0.02  # equivalence bound of effects without a unit
 
 
 def trials(panels: list[Panel]) -> Iterator[Trial]:
-    """The tests of one run's margins, epoch 0 left out.
+    """The tests of one run's margins; epoch 0 is left out.
 
-    At every epoch whether misclassified images are closer; at the last, fixed beforehand, and on test images,
-    whether the margin tells them better than two scores that cost nothing; over all epochs whether newly correct
-    images are closer than those that stayed correct.
+    - At every epoch: whether misclassified images are closer.
+    - At the last epoch (chosen in advance), on test images: whether the margin detects them better than the maximum
+      softmax and the logit margin, which cost one forward pass.
+    - Over all epochs: whether newly correct images are closer than those that stayed correct.
     """
     for panel in panels:
         for epoch in panel.later:
@@ -62,10 +63,10 @@ def _newcomers(panel: Panel) -> Trial:
 
 
 def persistence(run: str, split: str, correctness: pd.DataFrame) -> Trial:
-    """Whether most images that are incorrect at the last epoch were so at the one before.
+    """Whether most images that are incorrect at the last epoch were incorrect at the epoch before.
 
     Args:
-        correctness: ``(image x epoch)`` bool of the whole set; the neighbouring epochs are those recorded.
+        correctness: ``(image x epoch)`` bool of the whole set; neighbouring columns are neighbouring recorded epochs.
     """
     later = [int(epoch) for epoch in correctness.columns.to_numpy() if epoch >= 1]
     names = (3, STAY, run, "", "", split, "")
@@ -77,7 +78,7 @@ def persistence(run: str, split: str, correctness: pd.DataFrame) -> Trial:
 
 
 def describe_persistence(run: str, split: str, correctness: pd.DataFrame) -> list[dict[str, Any]]:
-    """At every epoch, the share of its incorrect images that were incorrect at the one before."""
+    """At every epoch, the share of its incorrect images that were incorrect at the epoch before."""
     key = {"observation": 3, "name": "share of incorrect images that were incorrect before", "run": run}
     rows = []
     for previous, epoch in itertools.pairwise(correctness.columns.to_numpy()):

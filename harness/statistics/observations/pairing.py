@@ -1,4 +1,4 @@
-"""Which runs belong together: seeds of one set-up, and standard beside adversarial training."""
+"""Grouping of runs: seeds of one set-up, and pairs of standard and adversarial training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from harness.statistics.panels import Panel
 
 @dataclass(frozen=True)
 class Measured:
-    """One run with what is derived from its rows.
+    """One run with the tables that are derived from its rows.
 
     Attributes:
         margins: the run's rows and those of the envelope.
-        summary: `harness.statistics.summarise` of them.
-        panels: one for every split, estimator, norm and measure.
+        summary: `harness.statistics.summarise` of ``margins``.
+        panels: one per split, estimator, norm and measure.
         correctness: split -> ``(image x epoch)`` bool of the whole sets.
         reliability, calibration: see `harness.statistics.calibration`.
 
-    Where no predictions were kept, the last three are of the probe images.
+    Where no predictions were kept, ``correctness``, ``reliability`` and ``calibration`` are of the probe images.
     """
 
     run: Run
@@ -40,27 +40,27 @@ class Measured:
 
 
 def seed_groups(measured: Iterable[Measured]) -> list[list[Measured]]:
-    """Runs that differ by seed only, together, each seed once; runs that say nothing of themselves, alone."""
+    """Groups of runs that differ by seed only, each seed once; a run without options is a group of its own."""
     groups: dict[str, list[Measured]] = {}
     for one in measured:
         alike = one.run.alike(but=("seed",)) or f"alone: {one.run.name}"
         groups.setdefault(alike, []).append(one)
-    found = []
+    distinct = []
     for group in groups.values():
         by_seed: dict[int | None, Measured] = {}
         for one in group:
             by_seed.setdefault(one.run.seed, one)
-        found.append(list(by_seed.values()))
-    return found
+        distinct.append(list(by_seed.values()))
+    return distinct
 
 
 def pool_name(group: list[Measured]) -> str:
-    """What a group of seeds is called."""
+    """The name of a group of seeds in the tables."""
     return f"{len(group)} seeds of {group[0].run.name}"
 
 
 def find_pairs(groups: list[list[Measured]]) -> list[tuple[list[Measured], list[Measured]]]:
-    """Standard and adversarial runs alike in all but their training; seed by seed where seeds are equal."""
+    """Pairs of a standard and an adversarial group that differ in the options of training (and seed) only."""
 
     def key(group: list[Measured]) -> str:
         return group[0].run.alike(but=("seed", "training", *PGD_OPTIONS))
@@ -71,7 +71,7 @@ def find_pairs(groups: list[list[Measured]]) -> list[tuple[list[Measured], list[
 
 
 def couples(standard: list[Measured], adversarial: list[Measured]) -> list[tuple[Measured, Measured]]:
-    """Runs of equal seeds side by side; two single runs whatever their seeds."""
+    """Pairs of runs with equal seeds; two single runs are a pair also with different seeds."""
     if len(standard) == len(adversarial) == 1:
         return [(standard[0], adversarial[0])]
     others = {one.run.seed: one for one in adversarial}
@@ -81,7 +81,7 @@ def couples(standard: list[Measured], adversarial: list[Measured]) -> list[tuple
 def notes(
     measured: list[Measured], groups: list[list[Measured]], pairs: list[tuple[list[Measured], list[Measured]]]
 ) -> list[str]:
-    """What a reader must know of how runs were put together."""
+    """Sentences on how runs were grouped and paired, for the warnings of the report."""
     lines = [
         f"{pool_name(group)}: {', '.join(one.run.name for one in group)}"
         for group in groups
@@ -107,25 +107,28 @@ def notes(
 
 
 def refuse_unequal(trial: Trial, together: list[Measured]) -> Trial:
-    """The trial without its effect where the runs gave its estimator other parameters: their text leaves out
-    defaults, which may change between versions."""
-    found = {one.run.parameters.get(trial.estimator) for one in together} - {None}
-    return (
-        replace(trial, effect=None, obstacle="the runs measured it with other parameters") if len(found) > 1 else trial
-    )
+    """The trial, without its effect where the runs measured its estimator with different parameters.
+
+    Equal texts of an estimator may hide this: they leave out defaults, which may change between versions.
+    """
+    parameters = {one.run.parameters.get(trial.estimator) for one in together} - {None}
+    if len(parameters) > 1:
+        return replace(trial, effect=None, obstacle="the runs measured it with other parameters")
+    return trial
 
 
 def pool(each: list[list[Trial]], together: list[Measured], name: str) -> list[Trial]:
-    """The trials as they are, or from five seeds on one for each question.
+    """The trials unchanged for fewer than five seeds; otherwise one pooled trial per question.
 
     Args:
         each: the trials of each seed.
-        together: the runs of all of them.
+        together: the runs of all seeds.
+        name: the name of the pooled runs in the tables.
     """
     if len(each) < LEAST_SEEDS:
-        return [trial for own in each for trial in own]
+        return [trial for trials in each for trial in trials]
     questions: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in (trial for own in each for trial in own):
+    for trial in (trial for trials in each for trial in trials):
         checked = refuse_unequal(trial, together).checked()
         asked = (checked.claim, checked.estimator, checked.norm, checked.split, checked.measure, checked.epochs)
         questions.setdefault(asked, []).append(checked)

@@ -1,4 +1,4 @@
-"""From effects to verdicts, with Holm's correction over all tests of an observation."""
+"""Verdicts on effects, with Holm's correction over all tests of an observation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from harness.statistics.effects.effect import Effect, is_sound
 
 ALPHA = 0.05
-MOST_LEFT_OUT = 0.05  # of the images that an effect is about
+MOST_LEFT_OUT = 0.05  # largest share of images without a distance at which an effect is tested
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 SIZES = ("images", "smaller_group", "left_out")
 FINDING_COLUMNS = (
@@ -37,13 +37,13 @@ FINDING_COLUMNS = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One test before its correction.
+    """One test before the correction for multiple tests.
 
     Attributes:
-        side: the side of 0 that is claimed, -1 or 1; 0 claims that the effect is inside the bound.
-        bound: half-width of the effects that are as good as none, on the effect's own scale; NaN for none.
-        obstacle: why there is no effect to test.
-        images, smaller_group, left_out: of an effect that cannot be tested.
+        side: the claimed sign of the effect, -1 or 1; 0 claims that the effect is inside the bound.
+        bound: half-width of the equivalence interval around 0, on the effect's own scale; NaN for no bound.
+        obstacle: the reason why there is no effect to test.
+        images, smaller_group, left_out: sizes of an effect that cannot be tested.
     """
 
     observation: int
@@ -63,27 +63,30 @@ class Trial:
     left_out: int = 0
 
     def checked(self) -> Trial:
-        """The same, without its effect where it cannot be tested."""
+        """The trial, without its effect and with the obstacle where the effect cannot be tested."""
         if self.effect is None:
             return self
-        words = self.effect.obstacle()
+        obstacle = self.effect.obstacle()
         share = self.effect.left_out / max(1, self.effect.images + self.effect.left_out)
-        if not words and share > MOST_LEFT_OUT:
-            words = f"more than {100 * MOST_LEFT_OUT:.0f}% of the images have no distance"
-        if not words and not is_sound(self.effect):
-            words = "the images do not differ enough for an interval"
-        if not words:
+        if not obstacle and share > MOST_LEFT_OUT:
+            obstacle = f"more than {100 * MOST_LEFT_OUT:.0f}% of the images have no distance"
+        if not obstacle and not is_sound(self.effect):
+            obstacle = "the images do not differ enough for an interval"
+        if not obstacle:
             return self
         sizes = {name: getattr(self.effect, name) for name in SIZES}
-        return replace(self, effect=None, obstacle=words, **sizes)
+        return replace(self, effect=None, obstacle=obstacle, **sizes)
 
 
 def holm(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Holm's (1979) adjusted p-values, and the level that each test's interval has to be read at.
+    """Holm's (1979) adjusted p-values, and the level of each test's interval.
 
-    The test with the i-th smallest p (from 0) of m is read at ``ALPHA / (m - i)`` while all before it were
-    rejected; the first that is not, and all after it, at that one's level. So an interval leaves out 0
-    exactly where its test is rejected.
+    The test with the i-th smallest p (from 0) of m has the level ``ALPHA / (m - i)`` while all tests before it are
+    rejected. The first test that is not rejected, and all tests after it, have the level of that first test. An
+    interval then excludes 0 exactly where its test is rejected.
+
+    Returns:
+        adjusted p-values and levels, ``(m,)`` each, in the order of ``p_values``.
     """
     count = len(p_values)
     adjusted, levels = np.ones(count), np.full(count, ALPHA)
@@ -100,10 +103,13 @@ def holm(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def judge(trials: Sequence[Trial]) -> pd.DataFrame:
     """All trials of one observation in one report, each with its verdict, in `FINDING_COLUMNS`.
 
-    An effect is ``supported`` where its corrected interval lies wholly on the claimed side of 0, ``not
-    supported`` where wholly on the other, or inside the bound, and otherwise ``undecided``. Inside the bound goes
-    first: a decline that is surely below 2% is none. Because Holm's steps guard against wrong differences
-    only, "inside the bound" is read off the interval of the family's strictest level, ``ALPHA / m``.
+    - ``not supported``: the interval lies inside the equivalence bound, or wholly on the side of 0 that is not
+      claimed. The bound is checked first: a decline that is certainly below 2% does not count as a decline.
+    - ``supported``: the corrected interval lies wholly on the claimed side of 0.
+    - ``undecided`` otherwise.
+
+    Holm's steps guard against false differences only. "Inside the bound" is therefore decided by the interval at the
+    strictest level of the family, ``ALPHA / m``.
     """
     checked = [trial.checked() for trial in trials]
     tested = [trial for trial in checked if trial.effect is not None]
