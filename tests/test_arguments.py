@@ -446,7 +446,7 @@ def certify(model: nn.Module, images: Tensor, norm: Any, **options: Any) -> obje
 @pytest.mark.parametrize(
     ("call", "change", "words"),
     [(exact_margins, *row) for row in EXACT] + [(certify, *row) for row in CROWN],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
 )
 def test_certifiers_refuse_in_one_line(call: Callable[..., object], change: dict[str, Any], words: str) -> None:
     asked: dict[str, Any] = {"images": IMAGES, "norm": "l2"} | change
