@@ -1,4 +1,4 @@
-"""The only judge: run an estimator, clip, re-classify, retry with noise, refine, compute distances."""
+"""Run an estimator and judge its points: clip, re-classify, retry with noise, refine, compute distances."""
 
 from __future__ import annotations
 
@@ -102,13 +102,14 @@ def measure(
             runs out, which changes no margin but for rounding.
         seeds: ``(N,)`` the images' own seeds; by default their positions'.
         start: ``(N, C, H, W)`` points in ``bounds``, such as the witnesses of an earlier network, for estimators that
-            can start from one; they need not be witnesses. A row that is not finite, or is the image itself, is none.
-        trace: an empty one, to be filled with each image's nearest point after so many passes.
+            can start from one; they need not be witnesses. A row that is not finite or is the image itself
+            counts as no start.
+        trace: an empty trace; it gets each image's nearest point, pass by pass.
         on_progress: called with the number of images done after every chunk.
         expect_over: of a model that draws at random, average the softmax over N draws and measure its logarithm.
-            Every pass is one image so often in a batch, after the global generators were seeded from the clean image's
-            pixels: the average is one fixed function per image, for every estimator, batch and order. It counts as so
-            many passes.
+            Every pass is a batch of N copies of one image, after the global generators are seeded from the clean
+            image's pixels: the average is one fixed function per image, for every estimator, batch and order. It counts
+            as N passes.
         binary: the model returns one logit ``z`` per image, ``(B,)`` or ``(B, 1)``, which is read as ``(0, z)``.
         checked: the caller has looked at the model with `attacks.checks.check_model`.
 
@@ -170,16 +171,16 @@ def measure_with(
     parts, spoiled = [], ""
     with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
         # contiguous since torchattacks uses `view`
-        own = images.detach().clone(memory_format=torch.contiguous_format)
+        pixels = images.detach().clone(memory_format=torch.contiguous_format)
         view.draws, view.binary = options.expect_over, options.binary
-        view.batch_size, first = affordable(view, own, options.batch_size), 0
-        for told in () if checked else check_model(view, own):
+        view.batch_size, first = affordable(view, pixels, options.batch_size), 0
+        for told in () if checked else check_model(view, pixels):
             warnings.warn(told, stacklevel=3)
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
-            given = None if start is None else _usable(start[chunk], own[chunk])
-            judge = _Judge(view, own[chunk], estimator, norm, seeds[chunk], given, trace)
+            given = None if start is None else _usable(start[chunk], pixels[chunk])
+            judge = _Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace)
             try:
                 parts.append(judge.conclude() if spoiled else judge.run(options.noise_retries))
             except WeightsError as error:
@@ -254,7 +255,7 @@ class _Judge:
     def _attack(self, points: Tensor, rows: Tensor, seeds: Tensor, start: Tensor | None) -> None:
         """Run the estimator on these rows; where the library raises, halve until the raising rows stand alone.
 
-        Where memory runs out, go on with smaller batches.
+        If memory runs out, continue with smaller batches.
         """
         if not len(rows):
             return
@@ -294,7 +295,7 @@ class _Judge:
             got = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
             raise EstimatorError(
                 f"expected witnesses of shape {tuple(points[rows].shape)} from {self.estimator.name}, got {got}; "
-                "return one point an image"
+                "return one point per image"
             )
         if candidates.layout is not torch.strided or candidates.is_meta:
             kind = "a meta tensor" if candidates.is_meta else f"layout {candidates.layout}"
@@ -387,9 +388,9 @@ def _digest(images: Tensor) -> str:
 
 def _usable(start: Tensor, images: Tensor) -> Tensor:
     """The starts, and the image itself where there is none: a point that upsets no estimator."""
-    given = start.detach().to(images)
-    finite = per_row(given.flatten(1).isfinite().all(1), images).bool()
-    return torch.where(finite, given, images).contiguous()
+    points = start.detach().to(images)
+    finite = per_row(points.flatten(1).isfinite().all(1), images).bool()
+    return torch.where(finite, points, images).contiguous()
 
 
 def _failed(margins: Margins, images: Tensor, message: str) -> Margins:

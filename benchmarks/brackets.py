@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         tightness: mean lower / upper. least: the smallest of them. tight: share of at least `TIGHT`.
-        to_exact, exact_images: mean lower / exact margin, of so many images whose margin is known; NaN of none.
+        to_exact, exact_images: mean lower / exact margin, of the images whose margin is known; NaN if there are none.
         above_exact, above_upper: images whose bound is above; each must be 0.
         points: of the certified balls that were classified; violations: those of another class, which must be 0.
     """
@@ -191,7 +191,7 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| network | norm | certifier | images | lower / distance | least | tighter than 10% | lower / exact | "
-        "solved | points, violations | ms an image |",
+        "solved | points, violations | ms per image |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

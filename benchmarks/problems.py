@@ -216,7 +216,7 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
 
     Args:
         epochs: none for the last one that has a checkpoint.
-        images: at most so many of each split.
+        images: at most this many of each split.
 
     Raises:
         StoreError: a run without options, an epoch without a checkpoint, or a split without images.

@@ -1,4 +1,4 @@
-"""What an engine runs: one estimator in one norm on some images of one split, for one network."""
+"""Tasks and the engines that run them: one estimator in one norm on images of one split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         split, first: whose images these are, and the place of the first one in the probe.
-        images: ``(N, C, H, W)`` on the CPU. seeds: one an image. start: like ``images``, or None.
+        images: ``(N, C, H, W)`` on the CPU. seeds: one per image. start: like ``images``, or None.
         options: how they are measured. The caller has checked the model.
     """
 
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
     @property
     def parallel(self) -> bool:
-        """Whether tasks run beside each other, so that it gets many at a time, and small ones."""
+        """Whether tasks run in parallel; then it gets many small tasks at a time."""
 
     @property
     def count(self) -> int:

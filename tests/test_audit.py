@@ -455,7 +455,7 @@ def test_the_command_says_shows_and_writes(
     )
     printed = capsys.readouterr().out
     for words in (
-        "run, epoch 1, test, l2: 6 images, within 60 passes an image",
+        "run, epoch 1, test, l2: 6 images, within 60 passes per image",
         "in the envelope only (images on which it beats every estimator): fmn:steps=30",
         "against the envelope without deepfool",
         "against the exact margins (6 images)",

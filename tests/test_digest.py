@@ -35,7 +35,7 @@ def test_tables_have_a_column_a_problem(tmp_path: Path) -> None:
     one = write(tmp_path / "one", rows("one", deepfool=[1.2, 2.0], best=[1.0, 2.0], other=[1.1, 2.0]))
     two = write(tmp_path / "two", rows("two", deepfool=[np.inf, 3.0], best=[1.0, 2.0]))
     lines = list(digest([one, two], "deepfool"))
-    at = lines.index("\n### l2, against the envelope: mean, within 1% (passes an image)\n")
+    at = lines.index("\n### l2, against the envelope: mean, within 1% (passes per image)\n")
     assert lines[at + 1 : at + 6] == [
         "| estimator | one | two |",
         "|---|---|---|",
@@ -43,7 +43,7 @@ def test_tables_have_a_column_a_problem(tmp_path: Path) -> None:
         "| best | 1.0000, 100% (7) | 1.0000, 100% (7) |",
         "| other | 1.0500, 50% (7) |  |",
     ]
-    at = lines.index("\n### l2, against the envelope without best: mean, within 1% (passes an image)\n")
+    at = lines.index("\n### l2, against the envelope without best: mean, within 1% (passes per image)\n")
     assert "| best | 0.9545, 100% (7) | 0.3333, 100% (7) |" in lines[at:]
 
 

@@ -1,4 +1,4 @@
-"""Workers beside each other give the rows of one process, and lose nothing when they die."""
+"""Workers next to each other give the rows of one process, and lose nothing when they die."""
 
 import contextlib
 import os
@@ -161,7 +161,7 @@ def test_all_units_of_an_epoch_go_beside_each_other(tmp_path: Path, workers: Wor
 @pytest.mark.slow
 def test_errors_are_those_of_one_process(tmp_path: Path, workers: Workers) -> None:
     measuring = workers.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None)
-    with pytest.raises(EstimatorError, match=r"expected witnesses of shape .* got \(4,\); return one point an image"):
+    with pytest.raises(EstimatorError, match=r"expected witnesses of shape .* got \(4,\); return one point per image"):
         next(measuring)
 
 

@@ -412,7 +412,7 @@ def test_a_damaged_record_is_not_believed(
     again = exact_margins(shallow, image, "l2", cache=tmp_path)
     for name in ("lower", "upper", "witness", "nodes"):
         assert getattr(again, name).equal(getattr(first, name)), name
-    # and it was written anew, nothing else beside it
+    # and it was written anew, nothing else next to it
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert json.loads(path.read_text(encoding="utf-8"))["body"]["answer"]["lower"] == first.lower.item()
 

@@ -21,7 +21,7 @@ def test_runs_towards_every_class_find_the_nearest_one(norm: Norm) -> None:
     each = measure(problem.model, problem.images, FMN(steps=50, targets=9), norm)
     assert (each.distance / problem.exact(norm).margin).quantile(0.9) <= 1.002
     assert (any_class.distance / problem.exact(norm).margin).quantile(0.9) >= 1.05
-    # walks end where nothing is left to gain: of one an image soon, of nine an image not all
+    # walks end where nothing is left to gain: of one per image soon, of nine an image not all
     assert (any_class.backwards <= 50).all()
     assert (each.backwards <= 9 * 50).all()
     assert each.backwards.mean() > 8 * any_class.backwards.mean()

@@ -110,7 +110,9 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_errors_are_those_of_one_process() -> None:
-    with pytest.raises(EstimatorError, match=r"^expected witnesses of shape .* got \(4,\); return one point an image$"):
+    with pytest.raises(
+        EstimatorError, match=r"^expected witnesses of shape .* got \(4,\); return one point per image$"
+    ):
         next(OnRay().run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None))
 
 

@@ -65,7 +65,7 @@ def test_every_row_of_a_folder_is_read_in_order(tmp_path: Path) -> None:
     }
     assert found.predictions["epoch"].unique().tolist() == [0, 1, 10]
     assert len(found.predictions) == 9
-    # of the predictions, not of the table beside them, which has no checksum
+    # of the predictions, not of the table next to them, which has no checksum
     rows = [{"epoch": epoch, "split": "test", "loss": 0.5, "error": 1 / 3, "seconds": 1.5} for epoch in (0, 1, 10)]
     pd.testing.assert_frame_equal(found.epochs, pd.DataFrame(rows), check_dtype=False)
     assert read_run(tmp_path / "mine", "other").name == "other"

@@ -1,4 +1,4 @@
-"""Runs at their last epochs beside each other: ratios over the same images, and none over others."""
+"""Runs at their last epochs next to each other: ratios over the same images, and none over others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The trace: the nearest verified point after so many passes, hand-counted and against `measure`."""
+"""The trace: the nearest verified point after a number of passes, hand-counted and against `measure`."""
 
 from __future__ import annotations
 

@@ -588,7 +588,7 @@ def test_an_estimator_that_fails_on_some_rows_keeps_the_others(tmp_path: Path) -
     assert raised.loc[failed, "distance"].eq(math.inf).all()
     assert raised.loc[failed, "target"].eq(-1).all()
     assert set(raised.loc[~failed, "message"]) == {""}
-    # the rows beside them, though halved into other batches, are what the sound estimator has
+    # the rows next to them, though halved into other batches, are what the sound estimator has
     assert raised.loc[~failed, "distance"].tolist() == whole.loc[~failed, "distance"].tolist()
     assert tracker.broken == {}
     counts = table[(table["subset"] == "all") & (table["estimator"] == "raises")]

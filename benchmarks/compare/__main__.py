@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
 SEARCHED = ("relu", "relu-deep")
 PROBLEMS = ("affine", "affine-box", "affine-free", "slab", "digits", *SEARCHED)
-# exact margins that are searched for take seconds an image where they are not in the cache
+# exact margins that are searched for take seconds per image where they are not in the cache
 IMAGES, EXACT_IMAGES = 200, 100
 
 
@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         help="also the envelope without this one (a bare name: in all its settings), repeatable",
     )
     add("--norm", action="append", choices=NORMS, help="l2 or linf, repeatable (default: both)")
-    add("--budget", type=int, help="hold every estimator to so many forwards + backwards an image (default: no limit)")
+    add(
+        "--budget",
+        type=int,
+        help="hold every estimator to this many forwards + backwards per image (default: no limit)",
+    )
     add("--repeats", type=int, default=1, help="rounds; from two on, times are medians without the first (default: 1)")
     add("--threads", type=int, default=1, help="torch threads (default: 1)")
     add("--device", default="cpu", help="auto, cpu or cuda[:i] (default: cpu)")

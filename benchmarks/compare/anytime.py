@@ -1,4 +1,4 @@
-"""The best verified distance after so many passes, from the trace of one run."""
+"""The best verified distance after a number of passes, from the trace of one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CURVE_COLUMNS = ("problem", "norm", "estimator", "passes", "images", "found", *R
 
 
 def best_within(trace: pd.DataFrame, final: pd.Series, passes: np.ndarray) -> np.ndarray:
-    """Each image's best verified distance within so many passes: ``(P, N)``, inf where there is none yet.
+    """Each image's best verified distance within a number of passes: ``(P, N)``, inf before the first.
 
     Never below the final distance, which is what the estimator is judged by: iterates that it forgot, and points that
     refinement saw nearer than it dared to stay, count no more than in the end.
@@ -34,7 +34,7 @@ def best_within(trace: pd.DataFrame, final: pd.Series, passes: np.ndarray) -> np
 
 
 def within_budget(rows: pd.DataFrame, traces: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """The rows as they are after so many passes: distance, status and passes; the rest is of the whole run.
+    """The rows as they are after a number of passes: distance, status and passes; the rest is of the whole run.
 
     Images that have no witness yet are ``not_found``. References are left as they are: they only make the envelope.
 
@@ -60,7 +60,9 @@ def within_budget(rows: pd.DataFrame, traces: pd.DataFrame, budget: float) -> pd
 
 
 def curves(rows: pd.DataFrame, traces: pd.DataFrame) -> pd.DataFrame:
-    """How near each estimator is to the envelope after so many passes, in `CURVE_COLUMNS`; references have no curve.
+    """How near each estimator is to the envelope after a number of passes, in `CURVE_COLUMNS`.
+
+    References have no curve.
 
     ``found`` is the share of images with a witness; those without one yet have the ratio inf. ``hidden`` is the share
     of the estimator's forwards whose rows its library hid: where it is not 0, the curve is too high before its end.

@@ -62,7 +62,7 @@ def ratios(distance: pd.Series, reference: pd.Series) -> np.ndarray:
 
 
 def describe(ratio: np.ndarray, left_open: int = 0) -> dict[str, float]:
-    """`RATIO_COLUMNS` of the ratios that are not NaN; NaN of none.
+    """`RATIO_COLUMNS` of the ratios that are not NaN; NaN if there are none.
 
     Args:
         left_open: further images, which are outside every share.

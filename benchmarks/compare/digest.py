@@ -56,7 +56,7 @@ def digest(folders: Sequence[Path], culprit: str) -> Iterator[str]:
         for norm in against["norm"].unique():
             rows = against[(against["against"] == reference) & (against["norm"] == norm)]
             if len(rows):
-                yield f"\n### {norm}, against {_article(reference)}{reference}: mean, within 1% (passes an image)\n"
+                yield f"\n### {norm}, against {_article(reference)}{reference}: mean, within 1% (passes per image)\n"
                 yield from _table(quality_table(rows, passes))
     yield f"\n### {culprit}: average distance / average of the envelope\n"
     yield from _table(error_table(margins, culprit))

@@ -1,4 +1,4 @@
-"""The figures of a comparison, in the look of the harness's own: one panel a norm, one figure a problem."""
+"""Figures of a comparison: one figure per problem, one panel per norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CEILING = 10.0
 
 
 def cost_figure(estimators: pd.DataFrame) -> Figure:
-    """Passes an image against the mean distance over the envelope; the line joins the Pareto front.
+    """Passes per image against the mean distance over the envelope; the line joins the Pareto front.
 
     An estimator that missed images has no mean: its mean over the images that it found is drawn hollow.
 
@@ -200,7 +200,7 @@ def _cost_axis(panel: Axes, passes: pd.Series) -> None:
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlim(low, high)
-    panel.set_xlabel("passes an image")
+    panel.set_xlabel("passes per image")
 
 
 def _ticks(low: float, high: float) -> list[float]:

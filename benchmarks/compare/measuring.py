@@ -29,7 +29,7 @@ class Measured:
     """What estimators said of one or more problems.
 
     Attributes:
-        rows: one row an image, estimator and norm, in `ROW_COLUMNS`: those of a run's margins, ``hidden`` (the
+        rows: one row per image, estimator and norm, in `ROW_COLUMNS`: those of a run's margins, ``hidden`` (the
             image's forwards whose rows a library hid), ``exact`` (its margin; NaN where it is not known),
             ``exact_lower`` and ``exact_upper`` (what is proved of it; NaN where nothing is) and ``declared`` (the
             estimator's tightness; NaN but on affine problems).

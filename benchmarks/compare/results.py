@@ -1,4 +1,4 @@
-"""Everything that a comparison says, from what was measured."""
+"""Results of a comparison, computed from what was measured."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         references: estimators that only serve the envelope.
         leaving: estimators that are left out of an envelope of their own.
-        budget: compare the best verified distances within so many passes an image; the envelope keeps all.
+        budget: compare the best verified distances within a number of passes per image; the envelope keeps all.
     """
     role = measured.rows["estimator"].isin(list(references)).map({True: "reference", False: "estimator"})
     whole = measured.rows.assign(role=role, passes=measured.rows["forwards"] + measured.rows["backwards"])

@@ -1,4 +1,4 @@
-"""What a comparison shows on the terminal."""
+"""Terminal output of a comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEGEND = (
     "ratios: distance / envelope, the smallest verified distance of all, image by image; one missed makes the mean inf",
     "found: mean over the images found | others: mean over the envelope of the others | missed: not found, or raised",
     "wins: images where no other is nearer by 0.01%; alone: all others are farther | noise: found from noisy starts",
-    "f + b: forwards + backwards | ms: milliseconds an image | own: median distance before / after refinement",
+    "f + b: forwards + backwards | ms: milliseconds per image | own: median distance before / after refinement",
     "rank: Spearman, with the envelope of the others | optimality: AttackBench's local one, of the true labels",
 )
 
@@ -57,7 +57,7 @@ class Screen:
             self.say(line)
         for (problem, norm), rows in results.estimators.groupby(["problem", "norm"], sort=False):
             self.say("")
-            limit = "" if results.budget is None else f", within {results.budget} passes an image"
+            limit = "" if results.budget is None else f", within {results.budget} passes per image"
             self.say(f"{problem}, {norm}: {rows['images'].iloc[0]} images{limit}", style="bold")
             print_table(self.console, _main_table(rows[rows["role"] == "estimator"]))
             here = (results.ratios["problem"] == problem) & (results.ratios["norm"] == norm)

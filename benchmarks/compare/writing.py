@@ -1,4 +1,4 @@
-"""The files of a comparison: each is written whole or not at all, and none before all is measured."""
+"""Write the files of a comparison, each whole or not at all, after everything is measured."""
 
 from __future__ import annotations
 

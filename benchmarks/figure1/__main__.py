@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", default="fashion-mnist", help="see harness.track (default: fashion-mnist)")
     add("--data-root", default="data", metavar="DIR", help="see harness.track (default: data)")
     add("--model", default="cnn", help="see harness.track (default: cnn)")
-    add("--epochs", type=int, default=40, metavar="N", help="beside epoch 0 (default: 40)")
+    add("--epochs", type=int, default=40, metavar="N", help="besides epoch 0 (default: 40)")
     add("--probe", type=int, default=1000, metavar="N", help="images of each split (default: 1000)")
     add("--at", nargs="+", type=int, metavar="N", help=f"epochs of the script's turn (default: {MEASURED}, the last)")
     add("--threads", type=int, default=1, help="torch threads, for both (default: 1)")

@@ -1,4 +1,4 @@
-"""What the script's work takes on a finished run's networks, ours beside it in turns, and both totals."""
+"""Time the script's work on a finished run's networks, in turns with ours, and both totals."""
 
 from __future__ import annotations
 

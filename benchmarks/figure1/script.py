@@ -1,4 +1,4 @@
-"""Figure 1 as one would write it with Foolbox in an afternoon: what `benchmarks.figure1` times beside the harness.
+"""Figure 1 as one would write it with Foolbox in an afternoon: what `benchmarks.figure1` times next to the harness.
 
 It does the paper's work and no more: no noisy starts, no refinement, nothing is kept.
 """

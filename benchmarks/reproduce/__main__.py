@@ -58,7 +58,7 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 
 def _write(whole: Study, study: Study, given: argparse.Namespace) -> None:
-    """Collect the groups that were run, unless only the page is asked for, and write it beside the tables."""
+    """Collect the groups that were run, unless only the page is asked for, and write it next to the tables."""
     # here, so that --help needs no torch
     from benchmarks.reproduce.collecting import collect
     from benchmarks.reproduce.page import write_page

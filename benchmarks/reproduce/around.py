@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def around(run: Path) -> Path:
-    """Where a run's tables are: beside it, as its folder is its own."""
+    """Where a run's tables are: next to it, as its folder is its own."""
     return run.with_name(f"{run.name}.around")
 
 

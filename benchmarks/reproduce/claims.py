@@ -1,4 +1,4 @@
-"""A claim of the paper and how it is held against the stored tables: by tests, or by a number read off each curve."""
+"""Claims of the paper, tested against the stored tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep a study's tables in one file, and the pictures that its groups name. The page is made of nothing else."""
+"""Collect a study's tables into one file, and the pictures that its groups name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that claims are read off: each of a run, an estimator, a norm and a split; NaN where there is none."""
+"""Numbers that decide claims: per run, estimator, norm and split; NaN if missing."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def crossed(stored: Stored, run: str, estimator: str, norm: str, split: str) -> 
 
 
 def against_standard(number: Number) -> Number:
-    """A number of an adversarial run over that of the standard run beside it, of the same seed."""
+    """A number of an adversarial run over that of the standard run next to it, of the same seed."""
 
     def value(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
         plain = run.replace("-pgd", "-standard")

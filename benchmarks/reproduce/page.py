@@ -1,4 +1,4 @@
-"""``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and the notes beside them."""
+"""``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and the notes next to them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OVER_ESTIMATES, SHOWN = "over-estimates", ["run", "norm", "epoch 1", "epoch 20",
 
 
 def write_page(stored: Stored, page: Path) -> None:
-    """Write the page, and the tables that it links to beside the stored ones.
+    """Write the page, and the tables that it links to next to the stored ones.
 
     Raises:
         StoreError: nothing has been collected, or a table is damaged.

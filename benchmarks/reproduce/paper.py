@@ -1,4 +1,4 @@
-"""What Mickisch et al. 2020 say, sentence by sentence, and what each is held against."""
+"""The claims of Mickisch et al. 2020, sentence by sentence, with the criterion of each."""
 
 from __future__ import annotations
 

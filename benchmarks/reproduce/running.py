@@ -1,4 +1,4 @@
-"""Run what a study plans, each step as the command that a user would give, and none twice."""
+"""Run the steps of a study as commands, each once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_study(study: Study, folder: Path, data_root: str, jobs: int, say: Say) -
     """Take every run through its steps, ``jobs`` runs at a time.
 
     Raises:
-        StepError: a step failed; runs under way are ended first, and the same call goes on after them.
+        StepError: a step failed; runs under way are ended first, and the same call continues after them.
     """
     failed = threading.Event()
 

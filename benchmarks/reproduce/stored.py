@@ -1,4 +1,4 @@
-"""The tables that `collecting` kept, by name, and the few numbers that many claims take from them."""
+"""Read the stored tables by name, and numbers that several claims use."""
 
 from __future__ import annotations
 

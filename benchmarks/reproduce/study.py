@@ -1,4 +1,4 @@
-"""A study as its file describes it: groups of runs, every run once."""
+"""Read a study from its TOML file: groups of runs, each run once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_study(path: Path) -> Study:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"expected a TOML file at {path}, got {error}; mend the file or its path") from None
+        raise ConfigError(f"expected a TOML file at {path}, got {error}; fix the file or its path") from None
     try:
         return _study(table, path)
     except (TypeError, AttributeError, KeyError) as error:  # a word where a table should be, and the like
@@ -140,7 +140,7 @@ def _merged(one: Planned, other: Planned) -> Planned:
         if key != "estimator" and one.options.get(key) != other.options.get(key)
     ]
     if differing:
-        raise ConfigError(f"expected {one.name} to be one run, got two of different {', '.join(differing)}; mend one")
+        raise ConfigError(f"expected {one.name} to be one run, got two of different {', '.join(differing)}; fix one")
     estimators = list(dict.fromkeys([*one.options.get("estimator", ()), *other.options.get("estimator", ())]))
     added = {text: at for text, at in _together(one.added, other.added).items() if text not in estimators}
     certified = _together(one.certified, other.certified)

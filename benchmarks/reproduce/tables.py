@@ -1,4 +1,4 @@
-"""All tables of a study in one Parquet file: every row names its table and the group or run that it is of."""
+"""All tables of a study in one Parquet file; each row names its table and its group or run."""
 
 from __future__ import annotations
 

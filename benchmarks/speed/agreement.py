@@ -1,4 +1,4 @@
-"""Are two sides' margins the same? Asked before any times are compared."""
+"""Compare two sides' margins before any times are compared."""
 
 from __future__ import annotations
 

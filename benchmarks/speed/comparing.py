@@ -1,4 +1,4 @@
-"""One table: ours against every side on the same images, margins first."""
+"""One table per problem: our estimator against every side on the same images, margins first."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Row:
 
     Attributes:
         side: our estimator's text, or the side's name.
-        images: of the problem. timed: of which it was given so many.
+        images: of the problem. timed: how many of them it was given.
         seconds, processor: of each round, for all that it was given; the first is wall time.
-        an_image: seconds an image.
+        an_image: seconds per image.
         ratio: how many times as long an image takes as ours; None of ours.
         agreement: its margins against ours; None of ours.
         memory: bytes at the highest; None where not measured.
@@ -196,7 +196,7 @@ def _row(
 
 
 def _steps(side: Ours, problem: Problem, norm: Norm, others: int) -> float:
-    """DeepFool's steps an image on average, from the gradients that it takes where it looks at every class."""
+    """DeepFool's steps per image on average, from the gradients that it takes where it looks at every class."""
     assert isinstance(side.estimator, DeepFool)
     _, _, backwards = Ours(estimator=replace(side.estimator, growth=EXHAUSTIVE)).counted(problem, norm)
     # one for each of the other classes a step, and one at the point that turns out to be across

@@ -89,7 +89,7 @@ def torchattacks_fab(model: nn.Module, images: Tensor, labels: Tensor, norm: Nor
 
 
 def torchattacks_bisected_pgd(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """One radius an image, bisected in one batch; the nearest point of another class is kept."""
+    """One radius per image, bisected in one batch; the nearest point of another class is kept."""
     kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     with torchattacks_quiet():
         attack = kind(model, steps=PGD_STEPS, random_start=False)

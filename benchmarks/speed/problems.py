@@ -63,7 +63,7 @@ class Problem:
         return copy.deepcopy(self.model).requires_grad_(False)
 
     def first(self, images: int) -> Problem:
-        """The same with so many images."""
+        """The same with this many images."""
         return replace(self, images=self.images[:images], labels=self.labels[:images])
 
     def on(self, device: torch.device) -> Problem:
@@ -76,7 +76,7 @@ class Walled(nn.Module):
 
     A marked image has `WALL` added to its logit 0, which is more than any point of the box takes back. The mark is read
     by a comparison and the network does not see it, so that no gradient leads to it; all other gradients are as alive
-    as everywhere, and an attack goes on until its steps are used up. Attacks that add noise may wipe the mark out, as
+    as everywhere, and an attack continues until its steps are used up. Attacks that add noise may wipe the mark out, as
     Foolbox's DDN does.
     """
 
@@ -108,7 +108,7 @@ def resnet50(classes: int) -> nn.Module:
 
 
 def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:
-    """A network of `NETWORKS`, trained, and so many images that it has not seen, at least a full batch of them.
+    """A network of `NETWORKS`, trained, and this many images that it has not seen, at least a full batch of them.
 
     Raises:
         ConfigError: more images than there are.

@@ -1,4 +1,4 @@
-"""What is shown and written: margins first, then times."""
+"""Print and write the results: margins first, then times."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from benchmarks.speed.timing import Spread
 from harness.store import environment, now
 from harness.store.files import write_atomically
 
-HEADINGS = ("side", "timed", "images/s", "ms an image", "times as long as ours", "margins", "peak MiB")
+HEADINGS = ("side", "timed", "images/s", "ms per image", "times as long as ours", "margins", "peak MiB")
 LISTED = 5
 LEGEND = (
-    "ms an image, ratios: median over the rounds (least to most); a ratio is of one round's times. "
+    "ms per image, ratios: median over the rounds (least to most); a ratio is of one round's times. "
     "Inside every time: making the attack, its steps, and one last pass over its points; no refinement.",
     "margins: ours over theirs on average, and on how many images each has one; "
     "of Foolbox's DeepFool, which ours must equal, how many are the same to 1e-4.",
@@ -54,11 +54,11 @@ def lines(table: Table) -> Iterator[str]:
 
 def notes(table: Table) -> Iterator[str]:
     """What stands below a table."""
-    yield f"ours: {table.forwards:.1f} forwards + {table.backwards:.1f} backwards an image"
+    yield f"ours: {table.forwards:.1f} forwards + {table.backwards:.1f} backwards per image"
     if table.floor is not None:
         floor = table.floor
         yield (
-            f"floor: {1000 * floor.an_image:.3f} ms an image ({floor.steps:.2f} steps; a forward "
+            f"floor: {1000 * floor.an_image:.3f} ms per image ({floor.steps:.2f} steps; a forward "
             f"{1000 * floor.forward:.4f} ms, a gradient {1000 * floor.backward:.4f} ms); ours takes "
             f"{_spread(floor.over)} times that"
         )

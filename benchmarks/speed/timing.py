@@ -88,7 +88,7 @@ class PassCosts:
 
         Args:
             steps: of an image on average.
-            others: classes beside its own.
+            others: classes besides its own.
         """
         return (steps + 1) * self.forward + steps * others * self.backward
 
@@ -118,7 +118,7 @@ def pass_costs(problem: Problem, candidates: int) -> PassCosts:
 
 
 def _gradients(problem: Problem, top: int) -> float:
-    """Seconds of one gradient for each of the likeliest classes but the first, after a forward that is not timed."""
+    """Seconds of one gradient for each of the most likely classes but the first, after a forward that is not timed."""
     leaf = problem.images[: problem.batch_size].clone().requires_grad_()
     logits = problem.frozen(leaf)
     order = logits.detach().topk(top, dim=1).indices

@@ -1,4 +1,4 @@
-"""Lower bounds of the first probe images at chosen epochs, held against the distances that were measured."""
+"""Certify the first probe images at chosen epochs and check the lower bounds against the measured distances."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Certifying:
     """Certifiers of a run, each in every norm; what the folder has already is not done again.
 
     Attributes:
-        every: at epochs 0, every so many, and the last. probe: images of each split at most, the first ones.
+        every: every how many epochs, besides 0 and the last. probe: how many images of each split, the first ones.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Certifying:
         measured = self._measured(epoch, split, unit.norm)
         upper = torch.from_numpy(measured["distance"].to_numpy().copy())
         device = device_of(model)
-        found = self.certifiers[unit.estimator].certify(
+        certificates = self.certifiers[unit.estimator].certify(
             Logits(model, binary=True) if self.options.binary else model,
             probe.images.to(device),
             unit.norm,  # type: ignore[arg-type]
@@ -99,12 +99,12 @@ class Certifying:
             bounds=self.options.bounds,
             start=None if before is None else self._start(before, split, unit, upper),
         )
-        said = measured["prediction"].to_numpy()
+        predicted = measured["prediction"].to_numpy()
         # no estimator has measured this norm: there is nothing to disagree with
-        prediction = np.where(said < 0, found.label.numpy(), said)
+        prediction = np.where(predicted < 0, certificates.label.numpy(), predicted)
         # where float32 and float64 disagree, the image is on the boundary as far as either can tell
-        lower = np.where(found.label.numpy() == prediction, found.lower.numpy(), 0.0)
-        self._alarm(epoch, split, unit, model, found, lower, upper.numpy())
+        lower = np.where(certificates.label.numpy() == prediction, certificates.lower.numpy(), 0.0)
+        self._alarm(epoch, split, unit, model, certificates, lower, upper.numpy())
         return pd.DataFrame(
             {
                 "epoch": epoch,
@@ -118,12 +118,12 @@ class Certifying:
                 "domain": self.options.domain,
                 "lower": np.minimum(lower, upper.numpy()),
                 "upper": upper.numpy(),
-                "solved": found.solved.numpy(),
+                "solved": certificates.solved.numpy(),
             }
         )
 
     def _measured(self, epoch: int, split: str, norm: str) -> pd.DataFrame:
-        """The smallest distance and the prediction of each probe image, in order; inf and -1 where there is none."""
+        """The smallest distance and the prediction of each probe image, in order; inf and -1 if there is none."""
         tables = [read_margins(self.folder, path)[0] for path in self.folder.margin_parts(epoch)]
         rows = concatenate(tables, MARGIN_COLUMNS)
         rows = rows[(rows["split"] == split) & (rows["norm"] == norm)]
@@ -147,7 +147,7 @@ class Certifying:
         split: str,
         unit: Unit,
         model: nn.Module,
-        found: Certificates,
+        certificates: Certificates,
         lower: np.ndarray[tuple[int], np.dtype[np.float64]],
         upper: np.ndarray[tuple[int], np.dtype[np.float64]],
     ) -> None:
@@ -157,7 +157,7 @@ class Certifying:
         probe = self.probes[split]
         path = self.folder.unsound(epoch, unit)
         facts = self.folder.facts(Place("unsound", epoch, unit, split))
-        case = {"images": probe.images[wrong], "ids": probe.ids[wrong], "label": found.label[wrong]}
+        case = {"images": probe.images[wrong], "ids": probe.ids[wrong], "label": certificates.label[wrong]}
         case |= {"lower": torch.from_numpy(lower[wrong]), "upper": torch.from_numpy(upper[wrong])}
         save_tensors(path, case, **facts)
         save_checkpoint(path.with_name(f"{path.stem}.model.safetensors"), model, epoch, facts)

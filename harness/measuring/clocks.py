@@ -1,4 +1,4 @@
-"""How long each unit has been measured, for engines that limit its time."""
+"""Clocks per unit, for engines that limit a unit's time."""
 
 from __future__ import annotations
 

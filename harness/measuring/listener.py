@@ -1,4 +1,4 @@
-"""What is told while margins are measured."""
+"""Callbacks for the progress of measuring."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from harness.store import Unit
 
 
 class Listener:
-    """Hears how measuring goes on; the command line draws it."""
+    """Hears the progress of measuring; the command line draws it."""
 
     def units_started(self, epoch: int, units: Sequence[Unit], images: int) -> None:
-        """A unit begins, or several beside each other, which this many images are measured for in all."""
+        """A unit begins, or several next to each other, which this many images are measured for in all."""
 
     def images_done(self, count: int) -> None:
         """This many more images are done."""
 
     def unit_failed(self, epoch: int, unit: Unit, message: str) -> None:
-        """A unit has no row but failures, and so no part; the others go on."""
+        """A unit has no row but failures, and so no part; the others continue."""
         warnings.warn(f"{unit} failed on every image at epoch {epoch}: {message}", stacklevel=6)
 
     def told(self, warning: ModelWarning) -> None:

@@ -1,4 +1,4 @@
-"""Distances of the probe images at every epoch, by every estimator in each of its norms."""
+"""Measure the probe images at every epoch with every estimator in each of its norms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.measuring.witnesses import keep_witnesses, starts, thin_witnesses
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
 from harness.tasks import Engine, Outcome, Overdue, Task
 
-# of a split's images in a unit, for each worker, at most: each costs some milliseconds beside its attack
+# of a split's images in a unit, for each worker, at most: each costs some milliseconds besides its attack
 SHARDS = 4
 
 
@@ -73,7 +73,7 @@ class Estimating:
             witnesses: whether those count that have margins but no witnesses.
             late: whether those count that start warm and have measured a later epoch, which is too late for them.
         """
-        found = []
+        wanted = []
         for unit in self.asked(epoch, last):
             warm = starts_warm(self.plan.estimators[unit.estimator])
             done = self.folder.margins(epoch, unit).exists()
@@ -81,8 +81,8 @@ class Estimating:
                 continue
             if warm and not late and max(self.folder.measured_epochs(unit), default=0) > epoch:
                 continue
-            found.append(unit)
-        return found
+            wanted.append(unit)
+        return wanted
 
     def measure(self, epoch: int, units: Sequence[Unit], model: nn.Module, weights: str) -> None:
         """Measure the units and write their parts.
@@ -111,7 +111,7 @@ class Estimating:
             thin_witnesses(self.folder, unit, self._thinned)
 
     def _tasks(self, epoch: int, unit: Unit, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[Task]:
-        """The unit's images by split, in parts where they are measured beside each other."""
+        """The unit's images by split, in parts where units are measured in parallel."""
         estimator = self.plan.estimators[unit.estimator]
         for split, probe in self.probes.items():
             length = self._length(probe, estimator, model) if self.engine.parallel else len(probe.ids)
@@ -151,12 +151,12 @@ class Estimating:
         place = {id(task): (unit, number) for unit, several in tasks.items() for number, task in enumerate(several)}
         waiting = []
         for task in (task for several in tasks.values() for task in several):
-            found = find_shard(self.folder, epoch, task, weights) if self.engine.parallel else None
-            if found is None:
+            finished = find_shard(self.folder, epoch, task, weights) if self.engine.parallel else None
+            if finished is None:
                 waiting.append(task)
                 continue
             unit, number = place[id(task)]
-            got[unit][number] = found
+            got[unit][number] = finished
             self.listener.images_done(len(task.images))
         yield from ((unit, _in_order(done)) for unit, done in got.items() if len(done) == len(tasks[unit]))
         for task, outcome in self.engine.run(model, waiting, self.listener.images_done):

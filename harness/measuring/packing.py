@@ -1,6 +1,6 @@
-"""Tasks and networks on their way to another process of the same run.
+"""Pickle tasks and networks for another process of the same run.
 
-They are pickled, as they are objects of any class; nothing that is read from a file ever is.
+Tasks hold objects of any class. Nothing that is read from a file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Packed:
         except (AttributeError, ImportError) as error:
             raise EngineError(
                 f"expected workers that can import the model and the estimator, got {one_line(error)}; define them "
-                "in a module (a notebook is none), or measure without workers"
+                "in a module (a notebook is not one), or measure without workers"
             ) from error
         on_begin()
         return run_task(self._network, unpacked)
@@ -108,4 +108,4 @@ def sendable(error: Exception) -> Exception:
             return error
     except Exception:
         pass
-    return EngineError(f"expected margins, got {one_line(error)} in a worker; mend it, or measure without workers")
+    return EngineError(f"expected margins, got {one_line(error)} in a worker; fix it, or measure without workers")

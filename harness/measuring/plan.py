@@ -1,4 +1,4 @@
-"""Which units a run has: every estimator in every norm that it can do."""
+"""Plan a run: the units to measure, every estimator in every norm that it has."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def made_certifiers(given: str | Certifier | Iterable[str | Certifier]) -> dict[
 
 
 def _made(given: object, make: Callable[[str], Made], method: str, what: str) -> dict[str, Made]:
-    found: dict[str, Made] = {}
+    made: dict[str, Made] = {}
     for item in several(given):
         one = make(item) if isinstance(item, str) else item
         # a class has the method too
         if isinstance(one, type) or not callable(getattr(one, method, None)):
             raise EstimatorError(f"expected {what}, got {shown(item)}; name one, or make an object of its class")
-        found[text_form(one)] = one
-    return found
+        made[text_form(one)] = one
+    return made
 
 
 def plain_norms(given: Norm | Iterable[Norm]) -> list[Norm]:
@@ -159,7 +159,7 @@ def starts_warm(estimator: Estimator) -> bool:
 
 
 def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimator], set[str], list[str]]:
-    """Every estimator that has a setting ``warm`` in its warm form, its cold form beside it, the others as they are.
+    """Every estimator that has a setting ``warm`` in its warm form, its cold form next to it, the others as they are.
 
     Returns:
         The estimators by text; the texts of cold forms, which are there to be compared with; a line for each estimator
@@ -174,16 +174,16 @@ def warm_starts(estimators: Mapping[str, Estimator]) -> tuple[dict[str, Estimato
             "expected an estimator that can start from witnesses (fmn) with --warm-start, "
             f"got {', '.join(estimators)}; add one, or leave --warm-start out"
         )
-    found: dict[str, Estimator] = {}
+    planned: dict[str, Estimator] = {}
     cold: set[str] = set()
     for text, estimator in estimators.items():
         if text not in able:
-            found[text] = estimator
+            planned[text] = estimator
             continue
-        given: Any = estimator
-        warm = given if given.warm else dataclasses.replace(given, warm=given.WARM)
-        control = dataclasses.replace(given, warm=0)
-        found |= {text_form(warm): warm, text_form(control): control}
+        base: Any = estimator
+        warm = base if base.warm else dataclasses.replace(base, warm=base.WARM)
+        control = dataclasses.replace(base, warm=0)
+        planned |= {text_form(warm): warm, text_form(control): control}
         cold.add(text_form(control))
     lines = [f"{text} has no warm start: measured cold" for text in estimators if text not in able]
-    return found, cold, lines
+    return planned, cold, lines

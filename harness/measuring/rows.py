@@ -1,4 +1,4 @@
-"""Margins as tables: of one finished model, and of one unit of a run."""
+"""Margins as tables: of one trained model, and of one unit of a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measure_margins(
         estimators, norms, domain, bounds, noise_retries, batch_size, seed, expect_over, binary: see `MarginTracker`.
 
     Returns:
-        A row an image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
+        A row per image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
         ``seconds``; without labels also but for ``label`` and ``correct``.
 
     Warns:
@@ -95,7 +95,7 @@ def measure_margins(
 
 
 def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain, margins: Margins) -> pd.DataFrame:
-    """One row an image, in `MARGIN_COLUMNS` but for ``seconds``."""
+    """One row per image, in `MARGIN_COLUMNS` but for ``seconds``."""
     columns = {
         "epoch": epoch,
         "split": split,

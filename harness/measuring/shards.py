@@ -1,4 +1,4 @@
-"""Shards that are done, of units that are not yet: kept in the run folder, so that no death loses them."""
+"""Keep finished shards of unfinished units in the run folder, so that a killed run does not lose them."""
 
 from __future__ import annotations
 

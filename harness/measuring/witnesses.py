@@ -1,4 +1,4 @@
-"""Witnesses in the run folder: all of a unit's latest epoch, the extremes of earlier ones, and starts from them."""
+"""Witnesses in the run folder: all of the latest epoch, the extremes of earlier epochs, and warm starts from them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def starts(
         if len(images) != wanted:
             raise StoreError(
                 f"expected {wanted} {split} witnesses of {unit} at epoch {before} to start from, got {len(images)}; "
-                "delete all its parts in margins/ and go on with --resume"
+                "delete all its parts in margins/ and continue with --resume"
             )
         place = {image: row for row, image in enumerate(probe.ids.tolist())}
         found[split] = torch.full_like(probe.images, torch.nan)

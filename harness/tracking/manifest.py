@@ -1,4 +1,4 @@
-"""What a tracked run says of itself: notes for its readers, and its manifest."""
+"""The manifest of a run, and the notes that a reader of its curves needs."""
 
 from __future__ import annotations
 

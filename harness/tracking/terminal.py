@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: progress while it goes on, a summary at the end."""
+"""Terminal output of a run: progress, and a summary at the end."""
 
 from __future__ import annotations
 

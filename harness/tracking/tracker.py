@@ -40,7 +40,7 @@ from harness.workers import Workers
 
 
 class MarginTracker:
-    """Tracks margins of probe images while the caller trains; see README for the three-line use.
+    """Tracks margins of probe images while the caller trains; see README for an example.
 
     Making one writes nothing: the folder is started, and locked against other processes, by `update`. Of several
     processes that train together, each may make one, and one calls `update`, which calls none of the others.
@@ -58,10 +58,11 @@ class MarginTracker:
         noise_retries, batch_size, expect_over, binary: see `attacks.measure.measure`.
         seed: from which all random draws of the attacks derive.
         warm_start: use the warm form of every estimator that has a setting ``warm``, started from the witnesses of the
-            latest epoch measured before, and measure its cold form beside it at some epochs.
-        cold_every: these epochs: every so many, 0, 1 and the last always.
+            latest epoch measured before, and measure its cold form next to it at some epochs.
+        cold_every: every how many epochs the cold form is measured, besides 0, 1 and the last.
         certifiers: text forms (``"crown:cuts=8"``) or certifier objects, of lower bounds.
-        certify_every: these epochs: every so many, 0 and the last. certify_probe: of each split's images, the first.
+        certify_every: every how many epochs bounds are computed, besides 0 and the last. certify_probe: of how many
+            images of each split, the first ones.
         loggers: texts (``"tensorboard:DIR"``) or objects that get the averages of what is measured at an epoch.
         engine: what runs the attacks, such as `harness.workers.Workers`; by default this process.
         unit_timeout: seconds after which an estimator in a norm is stopped at an epoch, and has no margins there until
@@ -231,10 +232,10 @@ class MarginTracker:
         weights = self.check(epoch, model)
         missing = self.estimating.missing(epoch, last, late=refuse_late)
         proving = self.certifying.missing(epoch, last)
-        told = self._checked(model) if missing or proving else []
+        warned = self._checked(model) if missing or proving else []
         if not self._begun:
             self._begin()
-        self._note(epoch, told)
+        self._note(epoch, warned)
         if missing:
             for unit in missing:
                 self._summary.forget(self.folder.margins(epoch, unit))
@@ -248,27 +249,27 @@ class MarginTracker:
             self._remarked = True
             for line in self.folder.remarks():
                 self.listener.remarked(line)
-        here = summary[summary["epoch"] == epoch].reset_index(drop=True)
-        self.measured_averages = averages(here, missing)
+        rows = summary[summary["epoch"] == epoch].reset_index(drop=True)
+        self.measured_averages = averages(rows, missing)
         for logger in self.loggers if self.measured_averages else ():
             logger.log(epoch, self.measured_averages)
-        return here
+        return rows
 
     def _checked(self, model: nn.Module) -> list[ModelWarning]:
         """Refuse what cannot be measured; what else spoils the model's margins."""
         return check_probes(self.probes, model, self.options)
 
-    def _note(self, epoch: int, told: Sequence[ModelWarning]) -> None:
+    def _note(self, epoch: int, warned: Sequence[ModelWarning]) -> None:
         """Tell what spoils margins, and note it in the manifest once."""
-        if not told:
+        if not warned:
             return
         manifest = self.folder.read_manifest()
         notes = manifest.get("notes", [])
-        new = [f"epoch {epoch}: {one}" for one in told if not any(str(one) in note for note in notes)]
+        new = [f"epoch {epoch}: {warning}" for warning in warned if not any(str(warning) in note for note in notes)]
         if new:
             self.folder.write_manifest({**manifest, "notes": notes + new})
-        for one in told:
-            self.listener.told(one)
+        for warning in warned:
+            self.listener.told(warning)
 
     def close(self) -> None:
         """End the loggers and the engine; nothing else is open between updates."""

@@ -1,4 +1,4 @@
-"""The loop of a tracked run: every epoch's checkpoint, predictions and margins, resumable part by part."""
+"""Train and track: checkpoint, predictions and margins of every epoch, resumable part by part."""
 
 from __future__ import annotations
 
