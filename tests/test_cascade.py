@@ -77,15 +77,16 @@ def excess(text: str, norm: Norm) -> float:
 # Quality on a trained network.
 
 
-@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
 def test_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
     ratio = on_digits("cascade", norm).distance / envelope(norm)
     assert ratio.mean() <= 1.005
     assert (ratio <= 1.01).double().mean() >= 0.9
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("text", ["deepfool", "fmn", "apgd"])
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("text", ["deepfool", "fmn", pytest.param("apgd", marks=pytest.mark.slow)])
 def test_nearer_than_others_for_its_cost(text: str, norm: Norm) -> None:
     assert excess("cascade", norm) < excess(text, norm)
     if text == "apgd":

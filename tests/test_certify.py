@@ -26,6 +26,7 @@ from attacks.certify.branch_and_bound.relu_network import ReluNetwork, read_netw
 from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm
 from harness.models.build import build
 from tests.brute_force import lines_of_low_chords, tiny
+from tests.grids import covering
 from tests.milp import linf_margin
 
 # --- reading ---
@@ -265,14 +266,12 @@ def broken_lines(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> 
     return broken
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
     assert broken_lines(norm, domain, upper_lines) == 0
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_chords_that_are_too_low_are_found(norm: Norm, domain: Domain) -> None:
     assert broken_lines(norm, domain, lines_of_low_chords) > 0
 

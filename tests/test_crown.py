@@ -231,6 +231,7 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module,
     return trained_digits[0], trained_digits[1][:8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["box", pytest.param("free", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_lower_bounds_are_below_exact_ones_and_cuts_help(
@@ -425,6 +426,7 @@ def test_batch_norm_in_training_mode_is_refused(monkeypatch: pytest.MonkeyPatch)
         PiecewiseNetwork(Residual().eval(), SHAPE, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_a_radius_that_is_too_large_would_be_seen(norm: Norm, digits: tuple[nn.Module, Tensor]) -> None:
     model, pixels = digits

@@ -101,6 +101,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "<html" in (tmp_path / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_example_of_workers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

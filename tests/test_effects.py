@@ -514,7 +514,13 @@ EXACT_AT_95: dict[str, Maker] = {
 BELOW: dict[str, Maker] = {"median": make_median, "Cliff's delta of 12 images": make_small_cliff, "areas": make_gain}
 
 
-@pytest.mark.parametrize("kind", [*EXACT_AT_95, *BELOW])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("log means", "median") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in [*EXACT_AT_95, *BELOW]
+    ],
+)
 def test_intervals_cover_the_truth_as_often_as_they_say_and_narrower_ones_do_not(kind: str) -> None:
     draw = generator(20)
     made = [(EXACT_AT_95 | BELOW)[kind](draw) for _ in range(REPEATS)]

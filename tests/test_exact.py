@@ -164,7 +164,7 @@ def test_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, di
         assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_no_attack_comes_nearer(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:24]
     found = exact_margins(shallow, images, norm)

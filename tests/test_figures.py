@@ -43,6 +43,7 @@ from harness.figures import (
     save,
 )
 from harness.figures.images import spread
+from tests.grids import covering
 
 EPOCHS = [0, 1, 2, 5]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -771,8 +772,7 @@ def test_empty_tables_give_one_sentence(name: str) -> None:
         assert sentence.count(".") == 1
 
 
-@pytest.mark.parametrize("cut", [epoch_one, all_failed, all_correct, only_train])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "cut"), covering(EVERY, [epoch_one, all_failed, all_correct, only_train]))
 def test_odd_runs_are_drawn_without_warnings(name: str, cut: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     figure = EVERY[name](cut)
     figure.draw_without_rendering()

@@ -31,6 +31,7 @@ from harness.config.options import ConfigError
 from harness.measuring.rows import measure_margins
 from harness.store.files import load_checkpoint, save_checkpoint, weights_checksum
 from harness.tracking.tracker import MarginTracker
+from tests.grids import covering
 from tests.runs import ONE_LINE
 
 ESTIMATORS = ("deepfool", "fmn:steps=40", "cascade", "apgd:rounds=3,steps=10")
@@ -254,9 +255,9 @@ REDUCED = [
 ]
 
 
-@pytest.mark.parametrize("text", ALL)
-@pytest.mark.parametrize(("how", "dtype"), REDUCED, ids=[f"{how} {dtype}" for how, dtype in REDUCED])
-def test_logits_of_lower_precision_than_the_images(how: str, dtype: torch.dtype, text: str) -> None:
+@pytest.mark.parametrize(("text", "reduced"), covering(ALL, REDUCED))
+def test_logits_of_lower_precision_than_the_images(text: str, reduced: tuple[str, torch.dtype]) -> None:
+    how, dtype = reduced
     model = Reduced(how, dtype)
     exact = model.exact(images(12), "l2")
     # nearer, all other classes are within a step or two of the logits

@@ -24,6 +24,7 @@ from attacks.search.scale_free import ScaleFree
 from attacks.seeds import forked_generators
 from attacks.trace import Record
 from attacks.types import Domain, EstimatorError, Norm
+from tests.grids import covering
 
 # cheaper settings than the defaults; a name that is not here runs with its own
 CHEAP = {
@@ -213,8 +214,7 @@ def _own_generators() -> Iterator[None]:
 # --- what is left behind ---
 
 
-@pytest.mark.parametrize("kind", [Awkward, WithLock, WithNonLeaf])
-@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize(("text", "kind"), covering(ALL, [Awkward, WithLock, WithNonLeaf]))
 def test_measuring_leaves_everything_as_it_was(text: str, kind: type[Awkward]) -> None:
     model, images = awkward(kind), some_images()
     with no_handlers():
@@ -284,8 +284,12 @@ def test_verification_is_in_eval_mode_whatever_the_estimator_leaves() -> None:
     assert torch.equal(left.distance, plain.distance)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-@pytest.mark.parametrize("text", [text for text in NAMED if not text.startswith("bb")])
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    covering(
+        [text for text in NAMED if not text.startswith("bb")], [torch.no_grad, torch.inference_mode, torch.enable_grad]
+    ),
+)
 def test_callers_in_any_grad_mode(text: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
     expected = measure(awkward(), some_images(), create(text), norm_of(text), noise_retries=0)
     model = awkward()
@@ -308,8 +312,13 @@ def test_a_model_made_in_inference_mode() -> None:
     assert torch.equal(margins.distance, expected.distance)
 
 
-@pytest.mark.parametrize("text", [text for text in NAMED if not text.startswith("bb")] + ["torchattacks:PGDL2:steps=5"])
-@pytest.mark.parametrize("layout", ["requires grad", "transposed", "expanded", "channels last"])
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    covering(
+        [*(text for text in NAMED if not text.startswith("bb")), "torchattacks:PGDL2:steps=5"],
+        ["requires grad", "transposed", "expanded", "channels last"],
+    ),
+)
 def test_images_of_any_layout(text: str, layout: str) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     images = torch.rand(3, 2, 4, 4)

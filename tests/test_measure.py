@@ -17,6 +17,7 @@ from attacks.measure import measure
 from attacks.registry import create
 from attacks.seeds import derive_seed
 from attacks.types import EstimatorError, InputError
+from tests.grids import covering
 
 Propose = Callable[[Classifier, Tensor, Tensor, Tensor], Any]
 
@@ -491,9 +492,12 @@ def test_estimators_see_unit_pixels_and_their_witnesses_are_mapped_back() -> Non
     assert margins.distance.tolist() == pytest.approx([150.0, 70.0], rel=2e-4)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize(
-    "text", ["deepfool", "fmn:steps=20", "pgd:rounds=3,restarts=2,steps=5", "apgd:rounds=3,steps=5", "fab:steps=5"]
+    ("text", "norm"),
+    covering(
+        ["deepfool", "fmn:steps=20", "pgd:rounds=3,restarts=2,steps=5", "apgd:rounds=3,steps=5", "fab:steps=5"],
+        ["l2", "linf"],
+    ),
 )
 def test_batches_do_not_matter(text: str, norm: Any) -> None:
     """Beyond rounding, which is 1e-16 here: what is larger comes of rows that look at each other."""
@@ -566,8 +570,13 @@ def test_a_start_that_is_no_witness_costs_nobody_anything(text: str) -> None:
 # --- other precisions ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("text", ["deepfool", "fmn:steps=20", "pgd:rounds=3", "apgd:rounds=3,steps=10", "fab"])
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    covering(
+        ["deepfool", "fmn:steps=20", "pgd:rounds=3", "apgd:rounds=3,steps=10", "fab"],
+        [torch.float64, torch.float16, torch.bfloat16],
+    ),
+)
 def test_models_of_other_precisions_are_measured_in_their_own(text: str, dtype: torch.dtype) -> None:
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(16)).to(dtype)
     model = small_cnn().to(dtype)

@@ -32,6 +32,7 @@ from attacks.registry import create, text_form
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.tracking.manifest import describe
 from tests import oracles
+from tests.grids import covering
 from tests.test_exact import trained
 
 FREE = (-math.inf, math.inf)
@@ -162,9 +163,8 @@ def assert_polished(model: nn.Module, far: Margins, norm: Norm, domain: Domain) 
     assert ratio.mean() <= 1.005
 
 
-@pytest.mark.parametrize("widths", [(32,), (12, 12)], ids=str)
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("widths", [(32,), pytest.param((12, 12), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_exact_margins_are_met(norm: Norm, domain: Domain, widths: tuple[int, ...]) -> None:
     far = measured(widths, "deepfool", norm, domain)
     assert_polished(network(widths), far, norm, domain)

@@ -64,7 +64,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(recipe=RECIPES)
 def test_random_networks_are_bounded_soundly_or_refused(recipe: Recipe) -> None:
     counts = Counts()
@@ -199,7 +199,9 @@ def test_rounding_is_no_contradiction(tmp_path: Path) -> None:
     assert (rows["lower"] > 0.5 * rows["upper"]).any()
 
 
-@pytest.mark.parametrize("certifier", [Crown(), Exact(seconds=0.5)], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "certifier", [Crown(), pytest.param(Exact(seconds=0.5), marks=pytest.mark.slow)], ids=lambda one: one.name
+)
 def test_bounds_leave_room_for_rounding(certifier: Crown | Exact) -> None:
     given = pixels()
     upper = torch.full((8,), torch.inf)
@@ -277,6 +279,7 @@ def test_without_the_checks_a_misreading_gives_false_bounds(monkeypatch: pytest.
     assert worst(Scaled(), Crown(), pixels()) > 1.2
 
 
+@pytest.mark.slow
 def test_exact_margins_are_of_what_the_model_computes() -> None:
     """Weight normalisation was read as the weights before it: the margin was 0.76 of the truth and more."""
     model = plain()
