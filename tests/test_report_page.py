@@ -443,6 +443,7 @@ def test_a_report_of_no_run_is_a_page() -> None:
     assert "No runs" in Reader(render(empty)).visible()
 
 
+@pytest.mark.slow
 def test_the_same_content_gives_the_same_page(one: RunContent) -> None:
     content = pages.report(one)
     first = render(content)
@@ -450,6 +451,7 @@ def test_the_same_content_gives_the_same_page(one: RunContent) -> None:
     assert render(dataclasses.replace(content, runs=[pages.run(seed=9)])) != first
 
 
+@pytest.mark.slow
 def test_the_largest_runs_page_stays_small() -> None:
     names = ("deepfool", "fmn", "ddn", "pgd:steps=40")
     content = pages.report(pages.run(estimators=names, epochs=range(41), images=1000, whole=1000))
@@ -459,6 +461,7 @@ def test_the_largest_runs_page_stays_small() -> None:
     assert len(unpacked(Reader(page), "confidence")) <= 2 * 2 * 5 * 1000
 
 
+@pytest.mark.slow
 def test_estimators_and_splits_look_the_same_everywhere_and_unlike_each_other() -> None:
     names = [f"e{place}" for place in range(8)]
     run = pages.run(estimators=names, splits=["mine", "yours", "test", "train"], images=3, epochs=[0, 1])

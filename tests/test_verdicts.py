@@ -280,6 +280,7 @@ def test_noise_gets_no_verdict() -> None:
     assert not is_at_most(rate(1.5 * noise, -1, NAN, {SUPPORTED, NOT_SUPPORTED}), ALPHA, FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [-1, 0])
 def test_effects_of_the_size_of_the_bound_are_seldom_called_none(side: int) -> None:
     inside, uncorrected = 0, 0
