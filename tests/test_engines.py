@@ -184,6 +184,7 @@ def test_a_model_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> None:
         tracker(tmp_path, workers).update(0, model)
 
 
+@pytest.mark.slow
 def test_an_estimator_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> None:
     class Here(Deadly):
         pass
@@ -329,6 +330,7 @@ def test_an_exception_that_cannot_be_sent_is_told(workers: Workers) -> None:
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
+@pytest.mark.slow
 def test_classes_that_workers_cannot_import(tmp_path: Path) -> None:
     script = (
         "import torch\nfrom torch import nn\nfrom harness import MarginTracker\nfrom harness.workers import Workers\n"
@@ -374,6 +376,7 @@ def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(_device(torch.device("cpu"), 1)) == "cpu"
 
 
+@pytest.mark.slow
 def test_a_logger_that_cannot_end_leaves_no_worker(tmp_path: Path) -> None:
     class Stuck:
         def log(self, epoch: int, values: Any) -> None: ...
@@ -398,6 +401,7 @@ def test_a_logger_that_cannot_end_leaves_no_worker(tmp_path: Path) -> None:
 # units that never end
 
 
+@pytest.mark.slow
 def test_a_unit_that_never_ends_is_stopped_and_tried_again(tmp_path: Path) -> None:
     file = tmp_path / "endless"
     file.touch()
@@ -471,6 +475,7 @@ class Stopping(InProcess):
                 yield task, run_task(model, task, on_progress)
 
 
+@pytest.mark.slow
 def test_stopped_units_end_a_run_and_a_comparison_with_1_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -283,6 +283,7 @@ def test_networks_are_trained_the_same_every_time(classes: int) -> None:
         built_in("dense-digits", classes, 1001, 10)
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_test_images_and_then_its_training_images(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["--model", "dense", "--epochs", "1", "--probe", "6", "--estimator", "linear", "--norm", "l2"]

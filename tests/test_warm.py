@@ -304,6 +304,7 @@ def interrupted(folder: Path) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path: Path, whole: Path) -> None:
     codes = interrupted(tmp_path / "run")
@@ -312,6 +313,7 @@ def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path:
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_thinning_before_the_margins_are_there_would_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -451,6 +453,7 @@ def run_of(folder: Path, trained: Trained, estimator: Settings) -> Any:
     return evaluate([read_run(folder)])
 
 
+@pytest.mark.slow
 def test_an_estimator_that_returns_its_start_unmoved_is_called_out(tmp_path: Path, trained_digits: Trained) -> None:
     bad = run_of(tmp_path / "stale", trained_digits, Stale())
     good = run_of(tmp_path / "fmn", trained_digits, FMN(steps=40))
