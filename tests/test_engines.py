@@ -556,6 +556,7 @@ def test_a_damaged_shard_is_none(tmp_path: Path) -> None:
 # the whole command
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_measured_again_by_workers(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -590,6 +591,7 @@ def first_shard(folder: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -613,6 +615,7 @@ def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
     assert not (tmp_path / "run" / "shards").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
     process = command(tmp_path / "run")
     first_shard(tmp_path / "run")
@@ -622,6 +625,7 @@ def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
     assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
 
 
+@pytest.mark.slow
 def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     unit = Unit("deepfool:steps=5", "l2")

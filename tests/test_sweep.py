@@ -87,6 +87,7 @@ def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str, words: str) -> 
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_named_and_the_others_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
