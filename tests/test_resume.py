@@ -122,6 +122,7 @@ def half_written(write: Callable[[Path], object]) -> Callable[[Path], object]:
 # interrupts
 
 
+@pytest.mark.slow
 def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path, whole: Path) -> None:
     folder, stopped = tmp_path / "run", list[Path]()
 
@@ -146,7 +147,15 @@ def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path
     assert_same_run(folder, whole)
 
 
-@pytest.mark.parametrize(("count", "half"), [(3, True), (10, False), (18, True), (33, False)])
+@pytest.mark.parametrize(
+    ("count", "half"),
+    [
+        (3, True),
+        pytest.param(10, False, marks=pytest.mark.slow),
+        pytest.param(18, True, marks=pytest.mark.slow),
+        (33, False),
+    ],
+)
 def test_interrupted_once_a_run_ends_up_the_same(
     tmp_path: Path, whole: Path, count: int, half: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
