@@ -465,9 +465,10 @@ def test_verified_and_no_farther_than_the_attack_on_a_network(text: str) -> None
 # --- units, batches, seeds ---
 
 
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), (-3.0, 0.5)])
+@pytest.mark.parametrize(
+    ("text", "bounds"), covering(["deepfool", "fmn", "pgd", "apgd"], [(-1.0, 1.0), (0.0, 255.0), (-3.0, 0.5)])
+)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("text", ["deepfool", "fmn", "pgd", "apgd"])
 def test_distances_are_in_the_pixels_units(text: str, norm: Any, bounds: tuple[float, float]) -> None:
     model, images = Affine(classes=2, bounds=bounds), mixed_images(4, bounds)
     exact = affine_margins(model.weight, model.bias, images, norm, domain="box", bounds=bounds)

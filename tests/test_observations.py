@@ -545,6 +545,7 @@ def test_the_envelope_is_over_estimators_that_all_runs_have_with_equal_parameter
 # seeds
 
 
+@pytest.mark.slow
 def test_five_seeds_are_pooled_and_four_are_not() -> None:
     runs = [simulated(f"run-{seed}", seed, count=60, epochs=3) for seed in range(5)]
     four = gather(runs[:4]).findings

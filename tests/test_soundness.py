@@ -93,6 +93,7 @@ def test_every_twist_is_bounded_soundly_or_refused(twist: str) -> None:
     assert counts.refused == (twist in refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dressing", DRESSINGS)
 def test_every_dressing_is_bounded_soundly_or_refused(dressing: str) -> None:
     counts = Counts()

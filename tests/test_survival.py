@@ -220,6 +220,7 @@ def test_thinned_checkpoints_change_no_row(tmp_path: Path, whole: Path, every: s
     assert_same_but_thinned(folder, whole, kept)
 
 
+@pytest.mark.slow
 def test_a_thinned_run_goes_on_from_its_last_epoch(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
