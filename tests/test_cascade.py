@@ -85,6 +85,7 @@ def test_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
     assert (ratio <= 1.01).double().mean() >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", ["deepfool", "fmn", pytest.param("apgd", marks=pytest.mark.slow)])
 def test_nearer_than_others_for_its_cost(text: str, norm: Norm) -> None:
@@ -93,6 +94,7 @@ def test_nearer_than_others_for_its_cost(text: str, norm: Norm) -> None:
         assert 2 * passes(on_digits("cascade", norm)).mean() < passes(on_digits(text, norm)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("text", "least"), [("cascade:targets=1", 0.003), ("cascade:budget=60", 0.01)])
 def test_control_without_targets_or_without_steps_it_is_worse(text: str, least: float, norm: Norm) -> None:
@@ -100,6 +102,7 @@ def test_control_without_targets_or_without_steps_it_is_worse(text: str, least: 
     assert excess(text, norm) >= excess("cascade", norm) + least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_budget_is_no_worse_and_less_is_no_better(norm: Norm) -> None:
     steps = [excess(f"cascade:budget={budget}", norm) for budget in (80, 150, 600)]
@@ -216,6 +219,7 @@ def test_a_useless_start_does_no_harm(value: float | None) -> None:
     assert (margins.distance / envelope("l2")).mean() <= 1.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_batches_and_order_change_rounding_only(norm: Norm) -> None:
     network, images = digits()

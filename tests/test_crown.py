@@ -176,6 +176,7 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
     assert (cut < uncut - 1e-5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_short_rows_are_the_long_ones(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

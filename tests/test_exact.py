@@ -164,6 +164,7 @@ def test_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, di
         assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_no_attack_comes_nearer(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:24]
@@ -346,6 +347,7 @@ def test_a_solved_margin_is_not_searched_again(
             solve(**changed)
 
 
+@pytest.mark.slow
 def test_an_open_bracket_is_gone_on_from_with_a_larger_budget(
     digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -799,6 +799,7 @@ def test_what_is_missing_is_named() -> None:
 # files
 
 
+@pytest.mark.slow
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in save(margin_curves(summary(), errors()), tmp_path / "a", "margins")]
     with mpl.rc_context({"svg.hashsalt": "other"}):
@@ -825,6 +826,7 @@ def test_every_kind_of_mark_is_written_alike_twice(tmp_path: Path, name: str) ->
     assert once == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_no_text_is_too_small_to_read(name: str) -> None:
     figure = EVERY[name](lambda table: table)

@@ -23,7 +23,17 @@ def test_what_was_found_once_is_refused(tmp_path: Path, case: Path) -> None:
     assert judge(reader, path, whole) == "refused"
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+# seconds each: the other readers are slow
+ORDINARY = ("manifest", "margin part", "checkpoint", "witnesses and probes", "weights of others", "options file")
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        pytest.param(reader, id=reader.name, marks=() if reader.name in ORDINARY else pytest.mark.slow)
+        for reader in READERS
+    ],
+)
 def test_damaged_and_hostile_files(reader: Reader) -> None:
     tally = fuzz(reader, cases=8, seed=7)
     assert tally.findings == []

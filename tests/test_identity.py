@@ -432,6 +432,7 @@ def test_a_run_refuses_to_grow_units_of_another_revision(run: RunFolder) -> None
         tracker(run.path).update(4, network(4))
 
 
+@pytest.mark.slow
 def test_a_revision_is_that_of_all_that_an_estimator_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [revision_of(one) for one in (Linear(), Second(), Polished(inner=Second()), Foreign(), object())] == [
         *(1, 2, 2, 1, 1)

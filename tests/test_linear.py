@@ -99,6 +99,7 @@ def test_a_dead_normal_moves_nothing(norm: Norm, bounds: tuple[float, float], va
 # The estimator.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("norm", NORMS)
 def test_exact_on_affine_models(norm: Norm, classes: int) -> None:

@@ -521,6 +521,7 @@ def test_what_stands_beside_the_tests_of_a_pair(pair: Evidence) -> None:
     assert plain.calibration["images"].unique().tolist() == [120]
 
 
+@pytest.mark.slow
 def test_runs_are_paired_only_where_they_differ_in_their_training_only() -> None:
     plain, robust = simulated("plain", count=20), simulated("robust", 1, training="pgd", seed=0, count=20)
     wider = simulated("wider", 1, training="pgd", seed=0, count=20, model="dense")

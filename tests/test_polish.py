@@ -170,6 +170,7 @@ def test_exact_margins_are_met(norm: Norm, domain: Domain, widths: tuple[int, ..
     assert_polished(network(widths), far, norm, domain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_convolutional_network_with_other_pixel_bounds(norm: Norm) -> None:
     model = nn.Sequential(cnn())
@@ -300,6 +301,7 @@ def test_control_without_confirmation_points_are_no_witnesses(monkeypatch: pytes
         assert_polished(network((12, 12)), measured((12, 12), "deepfool", "l2"), "l2", "box")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["rows", "starts"])
 def test_control_wrong_parts_are_seen(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients with the wrong sign, or no walks: the polish stays a bound, but is not exact."""

@@ -253,6 +253,7 @@ def test_margin_curves_hold_the_summarys_numbers(pair: ReportContent, drawn: dic
     assert seen == 2 * 2 * 3 * 2  # runs, norms, two estimators and their envelope, splits
 
 
+@pytest.mark.slow
 def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_line(one: RunContent) -> None:
     estimator = one.summary["estimator"].iloc[0]
     kept = (one.summary["estimator"] != estimator) | one.summary["epoch"].isin([0, one.summary["epoch"].max()])
@@ -303,6 +304,7 @@ def test_flow_counts_the_images(one: RunContent) -> None:
     assert f"of 120 images {int(one.correctness['test'][0].sum())} are correct at epoch 0" in trace.say
 
 
+@pytest.mark.slow
 def test_flow_shows_twelve_epochs_at_most() -> None:
     run = pages.run(epochs=range(41), norms=["l2"], images=3, whole=10)
     flow = by_name(pages.report(run))["flow"]
@@ -418,7 +420,9 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize("case", EMPTY)
+@pytest.mark.parametrize(
+    "case", [case if case in ("epoch 0", "one image") else pytest.param(case, marks=pytest.mark.slow) for case in EMPTY]
+)
 def test_what_cannot_be_shown_is_said_in_a_sentence(one: RunContent, case: str) -> None:
     content = pages.report(EMPTY[case](one))
     found = by_name(content)
