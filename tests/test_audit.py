@@ -350,6 +350,7 @@ def measured() -> Measured:
     return measure_problem(affine_problem(24, boxed=True), {name: create(name) for name in names}, NORMS, repeats=2)
 
 
+@pytest.mark.slow
 def test_on_affine_problems_the_envelope_is_exact(measured: Measured) -> None:
     results = evaluate(measured)
     exact = results.ratios[results.ratios["against"] == "exact"].set_index(["norm", "estimator"])
@@ -421,6 +422,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_runs_margins_are_met_again(run_folder: Path) -> None:
     problems = list(run_problems(read_run(run_folder), [0, 1], ["train", "test"], 12))
     assert [problem.name for problem in problems][::3] == ["run, epoch 0, train", "run, epoch 1, test"]

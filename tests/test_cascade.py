@@ -197,6 +197,7 @@ def test_a_start_is_used_and_can_only_help(norm: Norm) -> None:
     assert passes(warm).max() <= 70
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_warm_is_the_budget_of_images_with_a_start_alone(norm: Norm) -> None:
     network, images = digits()

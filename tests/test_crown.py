@@ -252,6 +252,7 @@ def test_lower_bounds_are_below_exact_ones_and_cuts_help(
     assert means["crown:alpha=3"] > means["crown"] - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_start_near_the_radius_and_other_pixel_bounds_change_little(
     norm: Norm, digits: tuple[nn.Module, Tensor]

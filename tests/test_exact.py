@@ -449,6 +449,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defect", ["chords", "class"])
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_pattern_finds_a_planted_defect(monkeypatch: pytest.MonkeyPatch, norm: Norm, defect: str) -> None:

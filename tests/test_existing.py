@@ -149,6 +149,7 @@ def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path, capsys: pyte
     assert folder.measured_epochs(Unit("sdf", "l2")) == [5]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_has_changed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern, out = checkpoints(tmp_path / "ckpt", (0, 2)), tmp_path / "run"
     assert main([*OPTIONS, "--checkpoints", pattern, "--out", str(out)]) == 0

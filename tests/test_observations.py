@@ -662,7 +662,13 @@ def check(found: Evidence) -> None:
     )
 
 
-@pytest.mark.parametrize("name", degenerate())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for number, name in enumerate(degenerate())
+    ],
+)
 def test_a_degenerate_run_gives_tables_that_say_what_cannot_be_said(name: str) -> None:
     found = gather([degenerate()[name]])
     check(found)

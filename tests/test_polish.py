@@ -290,6 +290,7 @@ def test_best_polishes_its_members() -> None:
 # --- controls ---
 
 
+@pytest.mark.slow
 def test_control_without_confirmation_points_are_no_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The solver's own points lie on the boundary and need the step beyond; short of it the judge sees no witness."""
 

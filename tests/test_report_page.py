@@ -313,6 +313,7 @@ def test_flow_shows_twelve_epochs_at_most() -> None:
     assert {0, 1, 40} <= set(epochs)
 
 
+@pytest.mark.slow
 def test_distributions_count_every_image_once(one: RunContent) -> None:
     graph = by_name(pages.report(pages.run(epochs=range(13))))["distributions"]
     bins = graph.tables[0].frame

@@ -153,7 +153,7 @@ def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path
         (3, True),
         pytest.param(10, False, marks=pytest.mark.slow),
         pytest.param(18, True, marks=pytest.mark.slow),
-        (33, False),
+        pytest.param(33, False, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_once_a_run_ends_up_the_same(
@@ -236,7 +236,10 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part",
+    [part if number % 3 == 1 else pytest.param(part, marks=pytest.mark.slow) for number, part in enumerate(PARTS)],
+)
 def test_a_deleted_part_is_restored_and_nothing_else_changes(
     tmp_path: Path, whole: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +263,7 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
     assert len(trained) == needed.get(part, 0)
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_to_itself(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # draws the figures
     folder = copy_of(whole, tmp_path)

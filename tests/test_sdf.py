@@ -145,6 +145,7 @@ def passes(truth: Oracle, estimator: SuperDeepFool) -> tuple[Tensor, Tensor]:
         return view.forwards, view.backwards
 
 
+@pytest.mark.slow
 def test_cost_of_a_row_does_not_depend_on_its_batch(trained_digits: Digits) -> None:
     """But for forwards, of which a mixed batch takes up to two a step."""
     model, images, _ = trained_digits
@@ -177,6 +178,7 @@ def test_finished_rows_are_not_passed_again(trained_digits: Digits) -> None:
 # A trained network.
 
 
+@pytest.mark.slow
 def test_nearer_than_deepfool_on_a_trained_network(trained_digits: Digits) -> None:
     model, images, _ = trained_digits
     cases: list[tuple[Domain, float, float]] = [("box", 0.985, 0.85), ("free", 0.976, 0.98)]

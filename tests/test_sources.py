@@ -149,6 +149,7 @@ def test_one_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
+@pytest.mark.slow
 def test_an_npz_is_tracked_and_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     text = saved(tmp_path, arrays())

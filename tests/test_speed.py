@@ -271,6 +271,7 @@ def test_visdom_is_stubbed_only_where_it_is_missing(monkeypatch: pytest.MonkeyPa
     assert sys.modules.pop("visdom").Visdom is object
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [10, 100])
 def test_networks_are_trained_the_same_every_time(classes: int) -> None:
     one, other = (built_in("dense-digits", classes, 100, 10) for _ in range(2))

@@ -304,6 +304,7 @@ def test_other_weights_at_a_measured_epoch_are_refused_and_change_nothing(tmp_pa
     assert len(Opposite.calls) == 2 * count
 
 
+@pytest.mark.slow
 def test_an_estimator_that_is_added_later_is_all_that_is_measured(tmp_path: Path) -> None:
     models = [Centred(seed) for seed in range(3)]
     for epoch, model in enumerate(models):

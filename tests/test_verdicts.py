@@ -272,6 +272,7 @@ def rate(estimates: np.ndarray, side: int, bound: float, wrong: set[str]) -> int
     return found
 
 
+@pytest.mark.slow
 def test_noise_gets_no_verdict() -> None:
     noise = np.random.default_rng(5).normal(size=(FAMILIES, 6))
     decided = rate(noise, -1, NAN, {SUPPORTED, NOT_SUPPORTED})

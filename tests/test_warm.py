@@ -331,6 +331,7 @@ def test_thinning_before_the_margins_are_there_would_be_noticed(
     assert "to start from, got 16; " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_compare_gives_the_margins_of_tracking_or_refuses(
     tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
