@@ -123,6 +123,9 @@ def measure(
         InputError: images or a model that cannot be measured.
         EstimatorError: the estimator lacks the norm or domain, or broke its contract.
     """
+    check_module(model)
+    check_estimator(estimator)
+    check_ability(estimator, norm, domain)
     options = MeasureOptions(
         domain=domain,
         bounds=bounds,

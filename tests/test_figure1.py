@@ -118,7 +118,7 @@ def test_the_command_writes_a_page_and_refuses_a_folder_that_is_there(
     [
         (["--epochs", "0"], "expected --epochs of at least 1, got 0"),
         (["--at", "3", "--epochs", "2"], "expected --at of 0 to 2, got 3"),
-        (["--nonsense"], "got --nonsense"),
+        (["--nonsense"], "unknown option --nonsense"),
     ],
 )
 def test_bad_usage_is_one_line(

@@ -538,7 +538,7 @@ def test_every_pass_is_counted(text: str) -> None:
         Tally(affine()),
         middle_images(5),
         # polishing passes images through what was read of the model, where the tally does not stand
-        create("best:polish=false" if text == "best" else text),
+        create(text.replace("best:", "best:polish=false,")),
         norm_of(text),
         batch_size=3,
         noise_retries=1,

@@ -173,7 +173,8 @@ def test_pgd_at_one_radius_is_stock_torchattacks(
         # ours goes without the constant that stock adds to the gradient's norm
         bare = stock_pgd(shown, images, labels, norm, eps_for_division=1e-30)
         torch.testing.assert_close(got, bare, rtol=0, atol=1e-6)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+        # which decides a few pixels where the gradient has died; how many depends on the machine's rounding
+        assert ((got - expected).abs() <= 1e-3).double().mean() > 0.99
     assert not torch.allclose(got, stock_pgd(shown, images, labels, norm, steps=19), atol=1e-3)
 
 
