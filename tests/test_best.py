@@ -138,6 +138,7 @@ def test_candidates_that_are_no_witnesses_are_infinitely_far() -> None:
 # The text form.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [

@@ -399,6 +399,7 @@ def test_pages_with_little_in_them_have_no_error(browser: Browser, tmp_path: Pat
     assert opened.wrong == []
 
 
+@pytest.mark.slow
 def test_the_largest_runs_page_opens(browser: Browser, tmp_path: Path) -> None:
     names = ("deepfool", "fmn", "ddn", "pgd:steps=40")
     path = tmp_path / "large.html"

@@ -638,6 +638,7 @@ def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Pat
     assert differences(tmp_path / "run", whole) == []
 
 
+@pytest.mark.slow
 def test_the_arguments_of_a_task_say_which_images(tmp_path: Path) -> None:
     parts: Mapping[str, Any] = {"images": torch.rand(7, 1, 3, 3), "estimator": create("linear")}
     assert str(replace(task_of(**parts), first=40)) == "some linf, train images 40 to 46"

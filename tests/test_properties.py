@@ -67,6 +67,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(model, images, norm, domain, text, draw(st.integers(1, 8)))
 
 
+@pytest.mark.slow
 @some
 @given(case=cases())
 def test_margins_are_claims_that_hold(case: Case) -> None:

@@ -47,6 +47,7 @@ def test_ratios_are_over_the_first_run(tmp_path: Path) -> None:
     assert (row.found, row.images, row.epoch) == (len(distances), len(distances), last)
 
 
+@pytest.mark.slow
 def test_other_images_have_no_ratio(tmp_path: Path) -> None:
     plain = write_run(tmp_path / "plain")
     for name, options in (("seed", {"probe_seed": 3}), ("data", {"dataset": "mnist"})):
@@ -56,6 +57,7 @@ def test_other_images_have_no_ratio(tmp_path: Path) -> None:
         assert table["average"].notna().all()
 
 
+@pytest.mark.slow
 def test_a_single_run_has_nobody_beside_it(tmp_path: Path) -> None:
     plain = write_run(tmp_path / "plain")
     assert table_of(plain).empty
@@ -63,6 +65,7 @@ def test_a_single_run_has_nobody_beside_it(tmp_path: Path) -> None:
     assert "The runs side by side" not in (plain / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_rows_of_the_first_estimator(tmp_path: Path) -> None:
     plain, other = write_run(tmp_path / "plain"), write_run(tmp_path / "other", loss="hinge")
     assert main([str(plain), str(other), "--out", str(tmp_path / "both.html")]) == 0

@@ -335,6 +335,7 @@ def lost_witnesses(folder: Path, epoch: int) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 def test_lost_witnesses_are_found_again_where_the_checkpoint_is(tmp_path: Path, short: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(short, folder)
@@ -344,6 +345,7 @@ def test_lost_witnesses_are_found_again_where_the_checkpoint_is(tmp_path: Path, 
     assert compare(folder, short).differences == []
 
 
+@pytest.mark.slow
 def test_lost_witnesses_alone_are_not_trained_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     assert track(folder, "--epochs", "5", "--keep-checkpoints", "0") == 0
@@ -355,6 +357,7 @@ def test_lost_witnesses_alone_are_not_trained_for_again(tmp_path: Path, monkeypa
     assert {path: path.read_bytes() for path in (folder / "margins").rglob("*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_a_damaged_trainers_state_is_told_by_tracking_and_no_matter_to_comparing(
     tmp_path: Path, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
