@@ -61,6 +61,7 @@ def alone(text: str, norm: Norm) -> Margins:
     return measure(network, images[:24], create(text), norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
     """Alone or as a member: the same candidates, also of one that draws random numbers."""
@@ -89,6 +90,7 @@ def test_passes_are_the_members_and_little_more() -> None:
     assert spent - 20 <= mine <= spent + 20
 
 
+@pytest.mark.slow
 def test_a_member_that_raises_loses_neither_the_others_nor_its_other_rows() -> None:
     """Inverted images are witnesses of this network; those of dark corners raise."""
     truth = oracles.affine(2)

@@ -48,6 +48,7 @@ def probes(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> dict[str, tuple[
     return {"train": (images[:6], labels[:6]), "test": (images[6:14], labels[6:14])}
 
 
+@pytest.mark.slow
 def test_rows_are_below_the_distances_and_stay(
     tmp_path: Path,
     trained_digits: tuple[nn.Module, Tensor, Tensor],

@@ -109,6 +109,7 @@ def test_more_budget_is_no_worse_and_less_is_no_better(norm: Norm) -> None:
     assert steps == sorted(steps, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_walk_is_level_with_fmn_from_the_same_start(norm: Norm) -> None:
     """From DeepFool's witness, with as many passes."""
@@ -211,6 +212,7 @@ def test_warm_is_the_budget_of_images_with_a_start_alone(norm: Norm) -> None:
     torch.testing.assert_close(margins.distance[::2], cold.distance[::2], rtol=1e-2, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, 0.0, None], ids=["nan", "black", "the image itself"])
 def test_a_useless_start_does_no_harm(value: float | None) -> None:
     network, images = digits()

@@ -117,6 +117,7 @@ def test_a_batch_is_filled_up_from_those_that_wait(digits: Digits) -> None:
     assert all(full[: int(0.6 * len(full))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_batches_change_rounding_only(digits: Digits, norm: Norm) -> None:
     network, images = digits

@@ -111,6 +111,7 @@ def test_another_seed_would_be_noticed(tmp_path: Path, whole: Path) -> None:
     assert any("has other values of distance" in line for line in differences(tmp_path / "run", whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchattacks:PGD:steps=5", "deepfool:steps=5"])
 def test_parts_of_a_chunks_length_have_the_margins_of_all(name: str) -> None:
     model, images, estimator = linear(), torch.rand(40, 1, 3, 3), create(name)

@@ -196,6 +196,7 @@ def changed_in_ball(
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor, norm: Norm, domain: Domain) -> None:

@@ -122,6 +122,7 @@ def test_what_says_no_epoch_is_one_line(tmp_path: Path, names: list[str], words:
     assert ONE_LINE.fullmatch(str(caught.value))
 
 
+@pytest.mark.slow
 def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern, out = checkpoints(tmp_path / "ckpt"), tmp_path / "run"
     assert main([*OPTIONS, "--checkpoints", pattern, "--out", str(out)]) == 0

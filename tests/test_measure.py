@@ -493,6 +493,7 @@ def test_estimators_see_unit_pixels_and_their_witnesses_are_mapped_back() -> Non
     assert margins.distance.tolist() == pytest.approx([150.0, 70.0], rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "norm"),
     covering(

@@ -248,6 +248,7 @@ def compare(
     return int(regular.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("norm", NORMS)

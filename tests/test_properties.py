@@ -106,6 +106,7 @@ def test_margins_are_claims_that_hold(case: Case) -> None:
             assert found.witness[row].max() <= 1
 
 
+@pytest.mark.slow
 @settings(some, max_examples=25)
 @given(case=cases())
 def test_batches_change_no_margin(case: Case) -> None:

@@ -123,6 +123,7 @@ def test_one_run_gets_page_tests_and_figures(tmp_path: Path, capsys: pytest.Capt
     assert (run / "figures" / "margins.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
+@pytest.mark.slow
 def test_the_verdicts_follow_the_margins(tmp_path: Path) -> None:
     shrinking, growing = write_run(tmp_path / "shrinks"), write_run(tmp_path / "grows", shrink=1.25)
     for run, verdict in ((shrinking, "supported"), (growing, "not supported")):
@@ -188,6 +189,7 @@ DEGENERATE: dict[str, dict[str, Any]] = {
 ORDINARY = ("one split of another name",)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
 @pytest.mark.parametrize(
     "case", [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in DEGENERATE]

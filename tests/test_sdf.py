@@ -54,6 +54,7 @@ PLANES: dict[str, Callable[[], Oracle]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANES)
 def test_exact_on_planes(name: str) -> None:
     truth = PLANES[name]()

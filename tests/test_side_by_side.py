@@ -19,6 +19,7 @@ def table_of(*folders: Path) -> pd.DataFrame:
     return side_by_side(gather([read_run(folder) for folder in folders]).measured)
 
 
+@pytest.mark.slow
 def test_ratios_are_over_the_first_run(tmp_path: Path) -> None:
     plain = write_run(tmp_path / "plain", shrink=0.8)
     other = write_run(tmp_path / "other", shrink=0.4, loss="hinge")

@@ -105,6 +105,7 @@ def test_every_dressing_is_bounded_soundly_or_refused(dressing: str) -> None:
 # --- what was misread ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("certifier", [Crown(), IBP(), Exact(seconds=0.5)], ids=lambda one: one.name)
 def test_effective_weights_are_used(certifier: Crown | IBP | Exact) -> None:
     """The lower bound was 1.50 (crown) and 3.41 (exact) times the distance of a witness."""
@@ -328,6 +329,7 @@ def same(values: Tensor) -> Tensor:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     [

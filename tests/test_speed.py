@@ -61,6 +61,7 @@ def test_names_of_the_command_are_those_of_the_tables() -> None:
         create(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_stock_foolbox_has_our_margins(digits: Problem, norm: Norm) -> None:
     row = compared(digits, STOCK, norm).rows[1]

@@ -155,6 +155,7 @@ def test_a_network_that_works_in_place_shows_what_it_was_given() -> None:
     assert torch.equal(plain.distance, in_place.distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["deepfool", "fmn", "pgd:steps=5", "fab:steps=10"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_measuring_is_the_same_with_a_trace_which_ends_at_its_distance(text: str, norm: Norm) -> None:

@@ -349,6 +349,7 @@ def test_evaluate_agrees_with_a_plain_forward_pass(loss: str) -> None:
     assert [len(column) for column in vars(result).values()] == [33, 33, 33]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"loss": "hinge"}, {"training": "pgd", "pgd_steps": 2}])
 def test_digits_are_learned(fields: dict[str, object]) -> None:
     digits = load("digits")

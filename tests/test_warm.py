@@ -67,6 +67,7 @@ def later(network: nn.Module, epoch: int, change: float = 0.03) -> nn.Module:
 # estimators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_fmn_from_a_start_is_cheaper_and_level(norm: Norm, trained_digits: Trained) -> None:
     network, images = trained_digits[0], trained_digits[1][:120]
