@@ -39,7 +39,7 @@ class Status(StrEnum):
 class Estimator(Protocol):
     """Proposes witnesses: points that may be classified differently from the image.
 
-    Estimators do not verify their results: only `attacks.measure` clips, re-classifies, retries, refines and computes
+    Estimators do not verify their results: only `attacks.judging` clips, re-classifies, retries, refines and computes
     distances. An estimator with a setting ``warm``, 0 by default, and a class attribute ``WARM``, its recommended
     value, is started from the witnesses of the epoch before if ``warm`` is not 0.
 

@@ -1,8 +1,7 @@
-"""Run an estimator and judge its points: clip, re-classify, retry with noise, refine, compute distances."""
+"""Measure images chunk by chunk on a frozen view of the model; `attacks.judging` verifies the points."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,26 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_choice, check_estimator, check_flag, plain_bounds, whole
-from attacks.checks import (
-    check_ability,
-    check_images,
-    check_model,
-    check_module,
-    check_points,
-    clean_logits,
-    plain_seeds,
-)
+from attacks.checks import check_ability, check_images, check_model, check_module, check_points, plain_seeds
 from attacks.estimator import Estimator, Margins, Status
-from attacks.geometry import boundary_fraction, on_segment, per_row, row_norm
-from attacks.isolation import Classifier, WeightsError, frozen_view
+from attacks.geometry import per_row
+from attacks.isolation import WeightsError, frozen_view
+from attacks.judging.judge import Judge
 from attacks.memory import affordable, chunk_size
-from attacks.seeds import derive_seed, forked_generators, seed_generators
+from attacks.seeds import derive_seed, forked_generators
 from attacks.trace import Trace
-from attacks.types import DOMAINS, Bounds, Domain, EstimatorError, InputError, Norm
-
-# A witness stands this part of its distance beyond the crossing that bisection found, which is as close again:
-# nearer, rounding in another batch, another precision or on another device puts up to 1% of them back.
-STEP_BACK = 5e-5
+from attacks.types import DOMAINS, NOISE_RETRIES, Bounds, Domain, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +34,7 @@ class MeasureOptions:
 
     domain: Domain = "box"
     bounds: Bounds = (0.0, 1.0)
-    noise_retries: int = 6
+    noise_retries: int = NOISE_RETRIES
     batch_size: int = 128
     expect_over: int = 1
     binary: bool = False
@@ -72,7 +60,7 @@ def measure(
     *,
     domain: Domain = "box",
     bounds: Bounds = (0.0, 1.0),
-    noise_retries: int = 6,
+    noise_retries: int = NOISE_RETRIES,
     batch_size: int = 128,
     seeds: Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
@@ -183,7 +171,7 @@ def measure_with(
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], pixels[chunk])
-            judge = _Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace)
+            judge = Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace)
             try:
                 parts.append(judge.conclude() if spoiled else judge.run(options.noise_retries))
             except WeightsError as error:
@@ -194,199 +182,6 @@ def measure_with(
                 on_progress(len(parts[-1].status))
         found = join_margins(parts)
         return _failed(found, images, spoiled) if spoiled else found
-
-
-class _Judge:
-    """One chunk of images on its way from clean prediction to verified distances."""
-
-    def __init__(
-        self,
-        view: Classifier,
-        images: Tensor,
-        estimator: Estimator,
-        norm: Norm,
-        seeds: Tensor,
-        start: Tensor | None,
-        trace: Trace | None,
-    ) -> None:
-        self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
-        self.images = images
-        view.start_chunk(len(images))
-        if view.draws > 1:
-            view.draw_seed = derive_seed("draws", _digest(images))
-        logits = clean_logits(view, images)
-        top = logits.topk(2, dim=1)
-        self.labels = logits.argmax(1)
-        if trace is not None:
-            trace.start_chunk(images, self.labels, norm, view.pixel_bounds if view.domain == "box" else view.bounds)
-            view.trace = trace
-        self.confidence = logits.softmax(1).amax(1)
-        self.logit_margin = top.values[:, 0] - top.values[:, 1]
-        self.tied = self.logit_margin == 0
-        self.witness = images.clone()
-        self.target = torch.full_like(self.labels, -1)
-        self.retries = torch.zeros_like(self.labels)
-        self.message = [""] * len(images)
-
-    def run(self, noise_retries: int) -> Margins:
-        pending = torch.nonzero(~self.tied).flatten()
-        start = None if self.start is None else self.view.from_pixels(self.start)
-        self._attack(self.view.from_pixels(self.images), pending, self.seeds, start)
-        for attempt in range(noise_retries):
-            pending = torch.nonzero(~self.tied & (self.target < 0) & self._unbroken()).flatten()
-            if not len(pending):
-                break
-            self._retry(pending, attempt)
-        return self.conclude()
-
-    def _retry(self, pending: Tensor, attempt: int) -> None:
-        """Section 3 of the paper: perturb the image with Gaussian noise and attack from there."""
-        clean = self.view.from_pixels(self.images)
-        noisy = clean.clone()
-        for row in pending.tolist():
-            generator = torch.Generator().manual_seed(derive_seed("noise", int(self.seeds[row]), attempt))
-            noise = torch.randn(clean.shape[1:], generator=generator, dtype=torch.float64)
-            noisy[row] += (0.01 * 2**attempt * noise).to(noisy)
-        noisy = noisy.clamp(*self.view.bounds)
-        self.retries[pending] += 1
-        # a noisy point that already has another class is itself a witness
-        self._accept(noisy[pending], pending)
-        rest = pending[self.target[pending] < 0]
-        seeds = torch.tensor([derive_seed("retry", int(s), attempt) for s in self.seeds], dtype=torch.int64)
-        self._attack(noisy, rest, seeds, None)
-
-    def _attack(self, points: Tensor, rows: Tensor, seeds: Tensor, start: Tensor | None) -> None:
-        """Run the estimator on these rows; where the library raises, halve until the raising rows stand alone.
-
-        If memory runs out, continue with smaller batches.
-        """
-        if not len(rows):
-            return
-        if len(rows) > (most := chunk_size(self.view, self.estimator)):
-            for part in torch.split(rows, most):
-                self._attack(points, part, seeds, start)
-            return
-        chosen = seeds[rows.cpu()]
-        seed_generators(derive_seed("chunk", *chosen.tolist()))
-        try:
-            with self.view.rows(rows), torch.enable_grad():
-                candidates = self.estimator.perturb(
-                    self.view,
-                    points[rows].clone(),
-                    self.labels[rows].clone(),
-                    self.norm,
-                    seeds=chosen.to(points.device),
-                    start=None if start is None else start[rows].clone(),
-                )
-        except (EstimatorError, InputError):
-            raise
-        except (Exception, SystemExit) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                self.view.take_less(len(rows), error)
-                self._attack(points, rows, seeds, start)
-                return
-            if len(rows) == 1:
-                self.message[int(rows)] = f"{type(error).__name__}: {error}"
-                return
-            half = len(rows) // 2
-            self._attack(points, rows[:half], seeds, start)
-            self._attack(points, rows[half:], seeds, start)
-            return
-        finally:
-            self.view.settle()
-        if not isinstance(candidates, Tensor) or candidates.shape != points[rows].shape:
-            got = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
-            raise EstimatorError(
-                f"expected witnesses of shape {tuple(points[rows].shape)} from {self.estimator.name}, got {got}; "
-                "return one point per image"
-            )
-        if candidates.layout is not torch.strided or candidates.is_meta:
-            kind = "a meta tensor" if candidates.is_meta else f"layout {candidates.layout}"
-            for row in rows.tolist():
-                self.message[row] = f"expected witnesses as a dense tensor, got {kind}"
-            return
-        self._accept(candidates.detach(), rows)
-
-    def _accept(self, candidates: Tensor, rows: Tensor) -> None:
-        """Clip candidates (in ``[0, 1]`` units) into the domain and keep those of another class."""
-        images = self.images[rows]
-        points = self._into_domain(self.view.to_pixels(candidates.to(images)))
-        points = torch.where(per_row(points.flatten(1).isfinite().all(1), points).bool(), points, images)
-        target = self._new_class(points, rows)
-        found = (target >= 0) & (row_norm(points - images, self.norm) > 0)
-        self.witness[rows[found]] = points[found]
-        self.target[rows[found]] = target[found]
-
-    def _into_domain(self, pixels: Tensor) -> Tensor:
-        return pixels.clamp(*self.view.pixel_bounds) if self.view.domain == "box" else pixels
-
-    def _new_class(self, points: Tensor, rows: Tensor) -> Tensor:
-        """The class of each point in a fresh pass; -1 where it is the image's own or not finite."""
-        with self.view.rows(rows):
-            logits = self.view.classify(points)
-        target = logits.argmax(1)
-        kept = (target == self.labels[rows]) | ~logits.isfinite().all(1)
-        return torch.where(kept, -1, target)
-
-    def _refine(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Bisect from the image to the witness; ``(points, classes)``, as the attack left them where that fails."""
-        images, witness = self.images[rows], self.witness[rows]
-        if not len(rows):
-            return witness, self.target[rows]
-
-        def is_outside(points: Tensor, active: Tensor) -> Tensor:
-            return self._new_class(self._into_domain(points), rows[active]) >= 0
-
-        fraction = boundary_fraction(is_outside, images, witness, tolerance=STEP_BACK)
-        points, target = witness.clone(), self.target[rows]
-        longest = row_norm(witness - images, self.norm)
-        settled = torch.zeros_like(rows, dtype=torch.bool)
-        for farther in (STEP_BACK, 1e-4, 1e-3, 1e-2, 1e-1):
-            trial = self._into_domain(on_segment(images, witness, (fraction * (1.0 + farther)).clamp_max(1.0)))
-            trial = torch.where(per_row(settled, trial).bool(), points, trial)
-            reached, length = self._new_class(trial, rows), row_norm(trial - images, self.norm)
-            better = ~settled & (reached >= 0) & (length > 0) & (length <= longest)
-            points[better], target[better] = trial[better], reached[better]
-            settled |= better
-            if settled.all():
-                break
-        return points, target
-
-    def conclude(self) -> Margins:
-        """Refine what was found; the chunk's margins."""
-        found = self.target >= 0
-        rows = torch.nonzero(found).flatten()
-        nowhere = torch.where(self.tied, 0.0, torch.inf).double()
-        attack_distance = torch.where(found, row_norm(self.witness - self.images, self.norm), nowhere)
-        self.witness[rows], self.target[rows] = self._refine(rows)
-        return Margins(
-            distance=torch.where(found, row_norm(self.witness - self.images, self.norm), nowhere).cpu(),
-            attack_distance=attack_distance.cpu(),
-            witness=self.witness.cpu(),
-            status=tuple(self._status(row) for row in range(len(self.images))),
-            target=self.target.cpu(),
-            message=tuple(self.view.notes[row] if hit else self.message[row] for row, hit in enumerate(found.tolist())),
-            prediction=self.labels.cpu(),
-            confidence=self.confidence.cpu(),
-            logit_margin=self.logit_margin.cpu(),
-            noise_retries=self.retries.cpu(),
-            forwards=self.view.forwards.cpu(),
-            backwards=self.view.backwards.cpu(),
-        )
-
-    def _status(self, row: int) -> Status:
-        if self.tied[row]:
-            return Status.TIED
-        if self.target[row] >= 0:
-            return Status.FOUND_AFTER_NOISE if self.retries[row] else Status.FOUND
-        return Status.FAILED if self.message[row] else Status.NOT_FOUND
-
-    def _unbroken(self) -> Tensor:
-        return torch.tensor([not text for text in self.message], device=self.tied.device)
-
-
-def _digest(images: Tensor) -> str:
-    return hashlib.sha256(images.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _usable(start: Tensor, images: Tensor) -> Tensor:

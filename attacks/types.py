@@ -17,6 +17,8 @@ BOTH_NORMS: frozenset[Norm] = frozenset(NORMS)
 L2_ONLY: frozenset[Norm] = frozenset({"l2"})
 BOTH_DOMAINS: frozenset[Domain] = frozenset(DOMAINS)
 BOX_ONLY: frozenset[Domain] = frozenset({"box"})
+# noisy restarts of an image on which an estimator failed, unless the caller says otherwise
+NOISE_RETRIES = 6
 
 
 def one_line(error: BaseException, *, kind: bool = True, most: int | None = None) -> str:

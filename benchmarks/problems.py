@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
 from attacks.seeds import derive_seed
-from attacks.types import Domain, Norm
+from attacks.types import NOISE_RETRIES, Domain, Norm
 from harness.data.builtin import load
 from harness.data.dataset import Dataset, draw_probe
 from harness.data.probes import Probe
@@ -66,7 +66,7 @@ class Problem:
     exact: Callable[[Norm], Truth] | None = None
     affine: bool = False
     domain: Domain = "box"
-    noise_retries: int = 6
+    noise_retries: int = NOISE_RETRIES
     batch_size: int = 128
     seeding: tuple[object, ...] = ()
     epoch: int = 0

@@ -15,9 +15,9 @@ from attacks.arguments import plain_path, several
 from attacks.types import one_line
 from harness.data.probes import read_probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder
-from harness.store.files import concatenate, from_csv
 from harness.store.identity import StoreError, check_regular
 from harness.store.parts import read_bounds, read_margins, read_predictions
+from harness.store.tables import concatenate, from_csv
 
 EPOCH_COLUMNS = ("epoch", "split", "loss", "error", "seconds")
 # small types, because a whole training set at forty epochs has millions of rows: 15 bytes per row

@@ -33,7 +33,7 @@ from harness.engines import create_engine
 from harness.models.build import build
 from harness.report.figures.index import graphs
 from harness.report.static import FIGURES
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.track import main
 from tests import oracles, pages
 from tests.test_conformance import assert_conforms

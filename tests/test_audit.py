@@ -34,7 +34,7 @@ from benchmarks.compare.results import Results, evaluate
 from benchmarks.problems import affine_problem, run_problems
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.track import main as track
 from tests.runs import ONE_LINE
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import MarginTracker
 from harness.store import RunFolder
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from tests import ranks as two
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -24,7 +24,7 @@ from harness.data.builtin import load
 from harness.runs import read_run
 from harness.statistics import SUMMARY_COLUMNS
 from harness.store import MARGIN_COLUMNS, RunFolder
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.track import main
 from harness.tracking.finished_run import remeasure
 from harness.tracking.terminal import Terminal

@@ -12,7 +12,7 @@ from harness.compare import main
 from harness.report.prose.sentences import trust_sentences
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, contradictions, verdicts_by_estimator
 from harness.store import RunFolder, Unit
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.track import main as track
 from tests.runs import ONE_LINE, state
 

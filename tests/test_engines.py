@@ -30,7 +30,7 @@ from harness.measuring.clocks import UnitClocks
 from harness.measuring.listener import Listener
 from harness.measuring.shards import _short, find_shard, keep_shard
 from harness.store import RunFolder, Unit
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.tasks import Engine, EngineError, InProcess, Overdue, ProcessSettings, Task, run_task
 from harness.track import main
 from harness.workers import DEATHS, Workers, _device

@@ -18,7 +18,7 @@ from harness.models.build import build
 from harness.models.checkpoints import existing_checkpoints, mapping_line
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.track import main
 from tests.runs import ONE_LINE
 
@@ -137,7 +137,7 @@ def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path, capsys: pyte
     # the rows are of these weights
     model = build("dense", (1, 8, 8), 10, seed=5)
     rows, facts = read_part(folder.margins(5, Unit("linear", "l2")))
-    from harness.store.files import weights_checksum
+    from harness.store.tensors import weights_checksum
 
     assert facts["weights"] == weights_checksum(model)
     # one more appears, and the run goes on with it alone

@@ -15,7 +15,7 @@ from attacks.measure import measure
 from attacks.registry import create
 from attacks.types import InputError
 from harness import MarginTracker
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.workers import Workers
 
 pytestmark = pytest.mark.gpu

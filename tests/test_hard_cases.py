@@ -29,7 +29,7 @@ from attacks.registry import create
 from attacks.types import NORMS, InputError, Norm
 from harness.config.options import ConfigError
 from harness.measuring.rows import measure_margins
-from harness.store.files import load_checkpoint, save_checkpoint, weights_checksum
+from harness.store.tensors import load_checkpoint, save_checkpoint, weights_checksum
 from harness.tracking.tracker import MarginTracker
 from tests.grids import covering
 from tests.runs import ONE_LINE

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "attacks": (
         *("types", "input_gradient", "geometry", "seeds", "arguments", "trace", "affine", "isolation"),
-        *("estimator", "certifier", "search", "adapters", "registry", "memory", "checks", "measure"),
+        *("estimator", "certifier", "search", "adapters", "registry", "memory", "checks", "judging", "measure"),
         *("certify", "polish", "estimators"),
     ),
     "harness": (
@@ -106,7 +106,7 @@ def test_the_name_that_is_typed_is_the_name_of_the_file() -> None:
             "harness.config.options imports harness.store",
         ),
         ("harness/store/folder.py", "from harness import tracking", "harness.store.folder imports harness.tracking"),
-        ("harness/data/own.py", "from ..runs import Run", "harness.data.own imports harness.runs"),
+        ("harness/data/sources.py", "from ..runs import Run", "harness.data.sources imports harness.runs"),
         ("harness/tracking/tracker.py", "import harness.track", "harness.tracking.tracker imports harness.track"),
         (
             "attacks/estimators/fmn.py",

@@ -11,7 +11,7 @@ from attacks.affine import affine_margins
 from attacks.types import InputError
 from harness import MarginTracker, measure_margins
 from harness.store import RunFolder, Unit
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from tests.runs import ONE_LINE
 
 

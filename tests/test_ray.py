@@ -16,7 +16,7 @@ from torch import nn
 from attacks.types import EstimatorError
 from harness.config.options import ConfigError
 from harness.store import RunFolder
-from harness.store.files import read_part
+from harness.store.tables import read_part
 from harness.tasks import EngineError
 from harness.track import main
 from tests.runs import ONE_LINE, Deadly, Endless

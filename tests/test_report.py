@@ -22,8 +22,8 @@ from harness.runs import EPOCH_COLUMNS, read_run, read_runs
 from harness.statistics.observations.evidence import gather
 from harness.statistics.observations.verdicts import FINDING_COLUMNS
 from harness.store import RunFolder, Unit
-from harness.store.files import write_csv
 from harness.store.folder import SCHEMA
+from harness.store.tables import write_csv
 from tests.pages import STATIC_FIGURES
 from tests.runs import ONE_LINE, state
 from tests.simulate import margin_rows, predictions_of

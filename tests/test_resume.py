@@ -20,7 +20,8 @@ from harness.data.dataset import Dataset, draw_probe
 from harness.models.build import build
 from harness.store import RunFolder, files
 from harness.store import folder as store
-from harness.store.files import read_part, weights_checksum
+from harness.store.tables import read_part
+from harness.store.tensors import weights_checksum
 from harness.track import main
 from harness.tracking.terminal import Terminal
 from harness.training.objectives import TrainingOptions

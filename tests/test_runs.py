@@ -16,8 +16,8 @@ from torch import nn
 from harness import MarginTracker
 from harness.runs import EPOCH_COLUMNS, PREDICTION_TYPES, Run, read_run
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
-from harness.store.files import from_csv, write_csv, write_part
 from harness.store.identity import StoreError
+from harness.store.tables import from_csv, write_csv, write_part
 from tests.runs import ONE_LINE
 from tests.simulate import margin_rows, predictions_of, run
 

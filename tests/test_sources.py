@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from harness.data.dataset import DataError
-from harness.data.own import load_source
+from harness.data.sources import load_source
 from harness.track import main
 from tests.runs import ONE_LINE
 

@@ -11,7 +11,7 @@ import pytest
 from attacks.estimator import Status
 from harness.runs import epoch_table
 from harness.statistics import SUMMARY_COLUMNS, quantile, standard_error, summarise
-from harness.store.files import write_csv
+from harness.store.tables import write_csv
 
 INF, NAN = math.inf, math.nan
 STATISTICS = ["avg", "se", "attack_avg", "attack_se", "median", "q05", "q25", "q75", "q95"]

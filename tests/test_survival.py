@@ -21,8 +21,8 @@ from torch import nn
 
 from harness.compare import main as compare_again
 from harness.store import RunFolder, Unit, files
-from harness.store.files import read_part
 from harness.store.identity import StoreError
+from harness.store.tables import read_part
 from harness.track import main
 from harness.tracking.tracker import MarginTracker
 from harness.training.trainer import Trainer
@@ -177,7 +177,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [("torch", "save"), ("harness.store.files.pq", "write_table"), ("safetensors.torch", "save_file")],
+    [("torch", "save"), ("harness.store.tables.pq", "write_table"), ("safetensors.torch", "save_file")],
 )
 def test_a_full_disk_is_one_line_and_goes_on(
     tmp_path: Path,

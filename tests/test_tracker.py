@@ -24,8 +24,9 @@ from harness import MarginTracker
 from harness.measuring.listener import Listener
 from harness.statistics import summarise
 from harness.store import MARGIN_COLUMNS, RunFolder, Unit
-from harness.store.files import load_tensors, read_part
 from harness.store.identity import StoreError
+from harness.store.tables import read_part
+from harness.store.tensors import load_tensors
 from tests.runs import ONE_LINE, contents, state
 
 Probes = dict[str, tuple[Tensor, ...]]

@@ -23,7 +23,7 @@ from attacks.types import InputError
 from harness.config.devices import device_of
 from harness.measuring.packing import packed_model
 from harness.models.weights import Normalized, load_weights
-from harness.store.files import load_checkpoint, save_checkpoint, weights_checksum
+from harness.store.tensors import load_checkpoint, save_checkpoint, weights_checksum
 from harness.tasks import EngineError
 from harness.tracking.tracker import MarginTracker
 from tests.test_isolation import Planted, disturbed, world

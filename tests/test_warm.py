@@ -43,8 +43,9 @@ from harness.statistics.warm import (
     warm_savings,
 )
 from harness.store import RunFolder, Unit
-from harness.store.files import load_tensors, read_part
 from harness.store.identity import StoreError
+from harness.store.tables import read_part
+from harness.store.tensors import load_tensors
 from harness.track import main
 from tests import simulate
 from tests.runs import ONE_LINE, contents, state

@@ -1,6 +1,6 @@
 """Adapter to Foolbox 3.3.4; import Foolbox from here only.
 
-Its results are candidates, which `attacks.measure` verifies.
+Its results are candidates, which `attacks.judging` verifies.
 """
 
 from __future__ import annotations

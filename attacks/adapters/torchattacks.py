@@ -1,4 +1,4 @@
-"""Adapter to torchattacks 3.5.1, whose results are candidates, which `attacks.measure` verifies."""
+"""Adapter to torchattacks 3.5.1, whose results are candidates, which `attacks.judging` verifies."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from benchmarks.compare.results import Results
 from benchmarks.problems import slug
 from harness.figures import save
 from harness.store import environment, now
-from harness.store.files import write_atomically, write_csv
+from harness.store.files import write_atomically
+from harness.store.tables import write_csv
 from harness.tracking.manifest import describe
 
 

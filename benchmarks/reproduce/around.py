@@ -25,8 +25,8 @@ from harness.command import run_command
 from harness.config.options import OneLineParser
 from harness.models.build import eval_mode
 from harness.runs import Run, read_run
-from harness.store.files import write_csv
 from harness.store.identity import StoreError
+from harness.store.tables import write_csv
 from harness.tracking.finished_run import options_of
 
 ESTIMATOR = "deepfool"

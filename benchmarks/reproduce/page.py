@@ -12,7 +12,8 @@ from benchmarks.reproduce import questions
 from benchmarks.reproduce.claims import Row
 from benchmarks.reproduce.paper import CLAIMS
 from benchmarks.reproduce.stored import FILE, Stored, number
-from harness.store.files import as_csv, write_atomically
+from harness.store.files import write_atomically
+from harness.store.tables import as_csv
 
 OBSERVATIONS = {
     1: "Observation 1: standard training moves the boundary closer",

@@ -31,11 +31,11 @@ DATASETS: dict[str, Entry] = {
     "fashion-mnist": Entry("harness.data.builtin:fashion_mnist"),
     "cifar10": Entry("harness.data.builtin:cifar10"),
 }
-# --dataset NAME:PLACE: (place, root, download) -> harness.data.own.Arrays
+# --dataset NAME:PLACE: (place, root, download) -> harness.data.sources.Arrays
 SOURCES: dict[str, Entry] = {
-    "npz": Entry("harness.data.own:read_npz", "FILE"),
-    "folder": Entry("harness.data.own:read_folder", "DIR", "train/ and test/"),
-    "torchvision": Entry("harness.data.own:read_torchvision", "NAME"),
+    "npz": Entry("harness.data.sources:read_npz", "FILE"),
+    "folder": Entry("harness.data.sources:read_folder", "DIR", "train/ and test/"),
+    "torchvision": Entry("harness.data.sources:read_torchvision", "NAME"),
 }
 # --model NAME: (shape, classes) -> torch.nn.Module
 MODELS: dict[str, Entry] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.registry import CERTIFIERS, check_certifier, check_name
-from attacks.types import DOMAINS, NORMS, EstimatorError
+from attacks.types import DOMAINS, NOISE_RETRIES, NORMS, EstimatorError
 from harness.config.options import ConfigError, check_option, option, read_options
 from harness.config.registry import (
     DATASETS,
@@ -96,7 +96,7 @@ class RunConfig:
     )
     norm: tuple[str, ...] = option(NORMS, "l2 or linf, repeatable", choices=NORMS, fixed=False, many=True)
     domain: str = option("box", "where witnesses may lie: the pixel bounds, or anywhere", choices=DOMAINS)
-    noise_retries: int = option(6, "noisy restarts for images that an attack fails on", least=0)
+    noise_retries: int = option(NOISE_RETRIES, "noisy restarts for images that an attack fails on", least=0)
     probe: int = option(1000, "tracked images of each of the training and test set", least=1)
     probe_seed: int = option(0, "seed of the choice of tracked images", least=0)
     every: int = option(1, "measure every N epochs (0, 1 and the last always)", least=1, fixed=False)

@@ -9,8 +9,8 @@ from harness.config.registry import DATASETS
 from harness.config.run_config import RunConfig
 from harness.data.builtin import load
 from harness.data.dataset import Dataset, Split, draw_probe
-from harness.data.own import load_source
 from harness.data.probes import Probe
+from harness.data.sources import load_source
 
 
 def load_data(config: RunConfig) -> Dataset:

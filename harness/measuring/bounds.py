@@ -18,9 +18,10 @@ from attacks.types import EstimatorError, Norm, UnsoundError
 from harness.config.devices import device_of
 from harness.data.probes import Probe
 from harness.store import BOUND_COLUMNS, MARGIN_COLUMNS, RunFolder, Unit
-from harness.store.files import concatenate, save_checkpoint, save_tensors
 from harness.store.parts import read_bounds, read_margins
 from harness.store.places import Place
+from harness.store.tables import concatenate
+from harness.store.tensors import save_checkpoint, save_tensors
 
 # witnesses are classified in float32, bounds hold for the network in float64: what that may come to, of the distance
 # and in pixel units

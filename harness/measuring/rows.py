@@ -16,7 +16,7 @@ from attacks.checks import check_module
 from attacks.estimator import Estimator, Margins
 from attacks.measure import MeasureOptions, measure_with
 from attacks.seeds import derive_seed
-from attacks.types import NORMS, Domain, Norm
+from attacks.types import NOISE_RETRIES, NORMS, Domain, Norm
 from harness.config.devices import device_of
 from harness.data.probes import Given, Probe, as_probe, check_probes
 from harness.measuring.plan import made_estimators, plain_norms, plan_units
@@ -31,7 +31,7 @@ def measure_margins(
     *,
     domain: Domain = "box",
     bounds: tuple[float, float] = (0.0, 1.0),
-    noise_retries: int = 6,
+    noise_retries: int = NOISE_RETRIES,
     batch_size: int = 128,
     seed: int = 0,
     expect_over: int = 1,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from attacks.estimator import Margins, Status, revision_of
 from harness.store import RunFolder, Unit
-from harness.store.files import load_tensors, save_tensors
 from harness.store.identity import StoreError
 from harness.store.places import Place
+from harness.store.tensors import load_tensors, save_tensors
 from harness.tasks import Outcome, Task
 
 TEXTS = "texts"  # what is not a tensor, as the bytes of JSON

@@ -21,7 +21,7 @@ from harness.statistics.tables import boundary_changes, boundary_classes, class_
 from harness.statistics.trust import BIAS_COLUMNS, bias_trend, verdicts_by_estimator
 from harness.statistics.warm import SAVING_COLUMNS, cold_samples, warm_pairs, warm_ratios, warm_savings
 from harness.store import environment
-from harness.store.files import concatenate
+from harness.store.tables import concatenate
 
 
 def assemble(evidence: Evidence) -> ReportContent:

@@ -12,8 +12,9 @@ from harness.report.page import render
 from harness.report.static import write_comparison, write_figures
 from harness.runs import Run
 from harness.statistics.observations.evidence import gather
-from harness.store.files import write_atomically, write_csv
+from harness.store.files import write_atomically
 from harness.store.identity import StoreError
+from harness.store.tables import write_csv
 
 
 def evaluate(runs: list[Run]) -> ReportContent:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harness.store.files import as_csv
+from harness.store.tables import as_csv
 
 # the columns of a test that stand first in its table
 FINDINGS_FIRST = ("claim", "verdict", "run", "estimator", "norm", "split", "measure", "epochs", "effect", "value")

@@ -1,6 +1,7 @@
 """The run folder: read, write, lock, start and resume a run.
 
-A part that exists is complete (see `harness.store.files`), so the directory listing is the state of the run.
+A part that exists is complete (`harness.store.files` writes atomically), so the directory listing is the state of the
+run.
 """
 
 from __future__ import annotations
@@ -14,24 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness.store.files import (
-    CHECKSUM,
-    facts_of,
+from harness.store.files import remove_leftovers, write_atomically
+from harness.store.identity import CHECKSUM, StoreError, check_identity, check_regular
+from harness.store.manifest import check_parameters, check_probes, check_shape, differences, manifest_checksum, now
+from harness.store.metadata import facts_of
+from harness.store.places import FOLDERS, Place, RunPaths
+from harness.store.places import Unit as Unit
+from harness.store.tables import read_part, write_part
+from harness.store.tensors import (
     load_checkpoint,
     load_tensors,
     load_trainer,
-    read_part,
-    remove_leftovers,
     save_checkpoint,
     save_tensors,
     save_trainer,
-    write_atomically,
-    write_part,
 )
-from harness.store.identity import StoreError, check_identity, check_regular
-from harness.store.manifest import check_parameters, check_probes, check_shape, differences, manifest_checksum, now
-from harness.store.places import FOLDERS, Place, RunPaths
-from harness.store.places import Unit as Unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +38,6 @@ if TYPE_CHECKING:
 # schema of the manifest: since 2 it has a checksum
 SCHEMA, READABLE = 2, (1, 2)
 LOCK = ".lock"
-MARGIN_COLUMNS = (
-    *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
-    *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
-    *("noise_retries", "forwards", "backwards", "seconds"),
-)
-BOUND_COLUMNS = (
-    *("epoch", "split", "image", "label", "prediction", "correct", "certifier", "norm", "domain"),
-    *("lower", "upper", "solved", "seconds"),
-)
 # witnesses kept of epochs before the latest: this many with the smallest distances, and as many with the largest
 WITNESSES_KEPT = 8
 
@@ -73,32 +62,32 @@ class RunFolder(RunPaths):
         return str(self._known.get("digest", ""))
 
     def write_part(self, path: Path, table: pd.DataFrame, **facts: str) -> None:
-        """Write one of the run's Parquet parts (see `harness.store.files.write_part`)."""
+        """Write one of the run's Parquet parts (see `harness.store.tables.write_part`)."""
         write_part(path, table, **self.facts(self.place(path)), **facts)
         self._wrote(path)
 
     def read_part(self, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-        """Read one of the run's parts and its facts (see `harness.store.files.read_part`)."""
+        """Read one of the run's parts and its facts (see `harness.store.tables.read_part`)."""
         rows, facts = read_part(path, self.facts(self.place(path)))
         self._read(path, facts)
         return rows, facts
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write probes or witnesses (see `harness.store.files.save_tensors`)."""
+        """Write probes or witnesses (see `harness.store.tensors.save_tensors`)."""
         save_tensors(path, tensors, **self.facts(self.place(path)))
         self._wrote(path)
 
     def load_tensors(self, path: Path) -> dict[str, Tensor]:
-        """Read probes or witnesses (see `harness.store.files.load_tensors`)."""
+        """Read probes or witnesses (see `harness.store.tensors.load_tensors`)."""
         return load_tensors(path, self.facts(self.place(path)))
 
     def save_checkpoint(self, epoch: int, model: nn.Module) -> None:
-        """Write the epoch's weights (see `harness.store.files.save_checkpoint`)."""
+        """Write the epoch's weights (see `harness.store.tensors.save_checkpoint`)."""
         save_checkpoint(self.checkpoint(epoch), model, epoch, self.facts(Place("checkpoint", epoch)))
         self._wrote(self.checkpoint(epoch))
 
     def load_checkpoint(self, epoch: int, model: nn.Module) -> None:
-        """Load the epoch's weights (see `harness.store.files.load_checkpoint`)."""
+        """Load the epoch's weights (see `harness.store.tensors.load_checkpoint`)."""
         load_checkpoint(self.checkpoint(epoch), model, self.facts(Place("checkpoint", epoch)))
 
     def save_trainer(self, epoch: int, state: Mapping[str, object]) -> None:
@@ -107,7 +96,7 @@ class RunFolder(RunPaths):
         self._wrote(self.trainer(epoch))
 
     def load_trainer(self, epoch: int) -> dict[str, Any]:
-        """Read the trainer's state at the epoch (see `harness.store.files.load_trainer`)."""
+        """Read the trainer's state at the epoch (see `harness.store.tensors.load_trainer`)."""
         return load_trainer(self.trainer(epoch), self.facts(Place("trainer", epoch)))
 
     def drop(self, path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.store.files import as_csv, concatenate
+from harness.store.tables import as_csv, concatenate
 
 
 class GrowingTable:

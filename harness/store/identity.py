@@ -12,6 +12,9 @@ from typing import Any
 IDENTITY = ("kind", "run", "epoch", "unit", "split")
 # metadata entry of a safetensors file that holds all facts
 FACTS_OF = "facts"
+# metadata entries of a file: the checksum of its content, and those that pyarrow and pandas write
+CHECKSUM = "sha256"
+FORMAT = ("pandas", "ARROW:schema")
 # largest header of a safetensors file in bytes (that library's limit); one tensor takes less than ENTRY of them
 HEADER = 100_000_000
 ENTRY = 1_000

@@ -18,7 +18,7 @@ from attacks.checks import ModelWarning, check_module
 from attacks.estimator import Estimator
 from attacks.isolation import WeightsError
 from attacks.measure import MeasureOptions
-from attacks.types import NORMS, Domain, EstimatorError, InputError, Norm
+from attacks.types import NOISE_RETRIES, NORMS, Domain, EstimatorError, InputError, Norm
 from harness.config.run_config import check_provable
 from harness.data.probes import Given, as_probes, check_probes
 from harness.loggers import Logger, averages, made_loggers
@@ -30,10 +30,11 @@ from harness.measuring.shards import drop_stale_shards
 from harness.runs import check_files
 from harness.statistics import SUMMARY_COLUMNS, summarise
 from harness.store import RunFolder, Unit
-from harness.store.files import weights_checksum, write_text
+from harness.store.files import write_text
 from harness.store.growing import GrowingTable
 from harness.store.identity import StoreError
 from harness.store.parts import read_margins
+from harness.store.tensors import weights_checksum
 from harness.tasks import Engine, InProcess
 from harness.tracking.manifest import describe, tracker_manifest
 from harness.workers import Workers
@@ -93,7 +94,7 @@ class MarginTracker:
         *,
         domain: Domain = "box",
         bounds: tuple[float, float] = (0.0, 1.0),
-        noise_retries: int = 6,
+        noise_retries: int = NOISE_RETRIES,
         batch_size: int = 128,
         seed: int = 0,
         expect_over: int = 1,

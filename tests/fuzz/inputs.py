@@ -19,7 +19,7 @@ from harness.config.options import ConfigError, OneLineParser, add_options
 from harness.config.run_config import RunConfig, from_namespace
 from harness.data.builtin import _cifar10_split, _Folder, _mnist_split
 from harness.data.dataset import DataError
-from harness.data.own import load_source
+from harness.data.sources import load_source
 from harness.models.weights import load_weights
 from harness.sweep import read_sweep
 from tests.fuzz.reading import Reader

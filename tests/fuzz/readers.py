@@ -19,17 +19,16 @@ from attacks.registry import create
 from harness.measuring.shards import find_shard, keep_shard
 from harness.runs import read_run
 from harness.store import RunFolder, Unit
-from harness.store.files import (
+from harness.store.identity import StoreError
+from harness.store.tables import read_part, write_part
+from harness.store.tensors import (
     load_checkpoint,
     load_tensors,
     load_trainer,
-    read_part,
     save_checkpoint,
     save_tensors,
     save_trainer,
-    write_part,
 )
-from harness.store.identity import StoreError
 from harness.tasks import Task, run_task
 from harness.tracking.tracker import MarginTracker
 from harness.training.objectives import TrainingOptions

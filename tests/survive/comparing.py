@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness.store import LOCK, RunFolder
-from harness.store.files import load_tensors, load_trainer, read_part
+from harness.store.tables import read_part
+from harness.store.tensors import load_tensors, load_trainer
 from tests.forking import fork
 
 # derived from the rows, or about the machine and the time

@@ -126,13 +126,15 @@ def _run(folder: Path, moments: Moments, report: bool, options: tuple[str, ...])
 
 def _patches(moments: Moments, report: bool) -> Iterator[Any]:
     """Count moments where the harness does its work."""
-    import attacks.measure
+    import attacks.judging.judge
     import harness.figures.canvas
     import harness.measuring.bounds
     import harness.measuring.margins
     import harness.report.build
     import harness.store.files
     import harness.store.folder
+    import harness.store.tables
+    import harness.store.tensors
     import harness.tracking.training_run
     import harness.training.trainer
 
@@ -147,8 +149,8 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
 
     yield before(harness.training.trainer.Trainer, "_step", "training")
     yield before(harness.tracking.training_run, "evaluate", "predicting")
-    yield before(attacks.measure._Judge, "_attack", "attacking")
-    yield before(attacks.measure._Judge, "_refine", "attacking")
+    yield before(attacks.judging.judge.Judge, "_attack", "attacking")
+    yield before(attacks.judging.judge.Judge, "_refine", "attacking")
     yield before(harness.measuring.bounds.Certifying, "_of_split", "certifying")
     yield before(harness.measuring.margins.Estimating, "_keep", "between units")
     yield before(harness.figures.canvas, "_render", "drawing")
@@ -170,7 +172,10 @@ def _patches(moments: Moments, report: bool) -> Iterator[Any]:
         really_write(path, dying)
         moments.pass_by("writing")
 
-    for module in (harness.store.files, harness.store.folder, harness.report.build, harness.figures.canvas):
+    for module in (
+        *(harness.store.files, harness.store.folder, harness.store.tables, harness.store.tensors),
+        *(harness.report.build, harness.figures.canvas),
+    ):
         yield mock.patch.object(module, "write_atomically", write)
     if not report:
         yield mock.patch.object(harness.report.build, "evaluate", return_value=SimpleNamespace(warm=[]))

@@ -13,7 +13,7 @@ from harness.report.figures.graph import Graph, Key, Panel, Trace
 from harness.report.figures.view import View
 from harness.report.tables import Table
 from harness.statistics.figure_tables import FLOW_COLUMNS, flow_epochs, image_flow
-from harness.store.files import concatenate
+from harness.store.tables import concatenate
 
 COLUMNS = ["run", "split", *FLOW_COLUMNS]
 EPOCHS = 12  # largest number of epochs shown

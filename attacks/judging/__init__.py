@@ -1,0 +1,1 @@
+"""The judge: verify an estimator's points, retry with noise, refine, and compute distances."""
