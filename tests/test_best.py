@@ -81,6 +81,7 @@ def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
         assert torch.equal(best.witness[row], own.witness[row])
 
 
+@pytest.mark.slow
 def test_passes_are_the_members_and_little_more() -> None:
     best = alone("best:of=deepfool+fmn:steps=15,polish=false", "l2")
     spent = sum(

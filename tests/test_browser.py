@@ -119,6 +119,7 @@ def test_every_figure_is_there_and_drawn(opened: Opened) -> None:
     assert links.count() > 8
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_when_they_come_near(opened: Opened) -> None:
     last = opened.plots(pages.FIGURES[-1]).last
     assert last.evaluate("plot => plot.data === undefined")
@@ -149,6 +150,7 @@ def test_an_estimator_is_hidden_in_every_figure(opened: Opened) -> None:
     assert shown(opened.plots("margins").last)["deepfool, test"] is True
 
 
+@pytest.mark.slow
 def test_the_keyboard_toggles_and_reads(opened: Opened, content: ReportContent) -> None:
     page = opened.page
     page.get_by_label("fmn:steps=20", exact=True).focus()
@@ -179,6 +181,7 @@ def test_the_keyboard_toggles_and_reads(opened: Opened, content: ReportContent) 
     assert before[0] < low < high < before[1]
 
 
+@pytest.mark.slow
 def test_norms_splits_and_runs_hide_their_panels(opened: Opened) -> None:
     page = opened.page
     headings = opened.page.locator("#figure-margins .panel h4")
@@ -196,6 +199,7 @@ def test_norms_splits_and_runs_hide_their_panels(opened: Opened) -> None:
     assert page.locator("#images details").filter(visible=True).count() == 1
 
 
+@pytest.mark.slow
 def test_choosers_choose(opened: Opened, content: ReportContent) -> None:
     page = opened.page
     page.locator("#subsets-estimator").select_option("deepfool")
@@ -213,6 +217,7 @@ def test_choosers_choose(opened: Opened, content: ReportContent) -> None:
     assert set(shown(opened.plots("reliability").first)) == {"train, epoch 0", "test, epoch 0"}
 
 
+@pytest.mark.slow
 def test_the_hover_shows_the_tables_number(opened: Opened, content: ReportContent) -> None:
     plot = opened.plots("margins").nth(2)
     plot.scroll_into_view_if_needed()
@@ -238,6 +243,7 @@ def _significant(value: float, digits: int) -> str:
     return f"{float(f'{value:.5g}'):#.{digits}g}"
 
 
+@pytest.mark.slow
 def test_a_table_is_sorted_over_all_its_rows(opened: Opened, content: ReportContent) -> None:
     table = sheet(opened, "findings-1")
     tests = content.findings[content.findings["observation"] == 1]
@@ -257,6 +263,7 @@ def test_a_table_is_sorted_over_all_its_rows(opened: Opened, content: ReportCont
     assert table.locator('td[data-verdict="undecided"]').count() == (tests["verdict"] == "undecided").sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["summary", "boundary", "findings-3"])
 def test_a_saved_table_has_every_digit(opened: Opened, content: ReportContent, name: str) -> None:
     with opened.page.expect_download() as waiting:
@@ -279,6 +286,7 @@ def test_a_saved_table_has_every_digit(opened: Opened, content: ReportContent, n
             assert cell == "" if missing else (cell == value if isinstance(value, str) else float(cell) == value)
 
 
+@pytest.mark.slow
 def test_headings_are_in_order_and_pictures_have_alternatives(opened: Opened) -> None:
     page = opened.page
     headings = page.locator("h2").all_inner_texts()
@@ -293,7 +301,7 @@ def test_headings_are_in_order_and_pictures_have_alternatives(opened: Opened) ->
     assert page.eval_on_selector_all("img", "all => all.every(i => i.alt && i.complete && i.naturalWidth === 8)")
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_nothing_is_wider_than_the_screen(browser: Browser, path: Path, width: int) -> None:
     opened = open_page(browser, path, width)
     draw_all(opened)
@@ -306,6 +314,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, path: Path, width: i
     assert opened.wrong == []
 
 
+@pytest.mark.slow
 def test_printing_draws_every_figure_at_the_papers_width(opened: Opened) -> None:
     page = opened.page
     # at the moment that the browser would print, without waiting
@@ -333,6 +342,7 @@ def test_printing_draws_every_figure_at_the_papers_width(opened: Opened) -> None
     assert opened.plots("margins").first.locator("svg.main-svg").first.bounding_box()["width"] > 500  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_the_page_prints(opened: Opened) -> None:
     opened.page.evaluate("window.printed = 0; addEventListener('afterprint', () => window.printed++)")
     content = opened.page.pdf(format="A4", print_background=True)
@@ -362,7 +372,10 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
     assert opened.wrong == []
 
 
-@pytest.mark.parametrize("break_it", ["throw new Error('planted')", "fetch('http://127.0.0.1:9/x')"])
+@pytest.mark.parametrize(
+    "break_it",
+    ["throw new Error('planted')", pytest.param("fetch('http://127.0.0.1:9/x')", marks=pytest.mark.slow)],
+)
 def test_a_planted_error_or_request_is_noticed(browser: Browser, path: Path, tmp_path: Path, break_it: str) -> None:
     planted = tmp_path / "planted.html"
     page = path.read_text(encoding="utf-8").replace("script-src ", "script-src 'unsafe-inline' ", 1)
@@ -384,7 +397,7 @@ def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, path: Path
     assert any("Content Security Policy" in line for line in opened.wrong)
 
 
-@pytest.mark.parametrize("case", ["empty", "one epoch"])
+@pytest.mark.parametrize("case", [pytest.param("empty", marks=pytest.mark.slow), "one epoch"])
 def test_pages_with_little_in_them_have_no_error(browser: Browser, tmp_path: Path, case: str) -> None:
     run = pages.run(epochs=[3], norms=["l2"])
     path = tmp_path / "little.html"

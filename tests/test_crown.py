@@ -214,7 +214,7 @@ def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_radii_are_below_every_pattern_of_tiny_networks(norm: Norm) -> None:
     shares = []
-    for seed, widths in itertools.product(range(6), ((3, 5, 3), (3, 3, 3, 3))):
+    for seed, widths in itertools.product(range(3), ((3, 5, 3), (3, 3, 3, 3))):
         model = tiny(seed, *widths)
         pixels = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed)).double()
         point = pixels.flatten().numpy()

@@ -630,6 +630,7 @@ def test_five_seeds_cover_the_truth_and_one_does_not() -> None:
     assert single > 0.6 * REPEATS
 
 
+@pytest.mark.slow
 def test_a_random_walk_of_each_seed_is_no_decline() -> None:
     draw = generator(33)
     pooled, single = 0, 0

@@ -28,7 +28,7 @@ from attacks.types import EstimatorError
 from harness.compare import main as compare
 from harness.report.__main__ import main as report
 from harness.runs import read_run
-from harness.store import RunFolder, Unit, files
+from harness.store import RunFolder, Unit, tables, tensors
 from harness.store.identity import StoreError
 from harness.store.places import place_of
 from harness.tracking.finished_run import options_of
@@ -137,7 +137,7 @@ def test_single_readers_look_at_the_place_too(run: RunFolder) -> None:
     shutil.copy(run.trainer(1), run.trainer(2))
     shutil.copy(run.witnesses(1, UNIT), run.witnesses(2, UNIT))
     model = network(7)
-    before = files.weights_checksum(model)
+    before = tensors.weights_checksum(model)
     for act in (
         lambda: run.load_checkpoint(2, model),
         lambda: run.load_trainer(2),
@@ -145,7 +145,7 @@ def test_single_readers_look_at_the_place_too(run: RunFolder) -> None:
     ):
         with pytest.raises(StoreError, match=r"expected epoch 2 at .*, got epoch 1; "):
             act()
-    assert files.weights_checksum(model) == before
+    assert tensors.weights_checksum(model) == before
 
 
 def test_a_part_of_another_run_is_refused_and_a_copied_run_is_the_same(run: RunFolder, tmp_path: Path) -> None:
@@ -261,12 +261,12 @@ def test_epochs_beyond_999_have_four_digits() -> None:
 def as_before(path: Path) -> None:
     """Write a file as version 0.1.0 did."""
     if path.suffix == ".parquet":
-        rows, facts = files.read_part(path)
-        files.write_part(path, rows, **{n: v for n, v in facts.items() if n in files.FACTS and n != "epoch"})
+        rows, facts = tables.read_part(path)
+        tables.write_part(path, rows, **{n: v for n, v in facts.items() if n in tables.FACTS and n != "epoch"})
         return
     with safe_open(str(path), framework="pt") as handle:
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    files.save_tensors(path, tensors)
+        content = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    tensors.save_tensors(path, content)
 
 
 def test_files_of_earlier_versions_are_taken_with_one_warning(run: RunFolder) -> None:
@@ -316,7 +316,7 @@ def test_rows_that_cannot_be_are_one_line(
 ) -> None:
     path = run.margins(1, UNIT)
     rows, facts = run.read_part(path)
-    files.write_part(path, rows.assign(**{column: value}), **facts)
+    tables.write_part(path, rows.assign(**{column: value}), **facts)
     with pytest.raises(StoreError) as error:
         read_run(run.path)
     assert said.format(path) in line(error)
@@ -487,11 +487,11 @@ def test_a_part_of_very_many_rows_is_refused_unread(run: RunFolder) -> None:
     path = run.margins(1, UNIT)
     chunk = pa.table({"image": pa.nulls(500_000, pa.int64())})
     with pq.ParquetWriter(path, chunk.schema) as writer:
-        for _ in range(files.ROWS // 500_000 + 1):
+        for _ in range(tables.ROWS // 500_000 + 1):
             writer.write_table(chunk)
     assert path.stat().st_size < 100_000
-    with pytest.raises(StoreError, match=rf"got ValueError: \d+ rows, more than {files.ROWS}; delete it and --resume"):
-        files.read_part(path)
+    with pytest.raises(StoreError, match=rf"got ValueError: \d+ rows, more than {tables.ROWS}; delete it and --resume"):
+        tables.read_part(path)
 
 
 def test_a_header_of_very_many_tensors_is_refused_at_once(run: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """The laws of the layout: imports point one way, no circles, one file per estimator, few flat modules."""
 
 import ast
+import functools
 import graphlib
 import shutil
 import subprocess
@@ -35,19 +36,27 @@ def modules(root: Path, package: str) -> dict[str, Path]:
     return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def imported(name: str, path: Path, known: set[str]) -> set[str]:
-    """The modules of ``known`` that a module imports anywhere in it, under ``TYPE_CHECKING`` too."""
-    package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@functools.cache
+def imports(package: str, text: str) -> tuple[tuple[str, str], ...]:
+    """(module, name) of every import in a module of the package, under ``TYPE_CHECKING`` too; the name may be empty."""
+    pairs: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            pairs += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parent = package.rsplit(".", node.level - 1)[0] if node.level else ""
             base = ".".join(filter(None, (parent, node.module)))
-            # `from harness import store` imports a module; `from harness.store import RunFolder` a name of one
-            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
-    return found & known - {name}
+            pairs += [(base, alias.name) for alias in node.names]
+    return tuple(pairs)
+
+
+def imported(name: str, path: Path, known: set[str]) -> set[str]:
+    """The modules of ``known`` that a module imports anywhere in it."""
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    pairs = imports(package, path.read_text(encoding="utf-8"))
+    # `from harness import store` imports a module; `from harness.store import RunFolder` a name of one
+    modules = {f"{base}.{part}" if f"{base}.{part}" in known else base for base, part in pairs}
+    return modules & known - {name}
 
 
 def violations(root: Path) -> list[str]:

@@ -165,6 +165,7 @@ def noise(draw: np.random.Generator) -> Panel:
     return panel(5 + draw.normal(size=(101, 21)))
 
 
+@pytest.mark.slow
 def test_random_walks_of_images_are_no_decline() -> None:
     assert is_at_most(decline_rate(walks), 0.05, WALKS)
     assert is_at_most(decline_rate(walks, observation1.LATE), 0.05, WALKS)
@@ -182,6 +183,7 @@ def test_a_p_value_of_kendalls_tau_would_find_a_trend_in_random_walks() -> None:
     assert list(rows[0]) == list(DESCRIPTION_COLUMNS)
 
 
+@pytest.mark.slow
 def test_starting_from_the_peak_would_find_a_decline_in_noise() -> None:
     assert is_at_most(decline_rate(noise), 0.05, WALKS)
     draw = np.random.default_rng(6)

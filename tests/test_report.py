@@ -108,9 +108,9 @@ def said(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, s
     return code, printed.out, printed.err
 
 
-def test_one_run_gets_page_tests_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("no_files")
+def test_one_run_gets_a_page_and_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "one")
-    before = set(state(run))
     assert said(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Observation 1" in page
@@ -118,6 +118,13 @@ def test_one_run_gets_page_tests_and_figures(tmp_path: Path, capsys: pytest.Capt
     table = pd.read_csv(run / "report-observations.csv", keep_default_na=False)
     assert tuple(table.columns) == FINDING_COLUMNS
     assert set(table["verdict"]) <= {"supported", "not supported", "undecided"}
+
+
+@pytest.mark.slow
+def test_one_run_gets_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one")
+    before = set(state(run))
+    assert said(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
     new = set(state(run)) - before - {"figures", "report.html", "report-observations.csv"}
     assert {name.removeprefix("figures/").rpartition(".")[0] for name in new} == set(STATIC_FIGURES)
     assert (run / "figures" / "margins.png").read_bytes().startswith(PNG_SIGNATURE)

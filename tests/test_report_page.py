@@ -128,6 +128,7 @@ def page(pair: ReportContent) -> str:
     return render(pair)
 
 
+@pytest.mark.slow
 def test_the_page_asks_nothing_of_the_network(page: str) -> None:
     assert requests(page) == []
 
@@ -186,6 +187,7 @@ def test_every_name_from_outside_is_escaped() -> None:
         assert HOSTILE not in json.dumps([panel["layout"] for panel in panels])
 
 
+@pytest.mark.slow
 def test_without_escaping_the_same_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.page.Environment", _careless)
     assert any("onerror" in request for request in requests(render(hostile())))
@@ -211,6 +213,7 @@ def test_plotly_reads_neither_html_nor_templates_in_names() -> None:
     assert text("<b>%{x}</b> & co") == "&lt;b&gt;% {x}&lt;/b&gt; &amp; co"
 
 
+@pytest.mark.slow
 def test_every_figure_is_one_that_plotly_takes(drawn: dict[str, Graph]) -> None:
     assert list(drawn) == FIGURES
     for graph in drawn.values():

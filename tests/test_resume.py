@@ -18,7 +18,7 @@ import harness.tracking.training_run
 from harness.data.builtin import load
 from harness.data.dataset import Dataset, draw_probe
 from harness.models.build import build
-from harness.store import RunFolder, files
+from harness.store import RunFolder, files, tables, tensors
 from harness.store import folder as store
 from harness.store.tables import read_part
 from harness.store.tensors import weights_checksum
@@ -43,7 +43,9 @@ def run(folder: Path, *more: str) -> int:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of two epochs."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run(folder, "--epochs", "2") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.report.build.write_report", lambda *_: [])
+        assert run(folder, "--epochs", "2") == 0
     return folder
 
 
@@ -52,7 +54,7 @@ DRAWN = ("figures/", "report")
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a resumed run; one test here and test_cli.py draw."""
+    """Drawing takes most of the time of a resumed run; one slow test here and test_cli.py draw."""
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
 
 
@@ -61,7 +63,7 @@ def copy_of(whole: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-def tables(folder: Path) -> dict[str, pd.DataFrame]:
+def all_rows(folder: Path) -> dict[str, pd.DataFrame]:
     """Every part's and table's rows without their seconds."""
     paths = [*RunFolder(folder).margin_parts(), *RunFolder(folder).prediction_parts()]
     found = {str(path.relative_to(folder)): read_part(path)[0] for path in paths}
@@ -90,11 +92,11 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert ours.keys() | drawn == theirs.keys()
     for name in theirs:
         if name.startswith("checkpoints/"):
-            read = files.load_trainer if name.endswith(".trainer.pt") else checkpoint
+            read = tensors.load_trainer if name.endswith(".trainer.pt") else checkpoint
             assert same_values(read(folder / name), read(whole / name)), name
         elif name.startswith(("witnesses/", "probes/")):
             assert ours[name] == theirs[name], name
-    rows, wanted = tables(folder), tables(whole)
+    rows, wanted = all_rows(folder), all_rows(whole)
     assert rows.keys() == wanted.keys()
     for name, table in wanted.items():
         pd.testing.assert_frame_equal(rows[name], table, check_exact=True, obj=name)
@@ -104,8 +106,8 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 def writing(act: Callable[[Path, Callable[[Path], object]], None]) -> Iterator[None]:
     """Let ``act`` stand where files are written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_atomically", act)
-        patch.setattr(store, "write_atomically", act)
+        for module in (files, store, tables, tensors):
+            patch.setattr(module, "write_atomically", act)
         yield
 
 
@@ -220,7 +222,7 @@ def test_another_seed_is_another_run(tmp_path: Path, whole: Path) -> None:
         assert not same_values(checkpoint(folder / name), checkpoint(whole / name))
     probes = [name for name in contents(whole) if name.startswith("probes/")]
     assert len(probes) == 2
-    assert all(same_values(files.load_tensors(folder / name), files.load_tensors(whole / name)) for name in probes)
+    assert all(same_values(tensors.load_tensors(folder / name), tensors.load_tensors(whole / name)) for name in probes)
     with pytest.raises(AssertionError):
         assert_same_run(folder, whole)
 
@@ -270,6 +272,8 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
 def test_a_finished_run_resumes_to_itself(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # draws the figures
     folder = copy_of(whole, tmp_path)
+    assert run(folder, "--epochs", "2", "--resume") == 0
+    whole = copy_of(folder, tmp_path / "before")
     monkeypatch.setattr(harness.tasks, "measure_with", None)
     monkeypatch.setattr(Trainer, "run_epoch", None)
     assert run(folder, "--epochs", "2", "--resume") == 0
@@ -363,7 +367,7 @@ def test_epochs_may_grow_also_where_the_trainers_states_are_lost(tmp_path: Path,
         RunFolder(folder).trainer(epoch).unlink()
     assert run(folder, "--epochs", "3", "--resume") == 0
     paths = RunFolder(folder)
-    files.save_checkpoint(longer, trained(3), 3, paths.facts(paths.place(paths.checkpoint(3))))
+    tensors.save_checkpoint(longer, trained(3), 3, paths.facts(paths.place(paths.checkpoint(3))))
     assert same_values(checkpoint(paths.checkpoint(3)), checkpoint(longer))
     # those of the last two epochs, as in a run that lost none
     assert [RunFolder(folder).trainer(epoch).exists() for epoch in range(4)] == [False, False, True, True]
@@ -396,7 +400,7 @@ def test_a_tracked_run_trains_the_same_network_as_one_without_tracking(tmp_path:
             assert run(folder, "--epochs", "2", "--training", "pgd") == 0
         for epoch in range(3):
             model = build("tests.runs:net", (1, 8, 8), 10, 9)
-            files.load_checkpoint(RunFolder(folder).checkpoint(epoch), model)
+            tensors.load_checkpoint(RunFolder(folder).checkpoint(epoch), model)
             weights[f"{training} {epoch}"] = weights_checksum(model)
             assert weights[f"{training} {epoch}"] == weights_checksum(trained(epoch, training=training))
     # both start from the same network, and then differ

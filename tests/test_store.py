@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.config.run_config import RunConfig, digest, resolve
-from harness.store import RunFolder, Unit, files
+from harness.store import RunFolder, Unit, files, tables, tensors
 from harness.store import manifest as manifests
 from harness.store.identity import StoreError
 from tests.runs import ONE_LINE, contents, state
@@ -125,8 +125,8 @@ def table() -> pd.DataFrame:
 
 def test_a_part_keeps_every_value_type_and_fact(tmp_path: Path) -> None:
     path = tmp_path / "margins" / "part.parquet"
-    files.write_part(path, table(), weights="abc", epoch="3")
-    rows, facts = files.read_part(path)
+    tables.write_part(path, table(), weights="abc", epoch="3")
+    rows, facts = tables.read_part(path)
     pd.testing.assert_frame_equal(rows, table(), check_exact=True)
     assert (facts["weights"], facts["epoch"]) == ("abc", "3")
     assert rows["distance"].dtype == np.float64
@@ -144,15 +144,15 @@ def flip(path: Path, position: int, bit: int) -> None:
 
 def test_a_damaged_part_is_one_line_and_its_numbers_never_change(tmp_path: Path) -> None:
     path = tmp_path / "part.parquet"
-    files.write_part(path, table(), weights="abc")
+    tables.write_part(path, table(), weights="abc")
     raw, draw, refusals = path.read_bytes(), random.Random(0), 0
     pages = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # the rest describes them
     for position in range(0, pages, 9):
         flip(path, position, draw.randrange(8))
-        message = complaint(files.read_part, path)
+        message = complaint(tables.read_part, path)
         if message is None:
             # a byte that says nothing of the numbers, such as a statistic that is not read
-            pd.testing.assert_frame_equal(files.read_part(path)[0], table(), check_exact=True)
+            pd.testing.assert_frame_equal(tables.read_part(path)[0], table(), check_exact=True)
         else:
             refusals += 1
             assert str(path) in message
@@ -160,28 +160,28 @@ def test_a_damaged_part_is_one_line_and_its_numbers_never_change(tmp_path: Path)
     assert refusals > pages / 9 / 2
     for position in range(pages, len(raw), 31):
         flip(path, position, draw.randrange(8))
-        complaint(files.read_part, path)
+        complaint(tables.read_part, path)
         path.write_bytes(raw)
-    files.read_part(path)
+    tables.read_part(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a part at all" * 9])
 def test_what_is_no_part_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "part.parquet"
     path.write_bytes(content)
-    assert f"expected a Parquet part at {path}, got " in refused(files.read_part, path)
-    assert "FileNotFoundError" in refused(files.read_part, tmp_path / "none.parquet")
+    assert f"expected a Parquet part at {path}, got " in refused(tables.read_part, path)
+    assert "FileNotFoundError" in refused(tables.read_part, tmp_path / "none.parquet")
 
 
 def test_a_table_is_blank_where_a_statistic_is_undefined(tmp_path: Path) -> None:
-    files.write_csv(tmp_path / "t.csv", pd.DataFrame({"avg": [0.5, math.nan], "q95": [math.inf, 1.0]}))
+    tables.write_csv(tmp_path / "t.csv", pd.DataFrame({"avg": [0.5, math.nan], "q95": [math.inf, 1.0]}))
     assert (tmp_path / "t.csv").read_text() == "avg,q95\n0.5,inf\n,1.0\n"
 
 
 def test_concatenating_nothing_keeps_the_columns() -> None:
-    assert list(files.concatenate([], ["a", "b"]).columns) == ["a", "b"]
+    assert list(tables.concatenate([], ["a", "b"]).columns) == ["a", "b"]
     empty = pd.DataFrame({"a": []})
-    joined = files.concatenate([empty, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]})], ["a"])
+    joined = tables.concatenate([empty, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]})], ["a"])
     assert joined["a"].tolist() == [1, 2]
     assert list(joined.index) == [0, 1]
 
@@ -291,7 +291,7 @@ def test_a_run_needs_resume(tmp_path: Path) -> None:
 def test_another_configuration_names_the_fields_and_changes_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.start(manifest(), resume=False)
-    files.write_part(folder.margins(0, Unit("deepfool", "l2")), table(), weights="abc")
+    tables.write_part(folder.margins(0, Unit("deepfool", "l2")), table(), weights="abc")
     before = state(tmp_path)
     message = refused(folder.start, manifest(seed=3, weight_decay=0.5, epochs=3), resume=True)
     assert message == (
@@ -379,22 +379,22 @@ class Tied(nn.Module):
 
 def test_any_single_bit_of_any_weight_changes_the_checksum() -> None:
     model = Tied()
-    plain, draw = files.weights_checksum(model), random.Random(0)
+    plain, draw = tensors.weights_checksum(model), random.Random(0)
     for name, value in model.state_dict().items():
         raw = value.flatten().view(torch.uint8).numpy()
         for position in (0, len(raw) - 1, draw.randrange(len(raw))):
             bit = np.uint8(1 << draw.randrange(8))
             raw[position] ^= bit
-            assert files.weights_checksum(model) != plain, name
+            assert tensors.weights_checksum(model) != plain, name
             raw[position] ^= bit
-    assert files.weights_checksum(model) == plain
+    assert tensors.weights_checksum(model) == plain
 
 
 def test_names_shapes_and_types_are_in_the_checksum_and_the_layout_is_not() -> None:
     def single(name: str, value: Tensor) -> str:
         module = nn.Module()
         module.register_buffer(name, value)
-        return files.weights_checksum(module)
+        return tensors.weights_checksum(module)
 
     values = torch.arange(6.0)
     distinct = [
@@ -413,20 +413,20 @@ def test_names_shapes_and_types_are_in_the_checksum_and_the_layout_is_not() -> N
     assert single("a", values.view(2, 3).T.contiguous().T) == single("a", values.view(2, 3))
     assert single("a", torch.stack([values, values], 1)[:, 0]) == single("a", values)
     model = Tied()
-    before = files.weights_checksum(model)
+    before = tensors.weights_checksum(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train().requires_grad_(False)
-    assert files.weights_checksum(model) == before
+    assert tensors.weights_checksum(model) == before
     if torch.cuda.is_available():
-        assert files.weights_checksum(model.to("cuda")) == before
+        assert tensors.weights_checksum(model.to("cuda")) == before
 
 
 def test_a_checkpoint_gives_every_parameter_and_buffer_back(tmp_path: Path) -> None:
     path, model = tmp_path / "c" / "epoch-003.safetensors", Tied()
-    files.save_checkpoint(path, model, 3)
+    tensors.save_checkpoint(path, model, 3)
     other = Tied()
-    assert files.weights_checksum(other) != files.weights_checksum(model)
-    files.load_checkpoint(path, other)
+    assert tensors.weights_checksum(other) != tensors.weights_checksum(model)
+    tensors.load_checkpoint(path, other)
     wanted, found = model.state_dict(), other.state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
@@ -435,14 +435,14 @@ def test_a_checkpoint_gives_every_parameter_and_buffer_back(tmp_path: Path) -> N
     raw = path.read_bytes()
     names = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     facts = names.pop("__metadata__")
-    assert (facts["epoch"], facts["weights"]) == ("3", files.weights_checksum(model))
+    assert (facts["epoch"], facts["weights"]) == ("3", tensors.weights_checksum(model))
     assert sum(name.endswith(("first.weight", "second.weight")) for name in names) == 1
     assert "scratch" not in names
 
 
 def test_any_damage_to_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     path, model = tmp_path / "epoch-003.safetensors", Tied()
-    files.save_checkpoint(path, model, 3)
+    tensors.save_checkpoint(path, model, 3)
     raw, draw = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(raw[:8], "little")
     refusals = 0
@@ -450,11 +450,11 @@ def test_any_damage_to_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     for position in positions:
         flip(path, position, draw.randrange(8))
         other = Tied()
-        message = complaint(files.load_checkpoint, path, other)
+        message = complaint(tensors.load_checkpoint, path, other)
         if message is None:
             # only what is no weight, as the number of the epoch
             assert position < header
-            assert files.weights_checksum(other) == files.weights_checksum(model)
+            assert tensors.weights_checksum(other) == tensors.weights_checksum(model)
         else:
             refusals += 1
             assert str(path) in message
@@ -462,34 +462,34 @@ def test_any_damage_to_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     assert refusals > 0.9 * len(positions)
     for length in (0, 7, header - 1, header, len(raw) - 1):
         path.write_bytes(raw[:length])
-        assert f"expected a checkpoint of this model at {path}, got " in refused(files.load_checkpoint, path, Tied())
+        assert f"expected a checkpoint of this model at {path}, got " in refused(tensors.load_checkpoint, path, Tied())
     path.write_bytes(raw)
-    files.load_checkpoint(path, Tied())
+    tensors.load_checkpoint(path, Tied())
 
 
 def test_another_models_or_no_checkpoint_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "epoch-000.safetensors"
-    assert "No such file" in refused(files.load_checkpoint, path, Tied())
+    assert "No such file" in refused(tensors.load_checkpoint, path, Tied())
     for other in (nn.Linear(6, 6), Tied(width=7), nn.Sequential(Tied())):
-        files.save_checkpoint(path, other, 0)
-        assert f"expected a checkpoint of this model at {path}, got " in refused(files.load_checkpoint, path, Tied())
-        files.load_checkpoint(path, other)
+        tensors.save_checkpoint(path, other, 0)
+        assert f"expected a checkpoint of this model at {path}, got " in refused(tensors.load_checkpoint, path, Tied())
+        tensors.load_checkpoint(path, other)
     # of this model, but written by something else
     model = nn.Linear(2, 2)
     save_file(model.state_dict(), path)
-    assert "the weights are damaged" in refused(files.load_checkpoint, path, model)
+    assert "the weights are damaged" in refused(tensors.load_checkpoint, path, model)
 
 
 def test_tensors_survive_and_damage_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "probes" / "train.safetensors"
-    tensors = {"images": torch.rand(3, 1, 4, 4).transpose(2, 3), "ids": torch.tensor([4, 1, 7]), "none": torch.empty(0)}
-    files.save_tensors(path, tensors)
-    found = files.load_tensors(path)
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[key], tensors[key]) and found[key].dtype == tensors[key].dtype for key in tensors)
+    saved = {"images": torch.rand(3, 1, 4, 4).transpose(2, 3), "ids": torch.tensor([4, 1, 7]), "none": torch.empty(0)}
+    tensors.save_tensors(path, saved)
+    loaded = tensors.load_tensors(path)
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[key], saved[key]) and loaded[key].dtype == saved[key].dtype for key in saved)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"expected tensors at {path}, got " in refused(files.load_tensors, path)
-    assert "got " in refused(files.load_tensors, tmp_path / "none")
+    assert f"expected tensors at {path}, got " in refused(tensors.load_tensors, path)
+    assert "got " in refused(tensors.load_tensors, tmp_path / "none")
 
 
 # a trainer's state
@@ -505,8 +505,8 @@ def trainer_state() -> dict[str, Any]:
 
 def test_a_trainers_state_survives(tmp_path: Path) -> None:
     path, state_before = tmp_path / "epoch-003.trainer.pt", trainer_state()
-    files.save_trainer(path, state_before)
-    found = files.load_trainer(path)
+    tensors.save_trainer(path, state_before)
+    found = tensors.load_trainer(path)
     assert found["epoch"] == 3
     assert found["optimizer"]["param_groups"] == state_before["optimizer"]["param_groups"]
     for key, moments in state_before["optimizer"]["state"].items():
@@ -532,7 +532,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
     ):
         write()
         assert f"expected a trainer's state at {path}, got a damaged or foreign file; " in refused(
-            files.load_trainer, path
+            tensors.load_trainer, path
         )
         assert not target.exists()
     # the negative control: it does run code where it is let
@@ -542,24 +542,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
 
 def test_any_damage_to_a_trainers_state_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "epoch-003.trainer.pt"
-    files.save_trainer(path, trainer_state())
+    tensors.save_trainer(path, trainer_state())
     with zipfile.ZipFile(path) as archive:
-        tensors = [entry for entry in archive.infolist() if "/data/" in entry.filename]
-        places = [raw_start(path, entry) for entry in tensors]
+        entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+        places = [raw_start(path, entry) for entry in entries]
     raw = path.read_bytes()
-    for entry, start in zip(tensors, places, strict=True):
+    for entry, start in zip(entries, places, strict=True):
         for position in (start, start + entry.file_size - 1):
             flip(path, position, 3)
-            assert "got a damaged or foreign file" in refused(files.load_trainer, path)
+            assert "got a damaged or foreign file" in refused(tensors.load_trainer, path)
             path.write_bytes(raw)
     for content in (b"", raw[: len(raw) // 2], raw[:-1], b"no archive"):
         path.write_bytes(content)
-        assert "got a damaged or foreign file" in refused(files.load_trainer, path)
+        assert "got a damaged or foreign file" in refused(tensors.load_trainer, path)
     torch.save([1, 2], path)
-    assert "got a damaged or foreign file" in refused(files.load_trainer, path)
-    assert "No such file" in refused(files.load_trainer, tmp_path / "none.pt")
+    assert "got a damaged or foreign file" in refused(tensors.load_trainer, path)
+    assert "No such file" in refused(tensors.load_trainer, tmp_path / "none.pt")
     path.write_bytes(raw)
-    assert files.load_trainer(path)["epoch"] == 3
+    assert tensors.load_trainer(path)["epoch"] == 3
 
 
 def raw_start(path: Path, entry: zipfile.ZipInfo) -> int:

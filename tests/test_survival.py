@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from harness.compare import main as compare_again
-from harness.store import RunFolder, Unit, files
+from harness.store import RunFolder, Unit, files, tables, tensors
 from harness.store.identity import StoreError
 from harness.store.tables import read_part
 from harness.track import main
@@ -255,7 +255,7 @@ def test_any_bit_of_a_parts_footer_is_covered(tmp_path: Path) -> None:
     """Pages have checksums of their own; the footer says which page is which, and what they mean."""
     path = tmp_path / "part.parquet"
     table = pd.DataFrame({"image": [1, 2, 3], "label": [3, 2, 1], "distance": [0.5, 1.0, 2.0], "split": list("aba")})
-    files.write_part(path, table, weights="ab" * 32)
+    tables.write_part(path, table, weights="ab" * 32)
     content = path.read_bytes()
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     refused = 0
@@ -264,7 +264,7 @@ def test_any_bit_of_a_parts_footer_is_covered(tmp_path: Path) -> None:
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         try:
-            rows, facts = files.read_part(path)
+            rows, facts = tables.read_part(path)
         except StoreError:
             refused += 1
         else:
@@ -289,17 +289,18 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_witnesses_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    files.save_tensors(path, {"test.witness": torch.rand(3, 2), "test.image": torch.arange(3)})
+    tensors.save_tensors(path, {"test.witness": torch.rand(3, 2), "test.image": torch.arange(3)})
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"checksum mismatch in .*: the tensors are damaged; restore"):
-        files.load_tensors(path)
+        tensors.load_tensors(path)
 
 
 # controls
 
 
+@pytest.mark.slow
 def test_a_difference_is_found(tmp_path: Path, whole: Path) -> None:
     import shutil
 
@@ -312,7 +313,7 @@ def test_a_difference_is_found(tmp_path: Path, whole: Path) -> None:
     rows.loc[3, "distance"] = float(
         torch.nextafter(torch.tensor(rows.loc[3, "distance"]).double(), torch.tensor(9.0).double())
     )
-    files.write_part(part, rows, **facts)
+    tables.write_part(part, rows, **facts)
     paths.predictions(1).unlink()
     (folder / "margins" / "extra.parquet").write_bytes(part.read_bytes())
     os.replace(paths.checkpoint(3), paths.checkpoint(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -61,8 +62,8 @@ class Best(Settings):
         if not self.domains:
             raise EstimatorError(f"expected members that share a domain, got {self.of}; choose others")
 
-    @property
-    def members(self) -> dict[str, Estimator]:
+    @cached_property
+    def members(self) -> Mapping[str, Estimator]:
         """The members by their canonical texts, in order."""
         texts = [text.replace("/", ",") for text in BETWEEN.split(self.of)]
         return {text: create(text) for text in texts}
