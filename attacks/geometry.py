@@ -128,3 +128,8 @@ def boundary_fraction(
         high[active] = torch.where(outside, middle, high[active])
         low[active] = torch.where(outside, low[active], middle)
     return high
+
+
+def ball_point(images: Tensor, direction: Tensor, radius: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """``images + radius * direction``, clipped to the bounds."""
+    return (images + per_row(radius, images) * direction).clamp(*bounds)

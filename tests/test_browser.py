@@ -127,6 +127,7 @@ def test_figures_are_drawn_when_they_come_near(opened: Opened) -> None:
     opened.page.wait_for_function("plot => plot.data !== undefined", arg=last.element_handle())
 
 
+@pytest.mark.slow
 def test_an_estimator_is_hidden_in_every_figure(opened: Opened) -> None:
     page = opened.page
     page.get_by_label("deepfool", exact=True).click()
@@ -397,6 +398,7 @@ def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, path: Path
     assert any("Content Security Policy" in line for line in opened.wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param("empty", marks=pytest.mark.slow), "one epoch"])
 def test_pages_with_little_in_them_have_no_error(browser: Browser, tmp_path: Path, case: str) -> None:
     run = pages.run(epochs=[3], norms=["l2"])

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Margins, Status
-from attacks.estimators.cascade import Cascade, class_slopes
+from attacks.estimators.cascade import Cascade
 from attacks.estimators.fmn import FMN
 from attacks.geometry import row_norm
 from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
 from attacks.search.descent import Walks, advance, move, set_out
+from attacks.search.linearised import class_slopes
 from attacks.types import NORMS, EstimatorError, Norm
 from tests import oracles
 

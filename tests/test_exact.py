@@ -224,6 +224,7 @@ def test_witnesses_are_what_they_are_said_to_be(deep: nn.Module, digits: Tensor,
     assert (found.lower >= found.upper * (1 - GAP)).all()
 
 
+@pytest.mark.slow
 def test_brackets_close_with_the_budget(digits: Tensor) -> None:
     model, images = trained((48, 48), epochs=8), digits[:4]
     brackets = [exact_margins(model, images, "linf", nodes=nodes) for nodes in (1, 10, 30, 100, 3000)]
@@ -270,6 +271,7 @@ def test_given_witnesses_are_used_and_others_ignored(shallow: nn.Module, digits:
         torch.testing.assert_close(found.margin, solved.margin, rtol=GAP, atol=0)
 
 
+@pytest.mark.slow
 def test_free_margins_are_never_the_larger(deep: nn.Module, digits: Tensor) -> None:
     for norm in NORMS:
         box, free = (exact_margins(deep, digits[:8], norm, domain=domain).margin for domain in DOMAINS)

@@ -298,6 +298,7 @@ def test_there_is_no_error_panel_without_errors_and_no_panel_of_a_norm_without_r
     assert bars(only.axes[0]).keys() == bars(margin_curves(summary(), errors()).axes[2]).keys()
 
 
+@pytest.mark.slow
 def test_many_estimators_are_told_apart_and_look_the_same_in_every_panel() -> None:
     names = tuple(f"e{place}" for place in range(20))
     table = summary(names)
@@ -361,6 +362,7 @@ def test_the_number_of_images_in_each_average_is_said() -> None:
     assert correctness_curves(table, "train").axes[0].get_title("left") == "n = 20 correct, 10 incorrect"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_errors", [True, False])
 def test_a_run_that_found_nothing_says_so(tmp_path: Path, with_errors: bool) -> None:
     table = summary().assign(found=0, avg=math.nan, se=math.nan)
@@ -653,6 +655,7 @@ def test_nearest_classes_are_shares_of_their_row_at_the_last_epoch() -> None:
         assert line.get_ydata().tolist() == pytest.approx((100 * rows["changed"]).tolist())
 
 
+@pytest.mark.slow
 def test_confidence_and_margin_of_every_image_are_drawn_at_the_chosen_epoch() -> None:
     table = margins()
     table.loc[table["image"] == 14, "distance"] = math.inf

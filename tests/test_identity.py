@@ -196,17 +196,17 @@ def test_what_a_file_says_of_itself_is_in_its_checksum(run: RunFolder) -> None:
     "name",
     [
         "margins/epoch-001/linear.l2 (conflicted copy).parquet",
-        "margins/epoch-001/linear.l1.parquet",
+        pytest.param("margins/epoch-001/linear.l1.parquet", marks=pytest.mark.slow),
         pytest.param("margins/epoch-0001/linear.l2.parquet", marks=pytest.mark.slow),
         pytest.param("margins/epoch-1/linear.l2.parquet", marks=pytest.mark.slow),
         pytest.param("margins/linear.l2.parquet", marks=pytest.mark.slow),
-        "bounds/epoch-001 (copy)/ibp.l2.parquet",
+        pytest.param("bounds/epoch-001 (copy)/ibp.l2.parquet", marks=pytest.mark.slow),
         pytest.param("predictions/epoch-0001.parquet", marks=pytest.mark.slow),
         "predictions/epoch-001 2.parquet",
         "witnesses/epoch-001/linear.l2 copy.safetensors",
         "checkpoints/epoch-best.safetensors",
         pytest.param("checkpoints/epoch-0001.safetensors", marks=pytest.mark.slow),
-        "probes/a b.safetensors",
+        pytest.param("probes/a b.safetensors", marks=pytest.mark.slow),
     ],
 )
 def test_other_names_are_left_out_with_one_warning(run: RunFolder, name: str) -> None:

@@ -21,11 +21,10 @@ from attacks.adapters.foolbox import foolbox, library, quiet
 from attacks.adapters.torchattacks import LIBRARY_NORM
 from attacks.estimators.apgd import ascend, dlr_loss, targeted_dlr_loss
 from attacks.estimators.pgd import PGD
-from attacks.geometry import row_norm
+from attacks.geometry import ball_point, row_norm
 from attacks.isolation import Classifier, freezing, frozen_view
 from attacks.measure import measure
 from attacks.registry import create
-from attacks.search.radius import ball_point
 from attacks.search.scale_free import ScaleFree
 from attacks.types import NORMS, Norm
 from tests import oracles

@@ -280,6 +280,7 @@ def test_other_networks_are_refused_and_best_goes_without(layer: nn.Module, name
     assert left.message == plain.message
 
 
+@pytest.mark.slow
 def test_best_polishes_its_members() -> None:
     margins = measured((12, 12), "best:of=deepfool+fmn", "l2")
     each = [measured((12, 12), f"{name}:refine=polish", "l2") for name in ("deepfool", "fmn")]

@@ -168,6 +168,7 @@ def test_only_the_pages_own_scripts_may_run(page: str) -> None:
     assert "\r" not in page
 
 
+@pytest.mark.slow
 def test_every_name_from_outside_is_escaped() -> None:
     page = render(hostile())
     reader = Reader(page)

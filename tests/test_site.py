@@ -281,6 +281,7 @@ def test_the_checker_reads_style_sheets(tmp_path: Path) -> None:
     assert problems(tmp_path) == ["x.css: loads https://example.org/x.woff2", "x.css: not there: gone.svg"]
 
 
+@pytest.mark.slow
 def test_the_build_fails_on_a_dead_link_and_a_dead_anchor(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "zensical.toml").write_text('[project]\nsite_name = "x"\n', encoding="utf-8")

@@ -72,6 +72,7 @@ def test_stock_foolbox_has_our_margins(digits: Problem, norm: Norm) -> None:
     assert not row.agreement.differing
 
 
+@pytest.mark.slow
 def test_a_planted_wrong_peer_is_not_comparable(digits: Problem) -> None:
     table = compared(digits, lengthened(1.001))
     agreement = table.rows[1].agreement
@@ -196,6 +197,7 @@ def test_only_our_own_engine_has_a_floor(digits: Problem) -> None:
     assert table.rows[0].images == 4
 
 
+@pytest.mark.slow
 def test_the_unreachable_image_is_unreachable_and_alive(digits: Problem) -> None:
     walled = with_unreachable(digits)
     assert walled.labels[[0, 10]].tolist() == [0, 0]

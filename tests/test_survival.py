@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from harness.compare import main as compare_again
-from harness.store import RunFolder, Unit, files, tables, tensors
+from harness.store import RunFolder, Unit, tables, tensors
 from harness.store.identity import StoreError
 from harness.store.tables import read_part
 from harness.track import main

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from attacks.estimator import Settings, setting
-from attacks.geometry import per_row, project, steepest_step
+from attacks.geometry import ball_point, per_row, project, steepest_step
 from attacks.isolation import Classifier
-from attacks.search.radius import ball_point, bisect_radius, logit_gap, misses, most_likely_others
+from attacks.search.linearised import logit_gap, most_likely_others
+from attacks.search.radius import bisect_radius, misses
 from attacks.seeds import seeded_directions
 from attacks.trace import Record
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Bounds, Domain, Norm

@@ -14,6 +14,7 @@ from attacks.estimator import Settings, setting
 from attacks.geometry import dual_norm, row_norm
 from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, kick, move, set_out
+from attacks.search.linearised import class_slopes
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
 # passes that `measure` may still spend on a row: a check, at most 24 bisections and 5 steps back; or two checks per
@@ -191,23 +192,6 @@ class Cascade(Settings):
 def falling(share: Tensor) -> Tensor:
     """Half a cosine: 1 at ``share`` 0, 0 at 1."""
     return (1 + torch.cos(math.pi * share)) / 2
-
-
-def class_slopes(model: Classifier, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The label's logit minus the ``count`` largest other logits, and the gradients of these gaps.
-
-    Costs one forward and ``count`` backwards.
-
-    Returns:
-        Gaps ``(B, count)``, the smallest first; their gradients ``(B, count, ...)``; the classes ``(B, count)`` int64.
-    """
-    leaf = images.clone().requires_grad_()
-    logits = model(leaf)
-    others = logits.detach().scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    classes = others[:, :count]
-    gaps = logits.gather(1, labels[:, None]) - logits.gather(1, classes)
-    gradients = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0] for gap in gaps.unbind(1)]
-    return gaps.detach(), torch.stack(gradients, 1), classes
 
 
 def spent(model: Classifier) -> Tensor:

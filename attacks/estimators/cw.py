@@ -14,7 +14,7 @@ from attacks.adapters.foolbox import library, run
 from attacks.estimator import Settings, setting
 from attacks.geometry import per_row
 from attacks.isolation import Classifier
-from attacks.search.radius import first_order_margin
+from attacks.search.linearised import first_order_margin
 from attacks.types import BOX_ONLY, L2_ONLY, Bounds, Domain, Norm
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from attacks.estimator import Settings, setting
 from attacks.geometry import farthest_in_box, per_row, row_norm, steepest_step
 from attacks.isolation import Classifier
-from attacks.search.radius import FREE_REACH, first_order_margin
+from attacks.search.linearised import first_order_margin
+from attacks.search.radius import FREE_REACH
 from attacks.search.scale_free import ScaleFree
 from attacks.types import BOTH_DOMAINS, Domain, Norm
 

@@ -14,7 +14,7 @@ from attacks.estimator import Settings, setting
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier
 from attacks.search.descent import Walks, advance, nearest_witnesses, set_out
-from attacks.search.radius import most_likely_others
+from attacks.search.linearised import most_likely_others
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
 # last step length over the radius, and relative reduction of the radius at the last crossing, as in Foolbox

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from attacks.estimator import Settings, setting
-from attacks.geometry import least_step
+from attacks.geometry import ball_point, least_step
 from attacks.isolation import Classifier
-from attacks.search.linearised import nearest_plane
-from attacks.search.radius import ball_point, most_likely_others
+from attacks.search.linearised import most_likely_others, nearest_plane
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from attacks.adapters.torchattacks import Anchored, quiet
 from attacks.estimator import Settings, setting
-from attacks.geometry import per_row
+from attacks.geometry import ball_point, per_row
 from attacks.isolation import Classifier
-from attacks.search.radius import ball_point, bisect_radius, misses
+from attacks.search.radius import bisect_radius, misses
 from attacks.search.scale_free import ScaleFree
 from attacks.seeds import seeded_directions
 from attacks.trace import Record

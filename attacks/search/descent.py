@@ -14,9 +14,19 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from attacks.geometry import dual_norm, farthest_in_box, least_step, per_row, project, row_norm, steepest_step
+from attacks.geometry import (
+    ball_point,
+    dual_norm,
+    farthest_in_box,
+    least_step,
+    per_row,
+    project,
+    row_norm,
+    steepest_step,
+)
 from attacks.isolation import Classifier
-from attacks.search.radius import FREE_REACH, ball_point
+from attacks.search.linearised import slopes
+from attacks.search.radius import FREE_REACH
 from attacks.seeds import seeded_directions
 from attacks.types import Bounds, Norm
 
@@ -124,25 +134,6 @@ def kick(
     walks.point[rows] = ball_point(walks.witness[rows], direction, size * walks.distance[rows], bounds)
     walks.drift[rows] = 0.0
     walks.radius[rows] = row_norm(walks.point[rows] - images[owner], norm)
-
-
-def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit gaps to the targets and their gradients, by one forward and one backward.
-
-    The gap is the label's logit minus the target's. It is the label's logit minus the largest other one if the label
-    does not lead or if the target is the label itself.
-
-    Returns:
-        ``(W,)`` the gap, ``(W,)`` the label's logit minus the largest other one, ``(W, ...)`` the gap's gradient.
-    """
-    leaf = points.detach().clone().requires_grad_()
-    logits = model(leaf)
-    label_logit = logits.gather(1, labels[:, None])[:, 0]
-    lead = label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    target_gap = label_logit - logits.gather(1, targets[:, None])[:, 0]
-    gap = torch.where((lead < 0) | (targets == labels), lead, target_gap)
-    (gradient,) = torch.autograd.grad(gap.sum(), leaf)
-    return gap.detach(), lead.detach(), gradient
 
 
 def note_witnesses(walks: Walks, images: Tensor, outside: Tensor, norm: Norm) -> None:

@@ -1,13 +1,26 @@
-"""Linearised decision boundaries: the logit gap to a class, its normal, and the nearest of several planes."""
+"""Linearised decision boundaries: logit gaps, their gradients, first-order margins and the nearest plane."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attacks.geometry import per_row, plane_crossing, row_norm
-from attacks.search.radius import ball_point
+from attacks.geometry import ball_point, dual_norm, per_row, plane_crossing, row_norm
+from attacks.isolation import Classifier
 from attacks.types import Bounds, Norm
+
+
+def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit minus the largest other one, ``(B,)``."""
+    label_logit = logits.gather(1, labels[:, None])[:, 0]
+    gap: Tensor = label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return gap
+
+
+def most_likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The classes of the largest logits except the label, ``(B, min(count, K - 1))``, in descending order."""
+    ranked = logits.detach().argsort(1, descending=True)
+    return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
 
 
 def gap_and_normal(
@@ -17,6 +30,56 @@ def gap_and_normal(
     gap = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
     (rise,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=retain_graph)
     return gap.detach(), -rise
+
+
+def slopes(model: Classifier, points: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit gaps to the targets and their gradients, by one forward and one backward.
+
+    The gap is the label's logit minus the target's. It is the label's logit minus the largest other one if the label
+    does not lead or if the target is the label itself.
+
+    Returns:
+        ``(W,)`` the gap, ``(W,)`` the label's logit minus the largest other one, ``(W, ...)`` the gap's gradient.
+    """
+    leaf = points.detach().clone().requires_grad_()
+    logits = model(leaf)
+    lead = logit_gap(logits, labels)
+    target_gap = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
+    gap = torch.where((lead < 0) | (targets == labels), lead, target_gap)
+    (gradient,) = torch.autograd.grad(gap.sum(), leaf)
+    return gap.detach(), lead.detach(), gradient
+
+
+def class_slopes(model: Classifier, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The label's logit minus the ``count`` largest other logits, and the gradients of these gaps.
+
+    Costs one forward and ``count`` backwards.
+
+    Returns:
+        Gaps ``(B, count)``, the smallest first; their gradients ``(B, count, ...)``; the classes ``(B, count)`` int64.
+    """
+    leaf = images.clone().requires_grad_()
+    logits = model(leaf)
+    others = logits.detach().scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    classes = others[:, :count]
+    gaps = logits.gather(1, labels[:, None]) - logits.gather(1, classes)
+    gradients = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0] for gap in gaps.unbind(1)]
+    return gaps.detach(), torch.stack(gradients, 1), classes
+
+
+def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The first-order margin and the logit margin, ``(B,)`` float64 each.
+
+    The first-order margin is the logit margin over the dual norm of its gradient; inf where the gradient is 0. Both are
+    absolute values, since a noisy start may already have left its class.
+    """
+    leaf = images.clone().requires_grad_()
+    gap = logit_gap(model(leaf), labels)
+    (gradient,) = torch.autograd.grad(gap.sum(), leaf)
+    slope = dual_norm(gradient, norm)
+    lead = gap.detach().double().abs()
+    margin = lead / slope
+    return torch.where((slope > 0) & margin.isfinite(), margin, torch.inf), lead
 
 
 def nearest_plane(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.geometry import boundary_fraction, dual_norm, farthest_in_box, per_row
+from attacks.geometry import boundary_fraction, farthest_in_box
 from attacks.isolation import Classifier
+from attacks.search.linearised import first_order_margin
 from attacks.trace import Record
 from attacks.types import Norm
 
@@ -82,36 +83,3 @@ def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, 
         return moved
 
     boundary_fraction(is_outside, images[rows], ends, tolerance=0.01, passes=8)
-
-
-def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The first-order margin and the logit margin, ``(B,)`` float64 each.
-
-    The first-order margin is the logit margin over the dual norm of its gradient; inf where the gradient is 0. Both are
-    absolute values, since a noisy start may already have left its class.
-    """
-    leaf = images.clone().requires_grad_()
-    gap = logit_gap(model(leaf), labels)
-    (gradient,) = torch.autograd.grad(gap.sum(), leaf)
-    slope = dual_norm(gradient, norm)
-    lead = gap.detach().double().abs()
-    margin = lead / slope
-    return torch.where((slope > 0) & margin.isfinite(), margin, torch.inf), lead
-
-
-def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit minus the largest other one, ``(B,)``."""
-    label_logit = logits.gather(1, labels[:, None])[:, 0]
-    gap: Tensor = label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return gap
-
-
-def most_likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The classes of the largest logits except the label, ``(B, min(count, K - 1))``, in descending order."""
-    ranked = logits.detach().argsort(1, descending=True)
-    return ranked[ranked != labels[:, None]].view(len(labels), -1)[:, :count]
-
-
-def ball_point(images: Tensor, direction: Tensor, radius: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """``images + radius * direction``, clipped to the bounds."""
-    return (images + per_row(radius, images) * direction).clamp(*bounds)
