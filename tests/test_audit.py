@@ -386,6 +386,7 @@ def test_more_passes_are_never_worse_and_the_end_is_the_verdict(measured: Measur
         assert line["within_1"].iloc[-1] == own["within_1"]
 
 
+@pytest.mark.slow
 def test_references_serve_the_envelope_only(measured: Measured) -> None:
     results = evaluate(measured, references=["deepfool"], leaving=["deepfool"])
     assert (

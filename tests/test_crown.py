@@ -211,6 +211,7 @@ def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
     torch.testing.assert_close(found.lower[reachable], expected[reachable], rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_radii_are_below_every_pattern_of_tiny_networks(norm: Norm) -> None:
     shares = []

@@ -158,6 +158,7 @@ class Narrow(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [DeepFool(), FMN(steps=20)], ids=["refilled", "batch by batch"])
 def test_where_memory_runs_out_smaller_batches_find_the_same(digits: Digits, estimator: DeepFool | FMN) -> None:
     network, images = digits

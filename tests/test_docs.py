@@ -85,6 +85,7 @@ def test_the_tests_of_faults_are_there() -> None:
         assert f"def {function}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("harness.figures.save", lambda *_: [])  # static figures take most of the time

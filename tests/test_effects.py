@@ -144,6 +144,7 @@ def test_the_error_of_a_log_ratio_is_the_bootstraps(columns: int) -> None:
     assert unpaired > 1.3 * effect.error
 
 
+@pytest.mark.slow
 @given(hits=st.integers(0, 40), misses=st.integers(0, 40))
 def test_a_share_is_clopper_and_pearsons(hits: int, misses: int) -> None:
     assume(hits + misses > 0)

@@ -196,6 +196,7 @@ def test_nearer_than_deepfool_on_a_trained_network(trained_digits: Digits) -> No
         assert (sdf.forwards + sdf.backwards).mean() < 0.9 * (stock.forwards + stock.backwards).mean()
 
 
+@pytest.mark.slow
 def test_patience_buys_little(trained_digits: Digits) -> None:
     """The paper's rule, to go on until a projected point has crossed, goes in circles."""
     model, images, _ = trained_digits

@@ -175,6 +175,7 @@ def test_sides_take_turns_in_alternating_order() -> None:
     assert all(len(timed[name].seconds) == len(timed[name].processor) == 3 for name in "ab")
 
 
+@pytest.mark.slow
 def test_the_floor_is_the_arithmetic_of_its_passes(digits: Problem) -> None:
     costs = timing.PassCosts(forward=1.0, backward=3.0)
     assert costs.floor(2.0, 9) == 3 * 1.0 + 18 * 3.0
@@ -221,6 +222,7 @@ def test_the_unreachable_image_is_unreachable_and_alive(digits: Problem) -> None
     assert backwards[1:10].max() < 450
 
 
+@pytest.mark.slow
 def test_slow_sides_are_extrapolated_and_told(digits: Problem) -> None:
     slow = replace(STOCK, most=5)
     table = compared(digits, slow)

@@ -220,6 +220,7 @@ def test_an_epoch_that_is_too_late_is_refused_or_left_out(tmp_path: Path, traine
     assert tracker.has(1)
 
 
+@pytest.mark.slow
 def test_cold_forms_are_measured_at_a_sample_of_epochs(tmp_path: Path, trained_digits: Trained) -> None:
     network, images = trained_digits[0], trained_digits[1][:4]
     tracker = track(tmp_path, images, FMN(steps=5), "linear", warm_start=True, cold_every=3)
