@@ -114,7 +114,7 @@ def test_by_hand_inside(norm: Norm, domain: Domain, expected: float) -> None:
         ("linf", 1 / 3),
     ],
 )
-def test_by_hand_where_one_pixel_is_stopped(norm: Norm, expected: float) -> None:
+def test_by_hand_with_one_pixel_at_its_bound(norm: Norm, expected: float) -> None:
     assert margins([[3.0, 4.0], [0.0, 0.0]], [-2.0, 0.0], [1.0, 0.125], norm, "box") == pytest.approx(expected)
 
 

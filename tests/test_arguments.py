@@ -359,7 +359,7 @@ def test_labels_beyond_the_classes_are_refused() -> None:
             measure_margins(dense(), (IMAGES, torch.tensor([0, 1, 2, 0, 1, label])))
 
 
-def test_images_with_the_channels_last_are_told() -> None:
+def test_images_with_the_channels_last_are_reported() -> None:
     torch.manual_seed(0)
     convolution = nn.Sequential(nn.Conv2d(1, 1, 25), nn.Flatten(), nn.LazyLinear(3))
     convolution(torch.rand(1, 1, 28, 28))

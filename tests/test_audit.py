@@ -59,7 +59,7 @@ def test_one_missed_image_makes_the_mean_infinite_and_counts_in_every_share() ->
     assert all(math.isnan(value) for value in audit.describe(np.array([NAN])).values())
 
 
-def test_the_envelope_leaves_out_whom_it_is_told_and_the_truth() -> None:
+def test_the_envelope_leaves_out_named_estimators_and_the_truth() -> None:
     wide = pd.DataFrame({"one": [2.0, INF], "two": [3.0, INF], "exact:limit=9": [1.0, 1.0]})
     assert audit.envelope(wide).tolist() == [2.0, INF]
     assert audit.envelope(wide, ["one"]).tolist() == [3.0, INF]
@@ -250,7 +250,7 @@ BLAMELESS: dict[str, Any] = {
         ("note", "hides which images 20% of its forwards", {"hidden": 0.2}),
     ],
 )
-def test_every_rule_speaks_in_its_own_words_and_of_its_own_fault_only(
+def test_every_rule_has_its_own_message_and_reports_its_own_fault_only(
     level: str, words: str, changed: dict[str, Any]
 ) -> None:
     assert not [rule for rule, _ in RULES if rule(BLAMELESS)]
@@ -322,7 +322,7 @@ def test_planted_defects_are_called_out(planted: Results, name: str, words: str)
     assert [str(item) for item in planted.remarks if item.estimator == name and str(item).startswith(words)]
 
 
-def test_nothing_is_said_of_the_same_estimator_without_a_defect(planted: Results) -> None:
+def test_the_same_estimator_without_a_defect_is_not_reported(planted: Results) -> None:
     assert "none" not in {item.estimator for item in planted.remarks}
     levels = [LEVELS.index(item.level) for item in planted.remarks]
     assert levels == sorted(levels)
@@ -512,7 +512,7 @@ def test_errors_are_one_line_and_write_nothing(
 
 
 @pytest.mark.slow
-def test_exact_margins_of_a_relu_network_stand_beside_the_estimators(
+def test_exact_margins_of_a_relu_network_are_listed_with_the_estimators(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -541,7 +541,7 @@ def test_exact_margins_of_a_relu_network_stand_beside_the_estimators(
     assert len(pd.read_csv("out/unsolved.csv")) == 6
 
 
-def test_the_commands_problems_are_those_that_there_are() -> None:
+def test_the_command_lists_all_problems() -> None:
     assert tuple(built_in.BUILT_IN) == PROBLEMS
 
 

@@ -63,7 +63,7 @@ def alone(text: str, norm: Norm) -> Margins:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_every_image_has_its_nearest_members_own_margin(norm: Norm) -> None:
+def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
     """Alone or as a member: the same candidates, also of one that draws random numbers."""
     texts = ["deepfool", "pgd:rounds=3,restarts=2", "fmn:steps=15,gamma=0.2", "torchattacks:PGDL2:steps=5"]
     able = [text for text in texts if norm in create(text).norms]

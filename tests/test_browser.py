@@ -103,7 +103,7 @@ def sheet(opened: Opened, name: str) -> Locator:
     return table
 
 
-def test_every_figure_is_there_and_drawn(opened: Opened) -> None:
+def test_every_figure_is_drawn(opened: Opened) -> None:
     names = opened.page.eval_on_selector_all("figure.graph", "figures => figures.map(f => f.dataset.figure)")
     assert names == pages.FIGURES
     draw_all(opened)

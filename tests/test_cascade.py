@@ -281,7 +281,7 @@ def test_two_walks_of_one_image_count_twice_and_stay_in_their_balls(norm: Norm) 
     assert (truth.model(walks.witness[found]).argmax(1) != labels[owner[found]]).all()
 
 
-def test_a_zero_gradient_ends_a_walk_where_it_stands() -> None:
+def test_a_zero_gradient_ends_a_walk() -> None:
     images = oracles.grey_images(2)
     walks = set_out(images, torch.tensor([0, 1]), torch.tensor([1, 1]))
     with frozen_view(oracles.constant().model, (0.0, 1.0), "box", images.device) as view:

@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_cuda_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refusal(capsys, "--device", "cuda", "--out", str(tmp_path / "run"))
     assert (code, line) == (
         2,
@@ -269,7 +269,7 @@ def test_a_bad_option_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert state(tmp_path) == {}
 
 
-def test_a_name_of_two_lines_is_still_said_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_of_two_lines_is_printed_on_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refusal(capsys, "--config", str(tmp_path / "a\nb.toml"))
     assert code == 2
     assert f"expected a TOML file at {tmp_path}/a b.toml, got " in line

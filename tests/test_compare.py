@@ -141,7 +141,7 @@ def ratios(first: float, last: float, half: float) -> pd.DataFrame:
     return table.assign(low=table["ratio"] - half, high=table["ratio"] + half)
 
 
-def test_a_bias_that_moves_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bias_that_changes_over_epochs_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     moved, still = bias_trend(ratios(1.1, 1.4, 0.1)), bias_trend(ratios(1.1, 1.4, 0.2))
     assert moved[["first_epoch", "first", "last_epoch", "last"]].values.tolist() == [[1, 1.1, 9, 1.4]]
     assert (moved["apart"].tolist(), still["apart"].tolist()) == ([True], [False])

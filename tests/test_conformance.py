@@ -640,7 +640,7 @@ def test_control_every_part_of_the_isolation_check(spoil: str) -> None:
         change()
 
 
-def test_estimators_are_told_the_predicted_class() -> None:
+def test_estimators_get_the_predicted_class() -> None:
     """No label of the caller's comes into a margin."""
     seen = []
 

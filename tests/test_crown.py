@@ -431,7 +431,7 @@ def test_batch_norm_in_training_mode_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_a_radius_that_is_too_large_would_be_seen(norm: Norm, digits: tuple[nn.Module, Tensor]) -> None:
+def test_control_a_radius_that_is_too_large_is_noticed(norm: Norm, digits: tuple[nn.Module, Tensor]) -> None:
     model, pixels = digits
     exact = exact_margins(model, pixels, norm, nodes=300)
     network = PiecewiseNetwork(model, tuple(pixels.shape[1:]), CPU)

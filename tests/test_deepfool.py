@@ -43,7 +43,7 @@ def test_margins_are_foolboxs(digits: Digits, norm: Norm, domain: Domain) -> Non
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_an_image_pays_for_its_own_steps_alone(digits: Digits, norm: Norm) -> None:
+def test_an_image_is_charged_for_its_own_steps_only(digits: Digits, norm: Norm) -> None:
     """Foolbox passes a batch until its slowest image is across; with ten classes it passes forward for each."""
     network, images = digits
     ours, theirs = (measure(network, images, engine, norm) for engine in (DeepFool(), STOCK))

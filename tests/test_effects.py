@@ -535,7 +535,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say_and_narrower_ones_do_not
         assert not is_rate(wide, 0.05, REPEATS)
 
 
-def test_effects_are_found_where_they_are() -> None:
+def test_existing_effects_are_found() -> None:
     draw = generator(21)
     found = {
         "median": [MedianChange(draw.normal(-0.6, 1, size=150)).p for _ in range(200)],

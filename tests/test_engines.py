@@ -105,7 +105,7 @@ def test_workers_average_over_draws_as_one_process_does(tmp_path: Path, workers:
 
 
 @pytest.mark.slow
-def test_another_seed_would_be_noticed(tmp_path: Path, whole: Path) -> None:
+def test_control_another_seed_is_noticed(tmp_path: Path, whole: Path) -> None:
     options = [*OPTIONS, "--workers", "2", "--seed", "1"]
     assert main(["--out", str(tmp_path / "run"), "--no-report", *options]) == 0
     assert any("has other values of distance" in line for line in differences(tmp_path / "run", whole))
@@ -148,7 +148,7 @@ class Ears(Listener):
         self.images += count
 
 
-def test_all_units_of_an_epoch_go_beside_each_other(tmp_path: Path, workers: Workers) -> None:
+def test_all_units_of_an_epoch_run_in_parallel(tmp_path: Path, workers: Workers) -> None:
     ears = Ears()
     beside = tracker(tmp_path / "beside", workers, "linear", "fmn:steps=5", listener=ears)
     beside.update(0, linear())
@@ -202,7 +202,7 @@ def test_an_estimator_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> N
         (("--gpus-per-worker", "0.5"), "expected --gpus-per-worker with --engine ray, got 0.5 with local; "),
     ],
 )
-def test_engines_that_there_are_not(
+def test_unknown_engines_are_refused(
     options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--out", str(tmp_path / "run"), "--epochs", "0", "--probe", "2", *options]) == 2
@@ -210,7 +210,7 @@ def test_engines_that_there_are_not(
     assert not (tmp_path / "run").exists()
 
 
-def test_no_workers_are_none() -> None:
+def test_zero_workers_mean_this_process() -> None:
     with pytest.raises(EngineError, match="expected at least 1 worker, got 0"):
         Workers(0)
     device = torch.device("cpu")
@@ -323,7 +323,7 @@ class RaisesOdd(nn.Linear):
 
 
 @pytest.mark.slow
-def test_an_exception_that_cannot_be_sent_is_told(workers: Workers) -> None:
+def test_an_exception_that_cannot_be_pickled_is_reported(workers: Workers) -> None:
     model = nn.Sequential(nn.Flatten(), RaisesOdd(9, 3))
     measuring = workers.run(model, [task_of(torch.rand(4, 1, 3, 3), create("linear"))], lambda _: None)
     with pytest.raises(ValueError, match="Odd: 1 2") as caught:
@@ -505,7 +505,7 @@ def a_shard(folder: RunFolder) -> Task:
     return task
 
 
-def test_a_shard_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_shard_is_read_back_unchanged(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     task = a_shard(folder)
     found, measured = find_shard(folder, 3, task, "weights"), run_task(linear(), task)
@@ -515,7 +515,7 @@ def test_a_shard_comes_back_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(back, value) if isinstance(value, torch.Tensor) else back == value
 
 
-def test_a_shard_of_something_else_is_none(tmp_path: Path) -> None:
+def test_a_shard_of_another_unit_is_ignored(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     task = a_shard(folder)
     assert find_shard(folder, 3, task, "other weights") is None
@@ -526,7 +526,7 @@ def test_a_shard_of_something_else_is_none(tmp_path: Path) -> None:
     assert find_shard(folder, 3, task, "weights") is not None
 
 
-def test_shards_of_a_whole_unit_are_dropped_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_shards_of_a_complete_unit_are_deleted_on_resume(tmp_path: Path) -> None:
     first = tracker(tmp_path, None, "linear")
     first.update(3, linear())
     unit, other = first.units[0], Unit("some", "linf")
@@ -540,7 +540,7 @@ def test_shards_of_a_whole_unit_are_dropped_when_the_run_goes_on(tmp_path: Path)
     assert find_shard(first.folder, 3, task_of(probe, create("linear"), other), "weights") is not None
 
 
-def test_a_damaged_shard_is_none(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_measured_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     task = a_shard(folder)
     (path,) = folder.shards(3).iterdir()

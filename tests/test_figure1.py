@@ -96,7 +96,7 @@ def test_the_scripts_error_is_the_runs(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_page_and_refuses_a_folder_that_is_there(
+def test_the_command_writes_a_page_and_refuses_an_existing_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figure1"

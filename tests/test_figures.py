@@ -299,7 +299,7 @@ def test_there_is_no_error_panel_without_errors_and_no_panel_of_a_norm_without_r
 
 
 @pytest.mark.slow
-def test_many_estimators_are_told_apart_and_look_the_same_in_every_panel() -> None:
+def test_many_estimators_are_distinguishable_and_look_the_same_in_every_panel() -> None:
     names = tuple(f"e{place}" for place in range(20))
     table = summary(names)
     table = table[~((table["estimator"] == "e0") & (table["norm"] == "linf"))]

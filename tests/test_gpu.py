@@ -55,7 +55,7 @@ def test_distances_are_the_cpus(text: str, norm: Any) -> None:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("text", ["cascade", "best:of=deepfool+fmn:steps=20"])
-def test_budgeted_walks_end_where_the_cpus_do(text: str, norm: Any) -> None:
+def test_walks_with_a_budget_end_as_on_the_cpu(text: str, norm: Any) -> None:
     """Many steps amplify rounding: the averages agree, and every image is found within the budget."""
     on_cpu = measure(small_cnn(), some_images(), create(text), norm)
     on_gpu = measure(small_cnn().cuda(), some_images().cuda(), create(text), norm)

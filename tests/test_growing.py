@@ -25,7 +25,7 @@ def parts(*numbers: int) -> list[Path]:
     return [Path(str(number)) for number in numbers]
 
 
-def test_parts_are_read_once_and_stand_in_the_order_asked_for() -> None:
+def test_parts_are_read_once_and_kept_in_the_given_order() -> None:
     read: list[str] = []
     table = made(read)
     assert table.of(parts(1, 4))["epoch"].tolist() == [1, 4]

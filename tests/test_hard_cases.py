@@ -491,7 +491,7 @@ def test_a_gradient_of_one_logit_is_one(place: int) -> None:
     assert_exact(model, images(2))
 
 
-def test_logits_without_a_graph_are_told() -> None:
+def test_logits_without_a_graph_are_reported() -> None:
     with pytest.warns(GradientWarning):
         found = margins(twisted(cut_off), images(), "linear")
     assert set(found.status) == {Status.FAILED}
@@ -506,7 +506,7 @@ def test_batch_norm_that_takes_no_single_image_is_refused_or_averaged() -> None:
     assert torch.equal(margins(Normalising(True), given[2:], "linear", expect_over=2).distance, found.distance[2:])
 
 
-def test_rounding_is_not_told() -> None:
+def test_rounding_is_not_reported() -> None:
     """Logits of 1e4 and a batch's own order of sums."""
 
     class Far(Affine):
@@ -717,7 +717,7 @@ def test_labels_outside_the_classes(tmp_path: Path, label: int) -> None:
     assert not list((tmp_path / "run").glob("margins/*/*"))
 
 
-def test_one_class_is_none() -> None:
+def test_one_class_is_refused() -> None:
     assert "at least 2 classes" in refused(margins, Affine(1), images())
 
 

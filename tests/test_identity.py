@@ -327,7 +327,7 @@ def test_rows_that_cannot_be_are_one_line(
 # probes and certifiers in the manifest
 
 
-def test_probes_and_certifiers_stand_in_the_manifest_outside_the_fingerprint(run: RunFolder) -> None:
+def test_probes_and_certifiers_are_in_the_manifest_but_not_in_the_fingerprint(run: RunFolder) -> None:
     found = run.read_manifest()
     assert found["probes"] == found["fingerprint"]["probes"]
     assert [(e["estimator"], e["revision"], e["every"], e["probe"]) for e in found["certifiers"]] == [

@@ -239,7 +239,7 @@ def test_the_clean_image_is_never_a_witness() -> None:
     assert margins.status == (Status.NOT_FOUND,) * 2
 
 
-def test_a_witness_where_the_model_gives_nan_is_none() -> None:
+def test_a_point_with_nan_logits_is_no_witness() -> None:
     class Fragile(Line):
         def forward(self, images: Tensor) -> Tensor:
             logits = super().forward(images)

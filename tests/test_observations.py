@@ -59,7 +59,7 @@ def tried(trials: Any, claim: str) -> Trial:
 @pytest.mark.parametrize(
     ("last", "expected"), [(0.5, SUPPORTED), (1.0, NOT_SUPPORTED), (0.995, NOT_SUPPORTED), (1.5, NOT_SUPPORTED)]
 )
-def test_a_decline_is_told_from_none_and_from_a_rise(last: float, expected: str) -> None:
+def test_a_decline_is_distinguished_from_no_change_and_from_a_rise(last: float, expected: str) -> None:
     made = panel(curves(np.random.default_rng(0), decline(last), 400))
     found = verdicts(list(observation1.trials([made])))
     assert found == {
@@ -171,7 +171,7 @@ def test_random_walks_of_images_are_no_decline() -> None:
     assert is_at_most(decline_rate(walks, observation1.LATE), 0.05, WALKS)
 
 
-def test_a_p_value_of_kendalls_tau_would_find_a_trend_in_random_walks() -> None:
+def test_control_kendalls_tau_finds_a_trend_in_random_walks() -> None:
     draw = np.random.default_rng(5)
     made = [walks(draw) for _ in range(WALKS)]
     wrong = sum(stats.kendalltau(own.later, own.averages[1:]).pvalue < 0.05 for own in made)
@@ -184,7 +184,7 @@ def test_a_p_value_of_kendalls_tau_would_find_a_trend_in_random_walks() -> None:
 
 
 @pytest.mark.slow
-def test_starting_from_the_peak_would_find_a_decline_in_noise() -> None:
+def test_control_starting_from_the_peak_finds_a_decline_in_noise() -> None:
     assert is_at_most(decline_rate(noise), 0.05, WALKS)
     draw = np.random.default_rng(6)
     wrong = 0
@@ -265,7 +265,7 @@ def test_the_ratio_the_slopes_and_the_shares_of_a_pair() -> None:
     assert observation2.RATIO in compared(standard, adversarial, norm="linf")
 
 
-def test_equal_networks_are_not_told_apart() -> None:
+def test_equal_networks_do_not_differ() -> None:
     draw = np.random.default_rng(9)
     wrong: dict[str, int] = {}
     for _ in range(300):
@@ -671,7 +671,7 @@ def check(found: Evidence) -> None:
         for number, name in enumerate(degenerate())
     ],
 )
-def test_a_degenerate_run_gives_tables_that_say_what_cannot_be_said(name: str) -> None:
+def test_a_degenerate_run_gives_tables_that_name_what_is_missing(name: str) -> None:
     found = gather([degenerate()[name]])
     check(found)
     if name in ("all failed", "not found", "few images", "one image", "epoch 0"):
@@ -693,7 +693,7 @@ def test_a_report_of_no_run_is_empty() -> None:
     check(gather([]))
 
 
-def test_a_degenerate_run_beside_a_whole_one_changes_none_of_its_numbers() -> None:
+def test_a_degenerate_run_changes_no_number_of_another_run() -> None:
     whole = simulated("plain", count=40, epochs=4)
     alone = gather([whole]).findings
     found = gather([whole, run("failed", margin_rows(np.full((30, 4), NAN)), seed=0, dataset="mnist")]).findings
@@ -713,7 +713,7 @@ def test_without_predictions_the_probe_images_stand_for_the_set() -> None:
     assert observation3.STAY in set(found.findings["claim"])
 
 
-def test_a_pair_without_equal_seeds_is_told() -> None:
+def test_a_pair_without_equal_seeds_is_reported() -> None:
     plain = [simulated(f"plain-{seed}", seed, count=20, epochs=3) for seed in (0, 1)]
     found = gather([*plain, simulated("robust", 9, count=20, epochs=3, training="pgd")])
     # nothing is compared, so something has to say so

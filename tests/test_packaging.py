@@ -111,7 +111,7 @@ def test_citation_names_the_software_and_the_paper() -> None:
         assert f"family-names: {author}\n" in citation
 
 
-def test_one_version_and_date_everywhere() -> None:
+def test_the_version_and_date_are_the_same_everywhere() -> None:
     citation = dict(re.findall(r"^(version|date-released): (\S+)$", read("CITATION.cff"), re.MULTILINE))
     # the first heading with a date is the newest release; an [Unreleased] section above it has none
     newest = re.search(r"^## \[(.+?)\] - (\d{4}-\d{2}-\d{2})$", read("CHANGELOG.md"), re.MULTILINE)

@@ -117,7 +117,7 @@ def test_an_impossible_problem_is_given_up() -> None:
 # --- regions ---
 
 
-def test_functionals_are_the_networks_own_in_the_region() -> None:
+def test_functionals_equal_the_network_in_the_region() -> None:
     model, points = cnn(), images()[:6].double()
     labels = model.double()(points).argmax(1)
     read = PiecewiseNetwork(model, (1, 8, 8), points.device)
@@ -199,7 +199,7 @@ def test_images_near_the_boundary_are_not_lost_to_rounding(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_searches_that_promise_nothing_end_where_they_began(norm: Norm) -> None:
+def test_searches_without_improvement_return_their_start(norm: Norm) -> None:
     far = measured((12, 12), "deepfool", norm)
     here = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
     points = far.witness.double()

@@ -161,7 +161,7 @@ def test_a_dead_raylet_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_a_raylet_killed_in_a_run_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_raylet_killed_in_a_run_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "harness.track", "--out", str(folder), "--no-report", "--resume", *OPTIONS]
     command += ["--engine", "ray", "--workers", "1"]
@@ -205,7 +205,7 @@ def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ONE_LINE.fullmatch(str(error.value))
 
 
-def test_rows_of_a_part_are_there(tmp_path: Path) -> None:
+def test_rows_of_a_part_exist(tmp_path: Path) -> None:
     """What the comparisons above stand on."""
     tracker(tmp_path, None, "linear").update(0, linear())
     (part,) = RunFolder(tmp_path).margin_parts()

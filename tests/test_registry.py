@@ -94,7 +94,7 @@ def test_values_are_parsed_to_their_types() -> None:
     ("text", "nearest"),
     [("fnm", "fmn"), ("deep-fool:steps=3", "deepfool"), ("DeepFool", "deepfool"), ("torchattack:PGD", "torchattacks")],
 )
-def test_an_unknown_name_is_answered_with_the_known_and_the_nearest(text: str, nearest: str) -> None:
+def test_an_unknown_name_lists_the_known_and_the_closest(text: str, nearest: str) -> None:
     message = refusal(text)
     assert f"expected an estimator of {', '.join(ESTIMATORS)}" in message
     assert f"got {text.partition(':')[0]!r}; did you mean {nearest!r}?" in message

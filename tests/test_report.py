@@ -146,7 +146,7 @@ def test_the_verdicts_follow_the_margins(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_pair_is_compared_and_its_numbers_stand_in_the_sentence(
+def test_a_pair_is_compared_and_the_sentence_has_its_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [write_run(tmp_path / "plain"), write_run(tmp_path / "robust", shrink=1.0, training="pgd", pgd_epsilon=0.1)]
@@ -168,7 +168,7 @@ def test_a_pair_is_compared_and_its_numbers_stand_in_the_sentence(
     assert alone[0].sentence.lower().startswith(NOT_TESTED[2][:20].lower())
 
 
-def test_cards_hold_the_ends_beside_their_witnesses(tmp_path: Path) -> None:
+def test_cards_hold_the_smallest_and_largest_with_their_witnesses(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
     cards = image_cards(run)
     assert {(card.norm, card.kind) for card in cards} == set(itertools.product(("l2", "linf"), ("smallest", "largest")))
@@ -316,7 +316,7 @@ def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
     assert "unfinished: measured up to epoch 2 of 40, which counts as the last epoch here" in warnings
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / parent / "run", epochs=1) for parent in ("a", "b")]
     assert [run.name for run in read_runs(runs)] == ["a/run", "b/run"]
     assert [run.name for run in read_runs(runs[:1])] == ["run"]

@@ -133,7 +133,7 @@ def test_the_committed_study_is_one() -> None:
         assert all(0 <= epoch <= last for epochs in planned.added.values() for epoch in epochs)
 
 
-def test_a_step_is_done_once_and_a_failing_one_says_where(tmp_path: Path) -> None:
+def test_a_step_is_done_once_and_a_failing_one_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     once = ["-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
     for _ in range(2):
@@ -347,7 +347,7 @@ def test_too_few_incorrect_images_decide_nothing(tmp_path: Path) -> None:
     assert len(read_off(numbers.change_of("correct"), lambda x: x < 1, "standard")(few)) == 2
 
 
-def test_an_adversarial_run_is_held_against_the_standard_one_beside_it(tmp_path: Path) -> None:
+def test_an_adversarial_run_is_compared_with_the_standard_one(tmp_path: Path) -> None:
     stored = summaries(tmp_path, "falling", "rising")
     ratio = numbers.against_standard(numbers.last_average)
     assert ratio(stored, "digits-dense-pgd", "deepfool", "l2", "test") == pytest.approx(1.4 / 0.6, rel=1e-4)
@@ -380,7 +380,7 @@ def test_verdicts_of_tests_are_joined_and_estimators_kept_apart(tmp_path: Path) 
     assert by_test("closer", "standard")(stored) == []
 
 
-def test_numbers_are_written_with_so_many_digits() -> None:
+def test_numbers_have_a_fixed_number_of_digits() -> None:
     assert [number(x) for x in (0.0, 1234.5, 0.01234, -2.0, math.nan)] == ["0", "1234", "0.0123", "−2.00", "–"]
     assert span([1.0, math.nan, 2.0]) == "1.00 to 2.00"
     assert span([1.0, 1.0001]) == "1.00"

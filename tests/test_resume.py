@@ -361,7 +361,7 @@ def test_epochs_may_grow_to_the_same_run(tmp_path: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [(2,), (1, 2)])
-def test_epochs_may_grow_also_where_the_trainers_states_are_lost(tmp_path: Path, whole: Path, lost: tuple[int]) -> None:
+def test_epochs_may_be_added_when_the_trainers_states_are_lost(tmp_path: Path, whole: Path, lost: tuple[int]) -> None:
     longer, folder = tmp_path / "longer", copy_of(whole, tmp_path)
     for epoch in lost:
         RunFolder(folder).trainer(epoch).unlink()

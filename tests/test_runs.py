@@ -199,7 +199,7 @@ def test_no_text_of_a_csv_file_is_a_formula_and_it_is_read_back(tmp_path: Path) 
     pd.testing.assert_frame_equal(from_csv(tmp_path / "table.csv"), FORMULAS)
 
 
-def test_a_split_that_is_a_formula_comes_back_from_epochs_csv(tmp_path: Path) -> None:
+def test_a_split_named_like_a_formula_is_read_back_from_epochs_csv(tmp_path: Path) -> None:
     images = torch.rand(4, 1, 2, 2)
     tracker = MarginTracker(tmp_path, {"=1+1": (images, torch.tensor([0, 1, 0, 1]))}, ["linear"], ["l2"])
     torch.manual_seed(0)

@@ -76,7 +76,7 @@ def test_exact_margins_of_digits_are_those_of_scip() -> None:
         assert bound <= expected * (1 + 1e-4)
 
 
-def test_scip_is_right_where_every_pattern_was_tried() -> None:
+def test_scip_agrees_with_the_enumeration_of_all_patterns() -> None:
     for seed in range(3):
         model: nn.Module = tiny(seed, 3, 5, 3)
         image = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed)).double()

@@ -77,7 +77,7 @@ def test_no_step_is_longer_than_the_overshoot(name: str) -> None:
 
 
 @pytest.mark.parametrize(("inside", "limit"), [(True, 1.05), (False, 1.0005)], ids=["inside", "outside"])
-def test_projections_shorten_the_way_to_a_sphere(inside: bool, limit: float) -> None:
+def test_projections_shorten_the_path_to_a_sphere(inside: bool, limit: float) -> None:
     truth = oracles.ball(inside=inside)
     ratio = ratios(truth, SuperDeepFool())
     assert ratio.min() > 1 - 1e-6

@@ -59,7 +59,7 @@ def test_other_images_have_no_ratio(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_single_run_has_nobody_beside_it(tmp_path: Path) -> None:
+def test_a_single_run_is_not_compared(tmp_path: Path) -> None:
     plain = write_run(tmp_path / "plain")
     assert table_of(plain).empty
     assert main([str(plain)]) == 0

@@ -165,7 +165,7 @@ def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path) -> Non
     assert problems(site) == []
 
 
-def test_links_and_figures_are_there_to_be_checked(site: Path) -> None:
+def test_control_there_are_links_and_figures_to_check(site: Path) -> None:
     page = Read(site / "estimators.html")
     assert {"speed/descents.html", "brackets.html#exact-margins", "estimators/manifest.json"} <= set(page.links)
     assert "estimators/cost-fashion-mnist-pgd-epoch-40-test.png" in page.loads

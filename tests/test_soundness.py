@@ -173,7 +173,7 @@ class Precise(nn.Module):
         return 2 * logits.flip(1) if logits.dtype == torch.float64 else logits
 
 
-def test_the_model_itself_is_compared_in_its_own_precision() -> None:
+def test_the_model_is_compared_in_its_own_precision() -> None:
     with pytest.raises(
         InputError, match="computes the same in its own precision as a copy in float64, got logits that"
     ):

@@ -143,7 +143,7 @@ def test_a_data_set_of_torchvision_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["KMNIST", "CIFAR100", "Nothing", "VisionDataset", "FakeData"])
-def test_one_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_missing_one_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as caught:
         load(f"torchvision:{name}", tmp_path)
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value

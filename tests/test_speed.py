@@ -132,7 +132,7 @@ def test_points_of_the_same_class_or_outside_the_box_are_not_found(digits: Probl
     assert judge(digits, points, "l2").isinf().tolist() == [True, True, *[False] * 18]
 
 
-def test_points_on_the_boundary_to_rounding_are_told_apart() -> None:
+def test_points_on_the_boundary_up_to_rounding_are_distinguished() -> None:
     layer = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
@@ -223,7 +223,7 @@ def test_the_unreachable_image_is_unreachable_and_alive(digits: Problem) -> None
 
 
 @pytest.mark.slow
-def test_slow_sides_are_extrapolated_and_told(digits: Problem) -> None:
+def test_slow_sides_are_extrapolated_and_reported(digits: Problem) -> None:
     slow = replace(STOCK, most=5)
     table = compared(digits, slow)
     row = table.rows[1]

@@ -100,7 +100,7 @@ def other_process_holding(folder: Path) -> Iterator[None]:
         holder.communicate("", timeout=60)
 
 
-def test_a_second_process_is_told_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     probes = {"test": (torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))}
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -179,7 +179,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
     ("owner", "name"),
     [("torch", "save"), ("harness.store.tables.pq", "write_table"), ("safetensors.torch", "save_file")],
 )
-def test_a_full_disk_is_one_line_and_goes_on(
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     tmp_path: Path,
     short: Path,
     owner: str,
@@ -221,7 +221,7 @@ def test_thinned_checkpoints_change_no_row(tmp_path: Path, whole: Path, every: s
 
 
 @pytest.mark.slow
-def test_a_thinned_run_goes_on_from_its_last_epoch(
+def test_a_thinned_run_resumes_from_its_last_epoch(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, epochs = tmp_path / "run", list[int]()
@@ -337,7 +337,7 @@ def lost_witnesses(folder: Path, epoch: int) -> None:
 
 
 @pytest.mark.slow
-def test_lost_witnesses_are_found_again_where_the_checkpoint_is(tmp_path: Path, short: Path) -> None:
+def test_lost_witnesses_are_found_again_from_the_checkpoint(tmp_path: Path, short: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(short, folder)
     lost_witnesses(folder, 0)
@@ -359,7 +359,7 @@ def test_lost_witnesses_alone_are_not_trained_for_again(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_damaged_trainers_state_is_told_by_tracking_and_no_matter_to_comparing(
+def test_a_damaged_trainers_state_is_an_error_for_tracking_but_not_for_comparing(
     tmp_path: Path, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"

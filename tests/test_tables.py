@@ -175,7 +175,7 @@ def test_a_panel_holds_only_images_that_were_found() -> None:
         distance.column(3)
 
 
-def test_images_that_lack_at_an_epoch_have_no_distance_there() -> None:
+def test_images_missing_at_an_epoch_have_no_distance_there() -> None:
     rows = margin_rows(np.ones((3, 2)))
     partly = rows.drop(index=rows.index[(rows["epoch"] == 1) & (rows["image"] == 2)])
     found = next(panels("r", partly))

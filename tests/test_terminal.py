@@ -69,7 +69,7 @@ def test_names_are_printed_as_they_are_and_paths_in_one_line() -> None:
     assert any(line.strip().startswith(f"{ESTIMATORS[1]}  linf") for line in wide.splitlines())
 
 
-def test_nothing_found_one_image_and_no_rows_are_said() -> None:
+def test_runs_without_margins_one_image_or_rows_are_reported() -> None:
     table = summary(epochs=(0,), images=3)
     table.loc[0, ["found", "avg", "se"]] = [0, math.nan, math.nan]
     table.loc[2, "se"] = math.nan
@@ -96,7 +96,7 @@ def play(terminal: Terminal) -> None:
             terminal.epoch_ended(epoch, {"train": 0.5, "test": 0.25}, rows)
 
 
-def test_one_plain_line_an_epoch_where_there_is_no_terminal() -> None:
+def test_one_plain_line_per_epoch_without_a_terminal() -> None:
     out = io.StringIO()
     play(Terminal(Console(file=out, width=40), epochs=1))
     first, second = out.getvalue().splitlines()
@@ -196,7 +196,7 @@ def test_an_output_of_ascii_ends_no_command_and_loses_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_at_the_end(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_at_the_end(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         code, said = commanded(tmp_path, full.fileno())
     lost = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"

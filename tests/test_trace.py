@@ -114,7 +114,7 @@ def test_backwards_count_once_they_are_spent() -> None:
     assert entries(trace, 0)[:2] == [(2.0, 0.7), (4.0, 0.5)]
 
 
-def test_points_of_the_own_class_outside_of_the_box_or_undefined_do_not_count() -> None:
+def test_points_of_the_same_class_outside_the_box_or_undefined_do_not_count() -> None:
     assert entries(traced(Visits(points="0.1 0.3 1.5"), [0.2])[0], 0)[0] == (5.0, 0.8)  # clipped to 1 by the judge
     assert entries(traced(Visits(points="0.1 0.3 1.5"), [0.2], domain="free")[0], 0)[0] == (4.0, 1.3)
     assert not len(traced(Visits(points="0.1 0.3"), [0.2])[0].rows)
@@ -132,7 +132,7 @@ def test_chunks_are_followed_one_by_one() -> None:
     assert entries(parts, 0)[0] == (2.0, 0.7)
 
 
-def test_hidden_rows_are_said_and_never_guessed() -> None:
+def test_hidden_rows_are_reported_and_never_guessed() -> None:
     trace, distance = traced(Visits(hide=True), [0.2, 0.3, 0.2, 0.3])
     assert trace.hidden.tolist() == [2.0] * 4  # half of the rows of four forwards
     # the check of 0.8 is the first that tells whose point it is: after the clean pass and the hidden ones
@@ -140,7 +140,7 @@ def test_hidden_rows_are_said_and_never_guessed() -> None:
     assert distance.isfinite().all()
 
 
-def test_a_row_may_stand_in_a_batch_several_times() -> None:
+def test_a_row_may_occur_in_a_batch_several_times() -> None:
     trace = Trace()
     trace.start_chunk(torch.full((2, 1, 1, 1), 0.2), torch.zeros(2, dtype=torch.int64), "linf", (0.0, 1.0))
     points, passes = torch.tensor([0.9, 0.6, 0.7]).view(-1, 1, 1, 1), torch.tensor([5.0, 7.0], dtype=torch.float64)

@@ -671,7 +671,7 @@ def test_a_model_that_cannot_be_measured_leaves_no_part(tmp_path: Path) -> None:
 # seeds and listeners
 
 
-def test_every_image_has_its_own_seed_whatever_the_other_estimators_are(tmp_path: Path) -> None:
+def test_the_seed_of_an_image_does_not_depend_on_other_estimators(tmp_path: Path) -> None:
     given = probes()
     named = {name: (images, labels, torch.arange(len(images)) + 100) for name, (images, labels) in given.items()}
     tracker = track(tmp_path / "two", [Opposite(), Opposite(level=1)], named, seed=5)
@@ -755,7 +755,7 @@ def test_bad_options_are_refused_before_the_folder_is_made(tmp_path: Path, optio
     assert not (tmp_path / "run").exists()
 
 
-def test_one_thread_updates_and_the_others_are_told(tmp_path: Path) -> None:
+def test_one_thread_updates_and_the_others_are_refused(tmp_path: Path) -> None:
     inside, told = threading.Event(), threading.Event()
     losers: list[str] = []
 

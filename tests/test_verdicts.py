@@ -202,7 +202,7 @@ def test_logarithms_are_shown_as_factors() -> None:
     assert (found["verdict"], found["effect"]) == (SUPPORTED, "ratio of averages")
 
 
-def test_a_real_but_negligible_effect_is_none() -> None:
+def test_a_negligible_effect_is_reported_as_no_effect() -> None:
     # a decline of 0.5% with a bound of 2%: beyond doubt, and as good as none
     changes = np.random.default_rng(3).normal(-0.005, 0.02, size=1000)
     found = verdict(MedianChange(changes), bound=0.02)
@@ -283,7 +283,7 @@ def test_noise_gets_no_verdict() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [-1, 0])
-def test_effects_of_the_size_of_the_bound_are_seldom_called_none(side: int) -> None:
+def test_effects_of_the_size_of_the_bound_are_seldom_called_negligible(side: int) -> None:
     inside, uncorrected = 0, 0
     for own in np.random.default_rng(6).normal(-4, 1, size=(FAMILIES, 6)):
         table = judge([trial(Known(value), side=side, bound=4.0) for value in own])
@@ -328,7 +328,7 @@ def test_no_spread_is_no_certainty(effect: Student) -> None:
     assert verdict(effect, side=1, bound=0.02)["verdict"] == UNDECIDED
 
 
-def test_a_p_value_that_is_none_rejects_nothing() -> None:
+def test_an_undefined_p_value_rejects_nothing() -> None:
     adjusted, levels = holm([NAN, 0.001, 0.5])
     assert adjusted[0] == 1.0
     assert levels[2] == pytest.approx(0.025)

@@ -152,7 +152,7 @@ def no_starts() -> Iterator[None]:
     Stale.starts.clear()
 
 
-def test_the_image_itself_stands_where_there_is_no_start(trained_digits: Trained) -> None:
+def test_without_a_start_the_image_itself_is_used(trained_digits: Trained) -> None:
     network, images = trained_digits[0], 100 * trained_digits[1][:3] - 50
     start = images.clone() + 1
     start[1], start[2, 0, 0, 0] = torch.nan, torch.inf

@@ -65,7 +65,7 @@ def test_a_wrapper_around_a_part_is_read(tmp_path: Path, trained: nn.Module) -> 
 
 
 @pytest.mark.parametrize("key", ["model_ema", "ema_state_dict", "state_dict_ema"])
-def test_of_plain_and_averaged_weights_the_plain_ones_are_read_and_told(
+def test_of_plain_and_averaged_weights_the_plain_ones_are_read_and_reported(
     tmp_path: Path, trained: nn.Module, key: str
 ) -> None:
     averaged = {f"module.{name}": torch.zeros_like(value) for name, value in trained.state_dict().items()}
@@ -270,7 +270,7 @@ def test_a_network_of_robustbench_has_its_weights(tmp_path: Path, monkeypatch: p
         assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
-def test_files_of_torchattacks_over_those_of_robustbench_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_torchattacks_that_replace_those_of_robustbench_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class File(str):
         hash = SimpleNamespace(mode="sha256", value="47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU")  # of nothing
         content = b""
