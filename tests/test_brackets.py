@@ -107,6 +107,7 @@ def test_a_relaxation_that_is_wrong_rings_the_alarm(
         tracker.update(0, trained_digits[0])
 
 
+@pytest.mark.slow
 def test_without_a_distance_there_is_a_bound_all_the_same(
     tmp_path: Path, trained_digits: tuple[nn.Module, Tensor, Tensor], probes: dict[str, tuple[Tensor, Tensor]]
 ) -> None:

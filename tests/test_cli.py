@@ -475,6 +475,7 @@ def test_a_model_that_draws_at_random_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_average_over_draws_is_tracked_and_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -590,6 +590,7 @@ def test_pairs_of_five_seeds_are_pooled_seed_by_seed() -> None:
     assert sorted(set(own["run"])) == [f"robust-{seed} / plain-{seed}" for seed in range(4)]
 
 
+@pytest.mark.slow
 def test_seeds_that_measured_other_epochs_are_not_pooled() -> None:
     runs = [simulated(f"run-{seed}", seed, count=30, epochs=4 + (seed == 2)) for seed in range(5)]
     findings = gather(runs).findings
@@ -600,6 +601,7 @@ def test_seeds_that_measured_other_epochs_are_not_pooled() -> None:
     assert (jump["verdict"] == SUPPORTED).all()
 
 
+@pytest.mark.slow
 def test_a_run_given_twice_is_no_second_seed() -> None:
     runs = [simulated(f"run-{seed}", seed, count=30, epochs=3) for seed in (0, 1, 2, 3, 3)]
     assert not gather(runs).findings["effect"].str.contains("seeds").any()

@@ -476,6 +476,7 @@ def test_an_estimator_that_returns_its_start_unmoved_is_called_out(tmp_path: Pat
         assert 'data-save="warm-ratios"' in page
 
 
+@pytest.mark.slow
 def test_a_sample_of_epochs_costs_no_other_estimator_its_envelope_or_verdicts() -> None:
     draw = np.random.default_rng(0)
     values = draw.lognormal(-1, 0.4, (40, 10))
