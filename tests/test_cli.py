@@ -394,6 +394,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
 # runs that fail
 
 
+@pytest.mark.slow
 def test_an_estimator_that_writes_the_weights_is_exit_1_and_the_network_is_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

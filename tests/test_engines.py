@@ -95,13 +95,14 @@ def test_workers_give_the_rows_of_one_process(tmp_path: Path, whole: Path) -> No
     assert contents(tmp_path / "run").keys() == contents(whole).keys()
 
 
-def test_workers_average_over_draws_as_one_process_does(tmp_path: Path, workers: Workers) -> None:
+def test_a_worker_averages_over_draws_as_this_process_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, names = Dropping(9, 3), ("fmn:steps=3", "linear")
-    for name, engine in (("one", None), ("two", workers)):
-        tracker(tmp_path / name, engine, *names, images=6, expect_over=2, noise_retries=1).update(0, model)
-    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
-    assert len(rows_of(tmp_path / "one")) == 2
+    with contextlib.closing(Workers(1, threads=1)) as worker:
+        for name, engine in (("here", None), ("worker", worker)):
+            tracker(tmp_path / name, engine, *names, images=6, expect_over=2, noise_retries=1).update(0, model)
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "worker")
+    assert len(rows_of(tmp_path / "here")) == 2
 
 
 @pytest.mark.slow

@@ -601,6 +601,7 @@ def test_ratios_of_an_estimator_measured_at_some_epochs_only_are_points_with_bar
     assert ends == [pytest.approx([row.low, row.high]) for row in rows.itertuples()]
 
 
+@pytest.mark.slow
 def test_class_margins_are_the_tables_and_the_last_epochs_stand_at_the_side() -> None:
     table = classes()
     table.loc[table["label"].eq(3) & table["epoch"].eq(5), ["avg", "found"]] = [math.nan, 0]

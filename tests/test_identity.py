@@ -227,6 +227,7 @@ def test_other_names_are_left_out_with_one_warning(run: RunFolder, name: str) ->
     assert [str(warning.message) for warning in warned] == [said]
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_is_left_out(
     run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +524,7 @@ def test_what_a_kill_leaves_of_safetensors_is_removed_from_our_folders_only(run:
 # listing
 
 
+@pytest.mark.slow
 def test_a_locked_run_is_listed_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[str] = []
     real = os.listdir

@@ -182,6 +182,7 @@ def test_a_convolutional_network_with_other_pixel_bounds(norm: Norm) -> None:
     assert (near.backwards > plain.backwards).all()
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch() -> None:
     whole = measured((12, 12), "deepfool:refine=polish", "linf")
     for row in (0, 7):

@@ -218,6 +218,7 @@ def test_what_cannot_be_said_is_said(case: str, tmp_path: Path, capsys: pytest.C
         assert not any(line.verdict == "supported" for line in content.headlines[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
 def test_a_user_without_a_config_gets_a_report(tmp_path: Path) -> None:
     from harness import MarginTracker

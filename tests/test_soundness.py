@@ -190,6 +190,7 @@ def shifted(offset: float, seed: int = 0) -> nn.Sequential:
     return model
 
 
+@pytest.mark.slow
 def test_rounding_is_no_contradiction(tmp_path: Path) -> None:
     """Logits near 1e4 have 3 digits behind the point: bounds in float64 seemed to be above verified witnesses."""
     near = pixels(24)[9:12]

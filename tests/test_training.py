@@ -466,6 +466,7 @@ def test_trades_without_its_divergence_is_standard_training() -> None:
     assert not equal(run(training="trades", trades_beta=6.0), run(training="standard"))
 
 
+@pytest.mark.slow
 def test_trades_brings_the_outputs_of_attacked_images_together() -> None:
     def apart(training: str) -> float:
         torch.manual_seed(0)

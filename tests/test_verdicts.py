@@ -181,6 +181,7 @@ def test_inside_the_bound_is_read_at_the_strictest_level() -> None:
     assert wide.loc[0, ["low", "high", "level"]].tolist() == pytest.approx([-2.394, 2.394, 1 - 0.05 / 3], abs=1e-3)
 
 
+@pytest.mark.slow
 @given(estimates=st.lists(st.floats(-6, 6), min_size=1, max_size=8))
 def test_a_verdict_of_a_side_is_a_rejection_of_holms(estimates: list[float]) -> None:
     table = judge([trial(Known(estimate)) for estimate in estimates])

@@ -356,6 +356,7 @@ def test_compare_gives_the_margins_of_tracking_or_refuses(
         pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_the_command_says_what_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OPTIONS, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
