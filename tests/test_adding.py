@@ -136,7 +136,7 @@ def test_rows_cover_the_registries() -> None:
 
 
 @pytest.mark.parametrize("table", [DATASETS, SOURCES, MODELS, LIBRARIES, ENGINES, LOGGERS])
-def test_every_entry_names_something(table: dict[str, Any]) -> None:
+def test_every_registry_entry_resolves(table: dict[str, Any]) -> None:
     assert all(callable(definition(entry)) for entry in table.values())
 
 
@@ -251,10 +251,10 @@ def check_rows() -> None:
     test_rows_cover_the_registries()
     test_figures.test_empty_tables_give_one_sentence("robustness_curves")
     test_figures.test_no_text_is_too_small_to_read("robustness_curves")
-    test_statistics.test_the_columns_are_those_of_the_design_in_order_and_more_behind()
-    test_statistics.test_a_summary_worked_out_by_hand()
+    test_statistics.test_the_columns_start_with_the_documented_ones_in_order()
+    test_statistics.test_a_summary_matches_hand_calculation()
     assert test_imports.violations(Path()) == []
-    test_imports.test_the_name_that_is_typed_is_the_name_of_the_file()
+    test_imports.test_estimator_names_match_their_file_names()
     test_imports.test_every_module_has_a_room_and_few_are_flat("harness")
 
 
@@ -370,12 +370,12 @@ def test_the_estimator_of_the_page_conforms_in_this_process() -> None:
         ("* 1.1**step * direction", "* 1.1**step * torch.randn_like(direction)"),
     ],
 )
-def test_a_wrong_estimator_turns_its_row_red(old: str, new: str) -> None:
+def test_a_wrong_estimator_fails_its_row(old: str, new: str) -> None:
     with pytest.raises(AssertionError, match=r"found|median"):
         assert_conforms(planted("Estimator", "Straight", old, new), oracles.affine(10), "l2", (1.05, 1.25))
 
 
-def test_a_wrong_witness_is_no_distance() -> None:
+def test_a_wrong_witness_gives_no_distance() -> None:
     truth = oracles.affine(10).head(4)
     margins = measure(
         truth.model,
@@ -388,13 +388,13 @@ def test_a_wrong_witness_is_no_distance() -> None:
     assert margins.distance.isinf().all()
 
 
-def test_a_certifier_that_proves_too_much_turns_its_row_red() -> None:
+def test_an_unsound_certifier_fails_its_row() -> None:
     assert_proves(planted("Certifier", "Lipschitz", "1 - 1e-6", "1 - 1e-6"), "l2", 0.2)
     with pytest.raises(AssertionError, match="times the exact margin"):
         assert_proves(planted("Certifier", "Lipschitz", "1 - 1e-6", "8.0"), "l2", 0.2)
 
 
-def test_a_line_without_its_table_is_noticed(tmp_path: Path) -> None:
+def test_a_line_without_its_table_is_detected(tmp_path: Path) -> None:
     (tmp_path / "table.py").write_text("TABLE = {\n    1: 2,\n}\nOTHER = [\n    3,\n]\n", encoding="utf-8")
     put(tmp_path, "# table.py: OTHER\n4,\n")
     assert (tmp_path / "table.py").read_text(encoding="utf-8").endswith("OTHER = [\n    3,\n    4,\n]\n")

@@ -73,7 +73,7 @@ def program(slope: np.ndarray, gap: float, low: np.ndarray, high: np.ndarray, no
 @pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS.keys())
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_against_solvers(norm: Norm, domain: Domain, bounds: tuple[float, float]) -> None:
+def test_margins_match_numerical_solvers(norm: Norm, domain: Domain, bounds: tuple[float, float]) -> None:
     unreachable = 0
     for seed in range(25):
         weight, bias, image = problem(seed, classes=2 + seed % 4, pixels=3 + seed % 10, bounds=bounds)
@@ -102,7 +102,7 @@ def margins(weight: list[list[float]], bias: list[float], image: list[float], no
         ("linf", "box", 2.5 / 7),
     ],
 )
-def test_by_hand_inside(norm: Norm, domain: Domain, expected: float) -> None:
+def test_a_margin_inside_the_box_matches_hand_calculation(norm: Norm, domain: Domain, expected: float) -> None:
     assert margins([[3.0, 4.0], [0.0, 0.0]], [-2.0, 0.0], [0.5, 0.75], norm, domain) == pytest.approx(expected)
 
 
@@ -125,7 +125,7 @@ def test_the_nearest_class_need_not_be_the_runner_up(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_out_of_reach(norm: Norm) -> None:
+def test_a_boundary_outside_the_box_has_infinite_margin(norm: Norm) -> None:
     # z0 - z1 = 3 - a - b never falls below 1 in the box
     assert margins([[0.0, 0.0], [1.0, 1.0]], [3.0, 0.0], [0.5, 0.5], norm, "box") == math.inf
     assert margins([[0.0, 0.0], [1.0, 1.0]], [3.0, 0.0], [0.5, 0.5], norm, "free") < math.inf
@@ -136,7 +136,7 @@ def test_out_of_reach(norm: Norm) -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_parallel_classes_never_meet(norm: Norm, domain: Domain) -> None:
+def test_parallel_classes_have_infinite_margin(norm: Norm, domain: Domain) -> None:
     assert margins([[1.0, 2.0], [1.0, 2.0]], [0.5, 0.0], [0.5, 0.5], norm, domain) == math.inf
 
 
@@ -150,7 +150,7 @@ def test_ties(norm: Norm, domain: Domain) -> None:
     assert margins([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0.5, 0.0, 0.0], [0.5, 0.5], norm, domain) > 0.0
 
 
-def test_free_margins_are_never_the_larger() -> None:
+def test_free_margins_never_exceed_margins_in_the_box() -> None:
     smaller = 0
     for seed in range(20):
         weight, bias, image = problem(seed, classes=5, pixels=12, bounds=(0.0, 1.0))

@@ -89,7 +89,7 @@ def test_distances_are_verified(text: str, norm: Any, loosest: float) -> None:
     "text",
     ["foolbox:L2DeepFoolAttack", "torchattacks:FAB:steps=5", "torchattacks:EADEN:max_iterations=20", "foolbox:FGM"],
 )
-def test_double_precision_is_bridged(text: str) -> None:
+def test_double_precision_is_converted_for_the_libraries(text: str) -> None:
     model, images = Affine().double(), some_images().double()
     margins = measure(model, images, create(text), "l2")
     assert margins.message == ("",) * 4
@@ -97,7 +97,7 @@ def test_double_precision_is_bridged(text: str) -> None:
     assert margins.witness.dtype == torch.float64
 
 
-def test_both_norms_of_an_attack_that_takes_one() -> None:
+def test_an_attack_with_a_norm_parameter_supports_both_norms() -> None:
     for text in ("torchattacks:APGD:steps=3", "foolbox:InversionAttack"):
         assert create(text).norms == {"l2", "linf"}
     estimator = create("torchattacks:APGD:steps=10")
@@ -111,7 +111,7 @@ def test_both_norms_of_an_attack_that_takes_one() -> None:
 # --- the ladder ---
 
 
-def test_the_ladder_doubles_and_rows_leave_at_their_first_success() -> None:
+def test_the_ladder_doubles_epsilon_and_rows_stop_at_their_first_success() -> None:
     images = torch.tensor([0.1, 0.3, 0.45]).view(3, 1, 1, 1)
     tried: list[tuple[list[int], float]] = []
 
@@ -138,7 +138,7 @@ def test_the_ladder_doubles_and_rows_leave_at_their_first_success() -> None:
     assert passes == [9, 8, 6]
 
 
-def test_nan_is_no_success_on_the_ladder() -> None:
+def test_nan_logits_are_not_a_success_on_the_ladder() -> None:
     images = torch.full((1, 1, 1, 1), 0.3)
 
     class Never(nn.Module):
@@ -207,7 +207,7 @@ def test_refusals_name_the_kind_the_norms_or_the_parameters(text: str, parts: li
 
 
 @pytest.mark.parametrize(("text", "norm", "has"), [("foolbox:L2PGD", "linf", "l2"), ("torchattacks:PGD", "l2", "linf")])
-def test_a_norm_that_it_lacks_is_refused(text: str, norm: Any, has: str) -> None:
+def test_an_unsupported_norm_is_refused(text: str, norm: Any, has: str) -> None:
     with pytest.raises(EstimatorError, match=rf"^expected a norm that \w+ has \({has}\), got {norm}; "):
         measure(Affine(), some_images(), create(text), norm)
 
@@ -252,7 +252,7 @@ def test_a_value_that_the_library_refuses_gives_failed_rows() -> None:
     assert margins.message[0] == "ValueError: expected loss to be 'logits' or 'crossentropy', got 'hinge'"
 
 
-def test_the_lists() -> None:
+def test_lists_of_attacks_hold_supported_attacks_only() -> None:
     assert {"L2DeepFoolAttack", "LInfFMNAttack", "L2BrendelBethgeAttack", "NewtonFoolAttack"} <= set(foolbox_attacks())
     assert {"PGD", "PGDL2", "FAB", "CW", "AutoAttack", "Square"} <= set(torchattacks_attacks())
     assert not {"HopSkipJumpAttack", "L0FMNAttack", "MinimizationAttack"} & set(foolbox_attacks())
@@ -262,7 +262,7 @@ def test_the_lists() -> None:
 @pytest.mark.parametrize(
     "name", [*(f"foolbox:{n}" for n in foolbox_attacks()), *(f"torchattacks:{n}" for n in torchattacks_attacks())]
 )
-def test_everything_listed_can_be_made(name: str) -> None:
+def test_every_listed_attack_can_be_constructed(name: str) -> None:
     if name == "foolbox:VirtualAdversarialAttack":  # its steps have no default
         name += ":steps=5"
     if "BrendelBethge" in name:

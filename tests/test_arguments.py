@@ -103,7 +103,7 @@ def test_a_split_is_read_from(given: Callable[[], Any]) -> None:
     assert found.ids.tolist() == list(range(6))
 
 
-def test_negative_strides_are_the_same_order() -> None:
+def test_negative_strides_keep_the_order_of_images() -> None:
     found = as_probe("test", (IMAGES.numpy()[::-1], LABELS.numpy()[::-1], range(6)), BOUNDS)
     assert torch.equal(found.images, IMAGES.flip(0))
     assert found.labels.tolist() == [2, 1, 0, 2, 1, 0]
@@ -173,7 +173,7 @@ SPLITS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize(("given", "words"), SPLITS.values(), ids=SPLITS)
-def test_what_is_no_split_is_one_line(given: Callable[[], Any], words: str) -> None:
+def test_an_invalid_split_gives_a_one_line_error(given: Callable[[], Any], words: str) -> None:
     with pytest.raises(InputError) as caught:
         as_probe("test", given(), BOUNDS)
     assert words in str(caught.value)
@@ -278,7 +278,7 @@ def tracker(folder: Path, **options: Any) -> MarginTracker:
         (2**40, "expected an epoch of at most 2147483647, got 1099511627776; give a smaller number"),
     ],
 )
-def test_what_is_no_epoch_is_one_line(tmp_path: Path, epoch: Any, words: str) -> None:
+def test_an_invalid_epoch_gives_a_one_line_error(tmp_path: Path, epoch: Any, words: str) -> None:
     one = tracker(tmp_path)
     for call in (lambda: one.update(epoch, dense()), lambda: one.check(epoch, dense()), lambda: one.has(epoch)):
         with pytest.raises(InputError) as caught:
@@ -287,7 +287,7 @@ def test_what_is_no_epoch_is_one_line(tmp_path: Path, epoch: Any, words: str) ->
     assert not one.folder.margin_parts()
 
 
-def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     one = tracker(tmp_path, noise_retries=np.int64(2), seed=np.int32(3), bounds=(np.float32(0), np.float32(1)))
     assert one.update(np.int64(1), dense())["epoch"].tolist() == [1, 1, 1]  # type: ignore[arg-type]
     assert one.folder.margins(1, one.units[0]).exists()
@@ -295,7 +295,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert tracker(tmp_path, noise_retries=2, seed=3).has(1)
 
 
-def test_whole_bounds_stay_whole() -> None:
+def test_integer_bounds_stay_integers() -> None:
     assert [type(end) for end in plain_bounds([0, 1.0])] == [int, float]
 
 
@@ -319,7 +319,7 @@ DOORS: dict[str, Callable[[Path, Any], object]] = {
 
 @pytest.mark.parametrize(("model", "words"), MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_what_is_no_model_is_one_line(
+def test_an_invalid_model_gives_a_one_line_error(
     tmp_path: Path, door: Callable[[Path, Any], object], model: Any, words: str
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -341,13 +341,13 @@ def test_certifiers_without_estimators_bound_the_margins(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("one", ["deepfool", create("deepfool")], ids=["text", "object"])
-def test_one_estimator_alone_is_a_list_of_it(one: Any) -> None:
+def test_a_single_estimator_is_accepted(one: Any) -> None:
     rows = measure_margins(dense(), (IMAGES, LABELS), one, "l2")
     pd.testing.assert_frame_equal(rows, measure_margins(dense(), (IMAGES, LABELS), ["deepfool"], ["l2", "l2"]))
     assert len(rows) == 6
 
 
-def test_an_array_alone_is_images() -> None:
+def test_an_array_without_labels_is_accepted() -> None:
     rows = measure_margins(dense(), IMAGES.numpy().astype(">f4"), "linear", "l2")  # type: ignore[arg-type]
     assert "label" not in rows
     assert len(rows) == 6
@@ -456,7 +456,7 @@ def test_certifiers_refuse_in_one_line(call: Callable[..., object], change: dict
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
-def test_a_cache_is_named_by_a_text_too(tmp_path: Path) -> None:
+def test_a_cache_path_may_be_a_string(tmp_path: Path) -> None:
     for _ in range(2):
         assert exact_margins(dense(), IMAGES[:1], "l2", cache=str(tmp_path / "cache")).solved.all()
     assert any((tmp_path / "cache").iterdir())
@@ -465,7 +465,7 @@ def test_a_cache_is_named_by_a_text_too(tmp_path: Path) -> None:
 # --- runs ---
 
 
-def test_a_run_is_named_by_a_text_too(tmp_path: Path) -> None:
+def test_a_run_path_may_be_a_string(tmp_path: Path) -> None:
     tracker(tmp_path).update(0, dense())
     path = tmp_path / "run"
     assert read_run(str(path)).name == "run"

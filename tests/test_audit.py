@@ -44,7 +44,7 @@ INF, NAN = math.inf, math.nan
 # --- the numbers ---
 
 
-def test_ratios_of_ties_misses_and_unknown_references() -> None:
+def test_ratios_of_ties_missed_images_and_unknown_references() -> None:
     distance = pd.Series([0.0, 3.0, INF, INF, 2.0, 2.0, 1.0])
     reference = pd.Series([0.0, 2.0, 2.0, INF, NAN, 0.0, INF])
     np.testing.assert_equal(audit.ratios(distance, reference), [1.0, 1.5, INF, INF, NAN, INF, 0.0])
@@ -66,7 +66,7 @@ def test_the_envelope_leaves_out_named_estimators_and_the_truth() -> None:
     assert audit.envelope(wide, ["one", "two"]).tolist() == [INF, INF]
 
 
-def test_wins_go_to_all_that_are_level_and_to_nobody_for_a_miss() -> None:
+def test_ties_count_as_wins_and_missed_images_do_not() -> None:
     #        level               both tied  missed    alone
     one = [1.0, 1.0 + 2e-5, 0.0, INF, 0.9]
     two = [1.0 + 9e-5, 1.0, 0.0, INF, 1.0]
@@ -83,7 +83,7 @@ def area(distance: np.ndarray, correct: np.ndarray, end: float) -> float:
     return float((own[None] > grid[:, None]).mean() * end)
 
 
-def test_attackbench_optimality_by_hand_and_by_its_definition() -> None:
+def test_attackbench_optimality_matches_hand_calculation_and_definition() -> None:
     best = np.array([1.0, 2.0, 3.0, 0.7])
     correct = np.array([True, True, True, False])
     assert audit.local_optimality(best, best, correct) == 1.0
@@ -101,7 +101,7 @@ def test_attackbench_optimality_by_hand_and_by_its_definition() -> None:
     assert math.isnan(audit.local_optimality(own, best, np.zeros(4, dtype=bool)))
 
 
-def test_rank_correlation_is_spearmans() -> None:
+def test_rank_correlation_matches_spearman() -> None:
     one, other = pd.Series([1.0, 2.0, 2.0, 5.0, INF, INF]), pd.Series([2.0, 1.0, 3.0, 4.0, 9.0, 8.0])
     far = one.replace(INF, 1e9)
     assert audit.rank_correlation(one, other) == pytest.approx(spearmanr(far, other)[0])
@@ -109,7 +109,7 @@ def test_rank_correlation_is_spearmans() -> None:
     assert math.isnan(audit.rank_correlation(pd.Series([INF] * 6), other))
 
 
-def test_the_front_is_what_nothing_cheaper_beats() -> None:
+def test_the_pareto_front_holds_the_undominated_points() -> None:
     passes = np.array([10.0, 20.0, 20.0, 30.0, 5.0, 40.0, 10.0])
     quality = np.array([1.2, 1.1, 1.15, 1.1, INF, 1.0, 1.2])
     # the first and the last are the same point, and neither is better
@@ -129,7 +129,7 @@ TRACE = pd.DataFrame(
 )
 
 
-def test_the_best_within_a_budget_by_hand() -> None:
+def test_the_best_within_a_budget_matches_hand_calculation() -> None:
     best = best_within(TRACE, FINAL, np.array([2.0, 3.0, 8.0, 9.0, 99.0]))
     np.testing.assert_array_equal(best[:, 0], [INF, 2.0, 0.6, 0.5, 0.5])  # 0.49 is nearer than the judge trusted
     np.testing.assert_array_equal(best[:, 1], 0.0)  # tied
@@ -151,7 +151,7 @@ def units(**distances: list[float]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def test_a_budget_loses_witnesses_and_leaves_references_alone() -> None:
+def test_a_budget_removes_late_witnesses_but_not_those_of_references() -> None:
     whole = units(slow=[1.0, 2.0], reference=[0.9, 2.0])
     whole.loc[whole["estimator"] == "reference", "role"] = "reference"
     key = {"problem": "p", "norm": "l2"}
@@ -185,7 +185,7 @@ def test_ratios_with_and_without_an_estimator_in_the_envelope() -> None:
     assert "without absent" not in table.index.get_level_values("against")
 
 
-def test_a_bare_name_leaves_out_all_of_its_settings() -> None:
+def test_a_bare_name_excludes_all_of_its_settings() -> None:
     rows = units(**{"good": [1.0, 1.0], "good:steps=9": [1.2, 1.2], "other": [1.5, 1.5]})
     table = audit.ratio_table(rows, leaving=["good", "good:steps=9"]).set_index(["estimator", "against"])
     assert table.loc[("good", "without good"), "mean"] == pytest.approx(2 / 3)
@@ -193,7 +193,7 @@ def test_a_bare_name_leaves_out_all_of_its_settings() -> None:
     assert table.loc[("good:steps=9", "the others"), "mean"] == pytest.approx(1.2)  # good is another one
 
 
-def test_images_that_the_exact_solver_leaves_open_count_against_everybody() -> None:
+def test_unsolved_images_count_against_every_estimator() -> None:
     rows = units(good=[1.0, 1.0, 3.0, 5.0], bad=[2.0, INF, 9.0, 4.0])
     rows["exact"] = np.tile([1.0, 0.995, NAN, INF], 2)
     rows["exact_lower"] = np.tile([1.0, 0.995, 2.9, INF], 2)
@@ -318,7 +318,7 @@ def planted() -> Results:
         ),
     ],
 )
-def test_planted_defects_are_called_out(planted: Results, name: str, words: str) -> None:
+def test_planted_defects_are_reported(planted: Results, name: str, words: str) -> None:
     assert [str(item) for item in planted.remarks if item.estimator == name and str(item).startswith(words)]
 
 
@@ -366,7 +366,7 @@ def test_on_affine_problems_the_envelope_is_exact(measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_more_passes_are_never_worse_and_the_end_is_the_verdict(measured: Measured) -> None:
+def test_more_passes_never_increase_distances_and_end_at_the_final_ones(measured: Measured) -> None:
     free = evaluate(measured)
     before = None
     for budget in (1, 30, 80, 200, 100_000):
@@ -387,7 +387,7 @@ def test_more_passes_are_never_worse_and_the_end_is_the_verdict(measured: Measur
 
 
 @pytest.mark.slow
-def test_references_serve_the_envelope_only(measured: Measured) -> None:
+def test_references_affect_only_the_envelope(measured: Measured) -> None:
     results = evaluate(measured, references=["deepfool"], leaving=["deepfool"])
     assert (
         set(results.curves["estimator"])
@@ -424,7 +424,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_runs_margins_are_met_again(run_folder: Path) -> None:
+def test_margins_of_a_run_are_reproduced(run_folder: Path) -> None:
     problems = list(run_problems(read_run(run_folder), [0, 1], ["train", "test"], 12))
     assert [problem.name for problem in problems][::3] == ["run, epoch 0, train", "run, epoch 1, test"]
     for problem in problems:
@@ -438,7 +438,7 @@ def test_a_runs_margins_are_met_again(run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_says_shows_and_writes(
+def test_the_command_prints_and_writes_its_results(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -563,7 +563,7 @@ def test_an_estimator_that_missed_images_is_drawn_hollow_and_off_the_front() -> 
     assert front.get_xdata()[0] == 100.0
 
 
-def test_security_curves_start_at_the_clean_accuracy_and_never_return() -> None:
+def test_security_curves_start_at_the_clean_accuracy_and_never_increase() -> None:
     whole = units(one=[0.5, 1.0, INF, 2.0])
     whole["correct"] = [True, True, True, False]
     (panel,) = security_figure(whole, whole).axes
@@ -573,7 +573,7 @@ def test_security_curves_start_at_the_clean_accuracy_and_never_return() -> None:
     assert envelope.get_ydata().tolist() == own.get_ydata().tolist()
 
 
-def test_figures_of_nothing_say_so() -> None:
+def test_figures_without_data_say_so() -> None:
     nothing = units(one=[1.0]).iloc[:0]
     for figure in (cost_figure(nothing), anytime_figure(nothing), security_figure(nothing, nothing)):
         assert "There is n" in figure.texts[0].get_text()

@@ -32,7 +32,7 @@ def test_ratios_are_to_the_exact_margin() -> None:
     assert exact.backwards == pytest.approx(9 + 1)
 
 
-def test_statistics_of_nothing_are_nan() -> None:
+def test_statistics_of_no_images_are_nan() -> None:
     problem = benchmark.affine_problem(4, boxed=False)
     _, bias = problem.model.parameters()
     bias.data[0] += 1e6  # no other class can be reached in the box
@@ -63,7 +63,7 @@ def test_the_command_prints_a_table_and_writes_json(
     ("option", "words"),
     [(["--estimator", "deepfol"], "did you mean 'deepfool'?"), (["--images", "0"], "of at least 1, got less")],
 )
-def test_bad_options_are_one_line(option: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_give_a_one_line_error(option: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         benchmark.main(option)
     assert stopped.value.code == 2

@@ -82,7 +82,7 @@ def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
 
 
 @pytest.mark.slow
-def test_passes_are_the_members_and_little_more() -> None:
+def test_passes_are_the_sum_over_members_plus_a_small_overhead() -> None:
     best = alone("best:of=deepfool+fmn:steps=15,polish=false", "l2")
     spent = sum(
         float((m.forwards + m.backwards).mean()) for m in (alone("deepfool", "l2"), alone("fmn:steps=15", "l2"))
@@ -92,7 +92,7 @@ def test_passes_are_the_members_and_little_more() -> None:
 
 
 @pytest.mark.slow
-def test_a_member_that_raises_loses_neither_the_others_nor_its_other_rows() -> None:
+def test_a_raising_member_affects_neither_other_members_nor_its_other_rows() -> None:
     """Inverted images are witnesses of this network; those of dark corners raise."""
     truth = oracles.affine(2)
     dark = truth.images.flatten(1)[:, 0] < 0.5
@@ -117,7 +117,7 @@ def test_a_row_fails_only_where_all_members_raise() -> None:
         assert (margins.message[row] == "RuntimeError: too dark") == bool(black[row])
 
 
-def test_a_member_leaves_the_view_as_it_was_for_the_next() -> None:
+def test_every_member_receives_an_unchanged_view() -> None:
     model = torch.nn.Sequential(oracles.affine_model(3), torch.nn.Dropout(0.5))
     images = oracles.grey_images(16)
     left = measure(model.eval(), images, Best(of="brittle:limit=0.0/leave_training=true+deepfool"), "l2")
@@ -125,7 +125,7 @@ def test_a_member_leaves_the_view_as_it_was_for_the_next() -> None:
     torch.testing.assert_close(left.distance, plain.distance, rtol=1e-3, atol=0)
 
 
-def test_candidates_that_are_no_witnesses_are_infinitely_far() -> None:
+def test_candidates_that_are_not_witnesses_have_infinite_distance() -> None:
     truth = oracles.boxed(3)
     images = truth.images[:4]
     labels = truth.model(images).argmax(1)
@@ -170,13 +170,13 @@ def test_the_text_form_is_canonical(text: str, canonical: str) -> None:
         ("best:of=best:of=fmn", "expected members other than best"),
     ],
 )
-def test_what_cannot_be_run_is_refused(text: str, part: str) -> None:
+def test_settings_that_cannot_run_are_refused(text: str, part: str) -> None:
     with pytest.raises(EstimatorError) as caught:
         create(text)
     assert part in str(caught.value)
 
 
-def test_abilities_are_the_members() -> None:
+def test_capabilities_are_those_of_the_members() -> None:
     assert create("best:of=ddn+cw").norms == {"l2"}
     both = create("best:of=foolbox:DDNAttack+fab")
     assert (both.norms, both.domains, both.batch_invariant) == (set(NORMS), {"box"}, False)

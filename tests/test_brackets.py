@@ -49,7 +49,7 @@ def probes(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> dict[str, tuple[
 
 
 @pytest.mark.slow
-def test_rows_are_below_the_distances_and_stay(
+def test_bounds_are_below_the_distances_and_are_not_computed_again(
     tmp_path: Path,
     trained_digits: tuple[nn.Module, Tensor, Tensor],
     probes: dict[str, tuple[Tensor, Tensor]],
@@ -94,7 +94,7 @@ def test_a_bound_above_a_distance_stops_the_run_and_keeps_the_case(
     assert folder.margins(0, Unit("deepfool", "l2")).exists()
 
 
-def test_a_relaxation_that_is_wrong_rings_the_alarm(
+def test_an_unsound_relaxation_raises_the_alarm(
     tmp_path: Path,
     trained_digits: tuple[nn.Module, Tensor, Tensor],
     probes: dict[str, tuple[Tensor, Tensor]],
@@ -108,7 +108,7 @@ def test_a_relaxation_that_is_wrong_rings_the_alarm(
 
 
 @pytest.mark.slow
-def test_without_a_distance_there_is_a_bound_all_the_same(
+def test_images_without_a_distance_have_a_bound(
     tmp_path: Path, trained_digits: tuple[nn.Module, Tensor, Tensor], probes: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
     tracker = MarginTracker(tmp_path / "run", probes, ["ddn"], certifiers=["crown"])
@@ -151,7 +151,7 @@ def rows_of(lower: list[float], upper: list[float], epoch: int, correct: list[bo
     )
 
 
-def test_the_table_counts_what_moved_for_certain() -> None:
+def test_the_table_counts_certain_changes() -> None:
     rows = pd.concat(
         [
             rows_of([1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], 0),
@@ -169,7 +169,7 @@ def test_the_table_counts_what_moved_for_certain() -> None:
     assert table.loc[5, "images"] == 4
 
 
-def test_an_average_has_moved_only_where_brackets_are_apart() -> None:
+def test_an_average_has_changed_only_if_its_brackets_are_disjoint() -> None:
     then = rows_of([1.0, 1.0], [1.2, 1.2], 1)
     for lower, upper, verdict in ((0.5, 0.9, "holds"), (1.3, 1.5, "does not hold"), (0.5, 1.1, "open")):
         rows = pd.concat([then, rows_of([lower] * 2, [upper] * 2, 9)])
@@ -182,7 +182,7 @@ def test_an_average_has_moved_only_where_brackets_are_apart() -> None:
     assert pairs.loc[pairs["claim"] == "level", "by_upper"].tolist() == pytest.approx([2.5])
 
 
-def test_a_later_estimator_narrows_a_bracket() -> None:
+def test_an_estimator_added_later_narrows_a_bracket() -> None:
     rows = rows_of([1.0, 1.0], [2.0, 2.0], 1)
     margins = pd.DataFrame(
         {"epoch": 1, "split": "test", "norm": "l2", "domain": "box", "image": [0, 0, 1], "distance": [1.5, 1.7, 3.0]}
@@ -238,7 +238,9 @@ def test_track_and_compare_certify(tmp_path: Path, capsys: pytest.CaptureFixture
         ["--certify", "crown", "--certify", "crown"],
     ],
 )
-def test_bad_options_are_one_line(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_give_a_one_line_error(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert track.main([*options, "--epochs", "0", "--probe", "2", "--out", str(tmp_path / "run")]) == 2
     assert ONE_LINE.fullmatch(capsys.readouterr().err.rstrip("\n"))
     assert not (tmp_path / "run").exists()

@@ -120,7 +120,7 @@ def test_every_figure_is_drawn(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-def test_figures_are_drawn_when_they_come_near(opened: Opened) -> None:
+def test_figures_are_drawn_when_scrolled_into_view(opened: Opened) -> None:
     last = opened.plots(pages.FIGURES[-1]).last
     assert last.evaluate("plot => plot.data === undefined")
     last.scroll_into_view_if_needed()
@@ -201,7 +201,7 @@ def test_norms_splits_and_runs_hide_their_panels(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-def test_choosers_choose(opened: Opened, content: ReportContent) -> None:
+def test_choosers_select_the_shown_data(opened: Opened, content: ReportContent) -> None:
     page = opened.page
     page.locator("#subsets-estimator").select_option("deepfool")
     draw_all(opened)
@@ -316,7 +316,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, path: Path, width: i
 
 
 @pytest.mark.slow
-def test_printing_draws_every_figure_at_the_papers_width(opened: Opened) -> None:
+def test_printing_draws_every_figure_at_the_width_of_the_paper(opened: Opened) -> None:
     page = opened.page
     # at the moment that the browser would print, without waiting
     found = page.evaluate("""() => {
@@ -377,7 +377,7 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
     "break_it",
     ["throw new Error('planted')", pytest.param("fetch('http://127.0.0.1:9/x')", marks=pytest.mark.slow)],
 )
-def test_a_planted_error_or_request_is_noticed(browser: Browser, path: Path, tmp_path: Path, break_it: str) -> None:
+def test_a_planted_error_or_request_is_detected(browser: Browser, path: Path, tmp_path: Path, break_it: str) -> None:
     planted = tmp_path / "planted.html"
     page = path.read_text(encoding="utf-8").replace("script-src ", "script-src 'unsafe-inline' ", 1)
     hashless = page.replace("'sha256-", "'nonce-")  # a hash would switch 'unsafe-inline' off
@@ -388,7 +388,7 @@ def test_a_planted_error_or_request_is_noticed(browser: Browser, path: Path, tmp
     assert opened.wrong
 
 
-def test_the_policy_stops_a_script_that_is_not_ours(browser: Browser, path: Path, tmp_path: Path) -> None:
+def test_the_content_security_policy_blocks_foreign_scripts(browser: Browser, path: Path, tmp_path: Path) -> None:
     planted = tmp_path / "planted.html"
     page = path.read_text(encoding="utf-8")
     planted.write_text(page.replace("</main>", "</main><script>window.planted = 1</script>", 1), encoding="utf-8")

@@ -54,7 +54,7 @@ def rows(found: MarginTracker) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def test_a_lightning_loop_gives_the_margins_of_a_plain_one(tmp_path: Path) -> None:
+def test_a_lightning_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.loggers import CSVLogger
@@ -103,7 +103,7 @@ def test_a_lightning_loop_gives_the_margins_of_a_plain_one(tmp_path: Path) -> No
     assert logged["margin/test/deepfool:steps=5/l2"].notna().sum() == EPOCHS + 1
 
 
-def test_a_hugging_face_loop_gives_the_margins_of_a_plain_one(tmp_path: Path) -> None:
+def test_a_hugging_face_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
@@ -151,7 +151,7 @@ def test_a_hugging_face_loop_gives_the_margins_of_a_plain_one(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["plain", "lightning"])
-def test_two_ranks_track_one_run(tmp_path: Path, loop: str) -> None:
+def test_two_ranks_track_a_single_run(tmp_path: Path, loop: str) -> None:
     """Each makes a tracker, rank 0 measures a network with batch norm, and neither waits for the other for ever."""
     if loop == "lightning":
         pytest.importorskip("lightning")

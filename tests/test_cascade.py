@@ -80,7 +80,7 @@ def excess(text: str, norm: Norm) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
+def test_margins_are_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
     ratio = on_digits("cascade", norm).distance / envelope(norm)
     assert ratio.mean() <= 1.005
     assert (ratio <= 1.01).double().mean() >= 0.9
@@ -89,7 +89,7 @@ def test_near_the_envelope_on_a_trained_network(norm: Norm) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", ["deepfool", "fmn", pytest.param("apgd", marks=pytest.mark.slow)])
-def test_nearer_than_others_for_its_cost(text: str, norm: Norm) -> None:
+def test_smaller_margins_than_others_at_equal_cost(text: str, norm: Norm) -> None:
     assert excess("cascade", norm) < excess(text, norm)
     if text == "apgd":
         assert 2 * passes(on_digits("cascade", norm)).mean() < passes(on_digits(text, norm)).mean()
@@ -105,14 +105,14 @@ def test_control_without_targets_or_without_steps_it_is_worse(text: str, least: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_budget_is_no_worse_and_less_is_no_better(norm: Norm) -> None:
+def test_a_larger_budget_never_increases_margins(norm: Norm) -> None:
     steps = [excess(f"cascade:budget={budget}", norm) for budget in (80, 150, 600)]
     assert steps == sorted(steps, reverse=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_one_walk_is_level_with_fmn_from_the_same_start(norm: Norm) -> None:
+def test_one_walk_matches_fmn_from_the_same_start(norm: Norm) -> None:
     """From DeepFool's witness, with as many passes."""
     network, images = digits()
     start = on_digits("deepfool", norm).witness
@@ -155,7 +155,7 @@ def test_the_budget_holds_where_nothing_is_found(retries: int, budget: int, norm
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
-def test_a_dead_gradient_costs_a_look_and_no_walk() -> None:
+def test_a_zero_gradient_costs_one_check_and_no_walk() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, Cascade(), "l2", noise_retries=0)
     assert set(margins.status) == {Status.NOT_FOUND}
@@ -201,7 +201,7 @@ def test_a_start_is_used_and_can_only_help(norm: Norm) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_warm_is_the_budget_of_images_with_a_start_alone(norm: Norm) -> None:
+def test_the_warm_budget_applies_only_to_images_with_a_start(norm: Norm) -> None:
     network, images = digits()
     known = on_digits("cascade:budget=1500,targets=6", norm)
     start = known.witness.clone()
@@ -215,7 +215,7 @@ def test_warm_is_the_budget_of_images_with_a_start_alone(norm: Norm) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, 0.0, None], ids=["nan", "black", "the image itself"])
-def test_a_useless_start_does_no_harm(value: float | None) -> None:
+def test_a_useless_start_does_not_increase_margins(value: float | None) -> None:
     network, images = digits()
     start = images if value is None else torch.full_like(images, value)
     margins = measure(network, images, Cascade(), "l2", start=start)

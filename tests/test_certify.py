@@ -78,7 +78,7 @@ READABLE: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_a_read_network_is_the_model(name: str) -> None:
+def test_a_read_network_computes_the_models_logits(name: str) -> None:
     model = READABLE[name]()
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -127,7 +127,7 @@ def branching(logits: Tensor) -> Tensor:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refusals_are_one_line(model: nn.Module, words: str) -> None:
+def test_refusals_give_a_one_line_error(model: nn.Module, words: str) -> None:
     with pytest.raises(InputError) as raised:
         read_network(model, (2, 6, 6))
     said = str(raised.value)
@@ -137,7 +137,7 @@ def test_refusals_are_one_line(model: nn.Module, words: str) -> None:
     assert "\n" not in said
 
 
-def test_the_fingerprint_is_of_every_number() -> None:
+def test_the_fingerprint_depends_on_every_number() -> None:
     model = tiny(0, 4, 3, 2)
     first = read_network(model, (1, 1, 4)).fingerprint()
     assert read_network(model.double(), (1, 1, 4)).fingerprint() == first
@@ -149,7 +149,7 @@ def test_the_fingerprint_is_of_every_number() -> None:
 # --- rounding ---
 
 
-def test_rounding_is_within_its_doubts_and_not_far_below() -> None:
+def test_rounding_errors_are_within_their_bound_and_the_bound_is_tight() -> None:
     draw, ratios = random.Random(0), []
     for seed in range(10):
         network = read_network(tiny(seed, 12, 10, 8, 3), (1, 1, 12))
@@ -195,7 +195,7 @@ def moves(inside: Region, count: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_most_that_rows_gain(norm: Norm, domain: Domain) -> None:
+def test_the_largest_gain_of_rows_is_a_tight_upper_bound(norm: Norm, domain: Domain) -> None:
     closeness = []
     for seed in range(30):
         inside = region(norm, domain, 0.1 + 0.05 * seed, seed)
@@ -234,7 +234,7 @@ def test_the_nearest_point_of_a_half_space(norm: Norm, domain: Domain) -> None:
     assert unreachable > 3 or domain == "free"
 
 
-def test_rows_of_zeros_gain_nothing() -> None:
+def test_zero_rows_have_zero_gain() -> None:
     for norm in NORMS:
         inside = region(norm, "box", 8.0, 0)
         assert inside.most(np.zeros((2, 5))).tolist() == [0.0, 0.0]
@@ -272,7 +272,7 @@ def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
 
 
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
-def test_chords_that_are_too_low_are_found(norm: Norm, domain: Domain) -> None:
+def test_control_chords_that_are_too_low_are_detected(norm: Norm, domain: Domain) -> None:
     assert broken_lines(norm, domain, lines_of_low_chords) > 0
 
 

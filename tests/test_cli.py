@@ -55,7 +55,7 @@ def happy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 UNITS = ["ddn%3Asteps=20.l2", "deepfool.l2", "deepfool.linf"]
 
 
-def test_a_run_leaves_the_files_of_the_design(happy: tuple[Path, Any]) -> None:
+def test_a_run_writes_the_documented_files(happy: tuple[Path, Any]) -> None:
     folder, _ = happy
     assert re.fullmatch(r"digits-dense-standard-\d{8}-\d{6}", folder.name)
     names = {name for name, (_, digest) in state(folder).items() if digest}
@@ -75,7 +75,7 @@ def test_a_run_leaves_the_files_of_the_design(happy: tuple[Path, Any]) -> None:
     }
 
 
-def test_the_manifest_says_what_was_run(happy: tuple[Path, Any]) -> None:
+def test_the_manifest_records_the_run(happy: tuple[Path, Any]) -> None:
     folder, _ = happy
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     config, fingerprint = manifest["config"], manifest["fingerprint"]
@@ -129,7 +129,7 @@ def test_the_tables_and_parts_are_complete(happy: tuple[Path, Any]) -> None:
     assert (whole["found"] + whole["tied"] + whole["not_found"] + whole["failed"]).eq(20).all()
 
 
-def test_what_is_printed_is_plain_and_says_what_is_in_the_tables(happy: tuple[Path, Any]) -> None:
+def test_printed_output_is_plain_text_and_matches_the_tables(happy: tuple[Path, Any]) -> None:
     folder, done = happy
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
@@ -229,7 +229,7 @@ BAD_RUNS = [
     [(*case, 2) for case in BAD_USAGE] + [(*case, 1) for case in BAD_RUNS],
     ids=[case[0] for case in BAD_USAGE + BAD_RUNS],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
+def test_bad_input_gives_a_one_line_error_and_writes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_missing_cuda_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_cuda_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refusal(capsys, "--device", "cuda", "--out", str(tmp_path / "run"))
     assert (code, line) == (
         2,
@@ -259,7 +259,7 @@ def test_missing_cuda_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert state(tmp_path) == {}
 
 
-def test_a_bad_option_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_bad_option_in_a_separate_process(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "harness.track", "--estimator", "depfool", "--out", "run"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -269,13 +269,13 @@ def test_a_bad_option_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert state(tmp_path) == {}
 
 
-def test_a_name_of_two_lines_is_printed_on_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_with_a_line_break_is_printed_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refusal(capsys, "--config", str(tmp_path / "a\nb.toml"))
     assert code == 2
     assert f"expected a TOML file at {tmp_path}/a b.toml, got " in line
 
 
-def test_an_estimator_whose_package_is_missing_is_refused_before_anything_is_done(
+def test_an_estimator_with_a_missing_package_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = registry.Entry("tests.runs:Broken", ("l2", "linf"), ("box",), "0", "raises", "no_such_package")
@@ -327,7 +327,7 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_options(tiny: Path, capsy
     assert state(tiny) == before
 
 
-def test_more_epochs_and_estimators_are_no_other_run(
+def test_more_epochs_and_estimators_extend_the_same_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the negative control of the refusals
@@ -343,7 +343,7 @@ def test_more_epochs_and_estimators_are_no_other_run(
     assert summary["epoch"].unique().tolist() == [0, 1]
 
 
-def test_resume_needs_no_option_again(
+def test_resume_needs_no_options(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
@@ -361,7 +361,7 @@ def test_resume_needs_no_option_again(
     assert all(f"{text} is not named and not continued" in said for text in left_out)
 
 
-def test_what_is_no_run_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_run_are_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.tex").write_text("years of work")
     (tmp_path / "file").write_text("a file")
@@ -382,7 +382,7 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_folder_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o500)
     code, line = refusal(capsys, *TINY, "--out", str(tmp_path / "run"))
     tmp_path.chmod(0o700)
@@ -395,7 +395,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_an_estimator_that_writes_the_weights_is_exit_1_and_the_network_is_as_before(
+def test_an_estimator_that_writes_the_weights_exits_with_1_and_the_network_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = registry.Entry("tests.runs:Writing", ("l2", "linf"), ("box", "free"), "0", "writes")
@@ -422,7 +422,7 @@ def test_an_estimator_that_writes_the_weights_is_exit_1_and_the_network_is_as_be
         )
 
 
-def test_an_estimator_that_fails_on_every_image_is_exit_1_and_the_others_are_kept(
+def test_an_estimator_that_fails_on_every_image_exits_with_1_and_the_others_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = registry.Entry("tests.runs:Broken", ("l2", "linf"), ("box", "free"), "0", "raises")
@@ -448,7 +448,7 @@ def test_an_estimator_that_fails_on_every_image_is_exit_1_and_the_others_are_kep
     assert len(pd.read_csv(alone / "epochs.csv")) == 2
 
 
-def test_training_that_diverges_is_one_line_and_keeps_what_was_measured(
+def test_diverging_training_gives_a_one_line_error_and_keeps_earlier_margins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -465,7 +465,7 @@ def test_training_that_diverges_is_one_line_and_keeps_what_was_measured(
 # models that are no fixed function of the image, or of another form
 
 
-def test_a_model_that_draws_at_random_is_refused_before_anything_is_written(
+def test_a_stochastic_model_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*TINY, "--model", "tests.runs:Dropping", "--out", str(tmp_path / "run")]
@@ -477,7 +477,7 @@ def test_a_model_that_draws_at_random_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_an_average_over_draws_is_tracked_and_measured_again(
+def test_a_model_averaged_over_draws_is_tracked_and_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*TINY, "--model", "tests.runs:Dropping", "--expect-over", "3", "--no-report"]
@@ -497,7 +497,7 @@ def test_an_average_over_draws_is_tracked_and_measured_again(
     assert state(tmp_path) == before
 
 
-def test_what_spoils_margins_is_printed_once_and_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_warnings_are_printed_once_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*TINY, "--model", "tests.runs:Rounding", "--epochs", "1", "--no-report", "--out", str(tmp_path / "run")]
     assert main([*options, "--estimator", "linear"]) == 0
     out, err = capsys.readouterr()

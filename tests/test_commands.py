@@ -63,7 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join([line[0], *line[1]])[:80])
-def test_it_runs(line: tuple[str, tuple[str, ...]], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_command_runs(
+    line: tuple[str, tuple[str, ...]], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, arguments = line
     for name in ("timm", "ray"):
         if any(word.split(":")[0] == name for word in arguments):
@@ -96,5 +98,5 @@ def _run_entry(entry: Entry, out: Path, stop: object) -> str:
     return "" if track(words) == 0 else "failed"
 
 
-def test_most_are_run() -> None:
+def test_most_documented_commands_are_run() -> None:
     assert len(LINES) >= 18

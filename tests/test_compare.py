@@ -39,7 +39,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
 
 
-def test_margins_are_those_that_tracking_would_have_given(
+def test_margins_match_those_of_tracking(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, both = runs
@@ -74,7 +74,9 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
     return printed.err
 
 
-def test_bad_input_is_one_line_and_changes_nothing(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gives_a_one_line_error_and_changes_nothing(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     _, both = runs
     before = state(both)
     assert "did you mean 'fmn'" in refused(capsys, 2, str(both), "--estimator", "fnm")
@@ -108,7 +110,7 @@ def finding(estimator: str, verdict: str, norm: str = "l2", effect: str = "media
     return key | {"measure": "distance", "epochs": "1 → 9", "effect": effect, "verdict": verdict}
 
 
-def test_verdicts_are_compared_on_the_same_questions_only() -> None:
+def test_verdicts_are_compared_only_for_the_same_test() -> None:
     rows = [finding("a", "supported"), finding("b", "supported"), finding("a", "not supported", norm="linf")]
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table["verdict"].tolist() == ["supported", "supported"]
@@ -122,11 +124,11 @@ def test_verdicts_are_compared_on_the_same_questions_only() -> None:
     ]
 
 
-def test_an_undecided_test_contradicts_nobody() -> None:
+def test_an_undecided_test_contradicts_no_estimator() -> None:
     assert contradictions(pd.DataFrame([finding("a", "supported"), finding("b", "undecided")])) == []
 
 
-def test_what_could_not_be_tested_does_not_count_against_an_estimator() -> None:
+def test_untestable_claims_do_not_count_against_an_estimator() -> None:
     rows = [finding("a", "supported"), finding("a", "undecided", norm="linf", effect="")]
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table[["supported", "undecided", "untested", "verdict"]].values.tolist() == [[1, 0, 1, "supported"]]

@@ -178,7 +178,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ("cifar10", 8 / 255, 128, 40, None, None),
     ],
 )
-def test_the_data_set_decides_what_is_not_given(
+def test_unset_options_depend_on_the_data_set(
     dataset: str, epsilon: float, batch: int, epochs: int, threads: int | None, measure_batch: int | None
 ) -> None:
     config = parse("--dataset", dataset)
@@ -225,7 +225,7 @@ def test_a_whole_number_in_a_file_is_the_same_run_as_on_the_command_line(tmp_pat
     assert digest(file.fingerprint) != digest(parse("--learning-rate", "2").fingerprint)
 
 
-def test_any_configuration_survives_json() -> None:
+def test_any_configuration_round_trips_through_json() -> None:
     config = parse()
     for name, value in (FIXED | FREE).items():
         changed = dataclasses.replace(config, **{name: value})
@@ -275,7 +275,7 @@ def test_any_configuration_survives_json() -> None:
         ),
     ],
 )
-def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: str, got: str) -> None:
+def test_a_bad_option_gives_a_one_line_error_with_the_expected_value(argv: str, what: str, got: str) -> None:
     message = refusal(*argv.split())
     expected, _, rest = message.partition(", got ")
     assert what in expected
@@ -308,7 +308,7 @@ def test_a_bad_option_is_one_line_that_says_what_was_expected(argv: str, what: s
         ("config = 'other.toml'", "options of augment, batch_size, ", "config; remove"),
     ],
 )
-def test_a_bad_file_is_one_line_too(tmp_path: Path, text: str, what: str, got: str) -> None:
+def test_a_bad_file_gives_a_one_line_error(tmp_path: Path, text: str, what: str, got: str) -> None:
     message = refusal("--config", toml(tmp_path, text))
     expected, _, rest = message.partition(", got ")
     assert what in expected
@@ -334,7 +334,7 @@ def test_the_programs_own_fields_are_checked_like_the_options() -> None:
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_another_value_is_another_run(name: str) -> None:
+def test_another_value_changes_the_fingerprint(name: str) -> None:
     plain = parse()
     changed = dataclasses.replace(plain, **{name: FIXED[name]})
     assert digest(changed.fingerprint) != digest(plain.fingerprint)
@@ -343,7 +343,7 @@ def test_another_value_is_another_run(name: str) -> None:
     assert differing == [name]
 
 
-def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_any() -> None:
+def test_options_added_later_keep_the_fingerprint_of_earlier_runs() -> None:
     later = {f.name for f in dataclasses.fields(RunConfig) if f.metadata["later"]}
     assert later == {
         *("warm_start", "noise_sigma", "certify_probe", "normalize", "weights", "pgd_norm", "trades_beta", "augment"),
@@ -353,7 +353,7 @@ def test_a_run_without_later_options_is_the_run_that_it_was_before_there_were_an
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_what_may_grow_or_move_does_not_make_another_run(name: str) -> None:
+def test_options_that_extend_or_move_a_run_keep_its_fingerprint(name: str) -> None:
     plain = parse()
     changed = dataclasses.replace(plain, **{name: FREE[name]})
     assert changed != plain
@@ -446,7 +446,7 @@ def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
         assert f"(default: {default})" in entries[flag], flag
 
 
-def test_bounds_of_an_average_are_not_proved() -> None:
+def test_certifiers_are_refused_for_an_averaged_network() -> None:
     assert parse("--expect-over", "1", "--certify", "crown").expect_over == 1
     assert refusal("--expect-over", "8", "--certify", "crown") == (
         "expected no certifiers with --expect-over 8, got 1: bounds are proved for one fixed network; leave one of the "
@@ -478,18 +478,18 @@ def test_the_list_of_estimators_needs_no_torch(tmp_path: Path) -> None:
         ("--resume", "expected --out with --resume, got none; name the run folder to continue"),
     ],
 )
-def test_a_usage_error_is_one_line_without_torch(tmp_path: Path, argv: str, line: str) -> None:
+def test_a_usage_error_gives_one_line_without_torch(tmp_path: Path, argv: str, line: str) -> None:
     done = track_without_torch(tmp_path, *argv.split())
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"track: error: {line}\n")
 
 
-def test_what_needs_torch_is_noticed(tmp_path: Path) -> None:
+def test_control_an_import_of_torch_is_detected(tmp_path: Path) -> None:
     # the negative control of the tests above
     assert run_without_torch(tmp_path, "import harness.tracking.tracker").returncode == 99
     assert run_without_torch(tmp_path, "import harness, harness.track, attacks").returncode == 0
 
 
-def test_options_that_are_not_given_stay_out_of_the_namespace() -> None:
+def test_unset_options_are_not_in_the_namespace() -> None:
     parser = OneLineParser(prog="track")
     add_options(parser, dataclasses.fields(RunConfig))
     assert parser.parse_args([]) == argparse.Namespace(config=None)

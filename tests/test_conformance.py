@@ -326,7 +326,7 @@ def test_images_at_the_boundary(name: str, norm: Norm) -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), alternating())
-def test_one_class_far_ahead_of_a_hundred(name: str, norm: Norm) -> None:
+def test_one_of_a_hundred_classes_far_ahead(name: str, norm: Norm) -> None:
     """The spread of the logits is small beside the gap, and the softmax all but one-hot: none may need noise."""
     margins = assert_conforms(build(name), oracle("hundred"), norm, (1.15, 1.5))
     assert set(margins.status) == {Status.FOUND}
@@ -487,14 +487,14 @@ def test_control_clean_images(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_control_half_too_far(norm: Norm) -> None:
+def test_control_witnesses_half_too_far(norm: Norm) -> None:
     planted = Planted(lambda model, images, labels, norm: images + sideways(images, norm))
     with pytest.raises(AssertionError, match=r"median distance / exact margin is 1\.[45]"):
         assert_conforms(planted, oracle("two"), norm, LIMITS)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_control_half_too_far_straight_on(norm: Norm) -> None:
+def test_control_witnesses_half_too_far_along_the_segment(norm: Norm) -> None:
     """`measure` takes it back along the segment; the attack's own distance shows it."""
     planted = Planted(lambda model, images, labels, norm: images + exact_step(images, norm, 1.5))
     truth = oracle("two")
@@ -599,7 +599,7 @@ def test_control_reseeds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_conforms(Planted(reseed), oracle("two"), "l2", LIMITS)
 
 
-def test_control_reseeds_where_nothing_protects() -> None:
+def test_control_reseeds_outside_the_isolation() -> None:
     """In a property that is read before the generators are forked."""
 
     class Reseeding:

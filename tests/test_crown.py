@@ -178,7 +178,7 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_short_rows_are_the_long_ones(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_rows_equal_the_long_ones(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = build("cnn", (1, 28, 28), 10, 0)
     pixels = torch.rand(2, 1, 28, 28).double()
@@ -213,7 +213,7 @@ def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_radii_are_below_every_pattern_of_tiny_networks(norm: Norm) -> None:
+def test_radii_are_below_brute_force_margins_of_tiny_networks(norm: Norm) -> None:
     shares = []
     for seed, widths in itertools.product(range(3), ((3, 5, 3), (3, 3, 3, 3))):
         model = tiny(seed, *widths)
@@ -359,12 +359,12 @@ class Mixing(nn.Module):
         return (flat - flat.mean(0))[:, :4]
 
 
-def test_what_mixes_a_batch_is_refused() -> None:
+def test_models_that_mix_images_of_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="treats every image on its own"):
         Crown().certify(Mixing(), images(), "l2", domain="box", upper=torch.ones(4).double())
 
 
-def test_certifiers_have_texts() -> None:
+def test_certifiers_have_a_text_form() -> None:
     assert text_form(create_certifier("crown:cuts=8")) == "crown:cuts=8"
     assert text_form(create_certifier("exact:seconds=2")) == "exact:seconds=2.0"
     for text in ("crow", "crown:depth=3", "crown:cuts=-1"):
@@ -409,7 +409,7 @@ def _no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("plant", [_wrong_dual, _no_bias], ids=["wrong dual", "no bias"])
-def test_planted_defects_are_found(
+def test_planted_defects_are_detected(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)

@@ -340,7 +340,7 @@ def test_download_of_cifar10(
     assert names == ["data_batch_1", "data_batch_2", "test_batch"]
 
 
-def test_download_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_without_a_network_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a port that nothing listens on
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")

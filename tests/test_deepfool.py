@@ -30,7 +30,7 @@ def passes(margins: Margins) -> Tensor:
 
 @pytest.mark.parametrize("domain", ["box", "free"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_margins_are_foolboxs(digits: Digits, norm: Norm, domain: Domain) -> None:
+def test_margins_match_foolbox(digits: Digits, norm: Norm, domain: Domain) -> None:
     network, images = digits
     ours = measure(network, images, DeepFool(), norm, domain=domain)
     theirs = measure(network, images, STOCK, norm, domain=domain)
@@ -78,9 +78,7 @@ class Turning(nn.Module):
         (Turning(30.0, 30.0), 1e9, True),
     ],
 )
-def test_a_class_is_looked_at_again_where_its_gradient_may_have_grown(
-    network: nn.Module, growth: float, seen: bool
-) -> None:
+def test_a_class_is_reconsidered_if_its_gradient_may_have_grown(network: nn.Module, growth: float, seen: bool) -> None:
     image = torch.zeros(1, 1, 1, 2)
     ours = measure(network, image, DeepFool(growth=growth), "l2", domain="free")
     theirs = measure(network, image, STOCK, "l2", domain="free")
@@ -91,7 +89,7 @@ def test_a_class_is_looked_at_again_where_its_gradient_may_have_grown(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_are_taken_of_the_classes_that_matter(digits: Digits, norm: Norm) -> None:
+def test_gradients_are_computed_only_for_relevant_classes(digits: Digits, norm: Norm) -> None:
     network, images = digits
     few, all_of_them = (measure(network, images, DeepFool(growth=growth), norm) for growth in (4.0, 1e9))
     torch.testing.assert_close(few.distance, all_of_them.distance, rtol=1e-5, atol=0)
@@ -101,7 +99,7 @@ def test_gradients_are_taken_of_the_classes_that_matter(digits: Digits, norm: No
     assert few.backwards.mean() < 0.5 * all_of_them.backwards.mean()
 
 
-def test_a_batch_is_filled_up_from_those_that_wait(digits: Digits) -> None:
+def test_batches_are_refilled_with_waiting_images(digits: Digits) -> None:
     """The widths of the passes with gradients: full until few wait; with two candidates none is looked at again."""
     network, images = digits
     widths: list[int] = []
@@ -128,7 +126,7 @@ def test_batches_change_rounding_only(digits: Digits, norm: Norm) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
-def test_a_dead_gradient_is_followed_once() -> None:
+def test_a_zero_gradient_costs_few_passes() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, DeepFool(), "l2", noise_retries=0)
     assert set(margins.status) == {Status.NOT_FOUND}
@@ -160,7 +158,7 @@ class Narrow(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", [DeepFool(), FMN(steps=20)], ids=["refilled", "batch by batch"])
-def test_where_memory_runs_out_smaller_batches_find_the_same(digits: Digits, estimator: DeepFool | FMN) -> None:
+def test_out_of_memory_smaller_batches_give_the_same_margins(digits: Digits, estimator: DeepFool | FMN) -> None:
     network, images = digits
     narrow = measure(Narrow(network, 5), images, estimator, "l2", batch_size=32)
     small = measure(network, images, estimator, "l2", batch_size=4)

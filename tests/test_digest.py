@@ -31,7 +31,7 @@ def write(folder: Path, table: pd.DataFrame) -> Path:
     return folder
 
 
-def test_tables_have_a_column_a_problem(tmp_path: Path) -> None:
+def test_tables_have_one_column_per_problem(tmp_path: Path) -> None:
     one = write(tmp_path / "one", rows("one", deepfool=[1.2, 2.0], best=[1.0, 2.0], other=[1.1, 2.0]))
     two = write(tmp_path / "two", rows("two", deepfool=[np.inf, 3.0], best=[1.0, 2.0]))
     lines = list(digest([one, two], "deepfool"))
@@ -47,7 +47,7 @@ def test_tables_have_a_column_a_problem(tmp_path: Path) -> None:
     assert "| best | 0.9545, 100% (7) | 0.3333, 100% (7) |" in lines[at:]
 
 
-def test_errors_of_correct_and_incorrect_images_are_apart() -> None:
+def test_errors_of_correct_and_incorrect_images_are_separate() -> None:
     table = rows("p", deepfool=[1.5, 3.0, np.inf, 4.0], best=[1.0, 2.0, 9.0, 4.0])
     table.loc[3, "status"] = "found_after_noise"
     (row,) = error_table(table, "deepfool").to_dict("records")
@@ -57,7 +57,9 @@ def test_errors_of_correct_and_incorrect_images_are_apart() -> None:
     assert error_table(table, "absent").empty
 
 
-def test_the_manifest_is_what_a_comparison_says_of_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manifest_holds_the_comparison_without_its_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write(tmp_path / "one", rows("one", deepfool=[1.2, 2.0], best=[1.0, 2.0]))
     (folder / "comparison.json").write_text(
         json.dumps({"created": "now", "ratios": [1, 2], "versions": {"torch": "2"}})

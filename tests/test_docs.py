@@ -71,12 +71,12 @@ def test_a_command_with_a_wrong_option_is_found(
         test_every_command_parses("x", "harness.track", ["--model", "vgg"], monkeypatch)
 
 
-def test_commands_were_found() -> None:
+def test_the_documentation_contains_commands() -> None:
     assert len(commands()) >= 15
     assert {module for _, module, _ in commands()} >= {"harness.track", "harness.report", "harness.compare"}
 
 
-def test_the_tests_of_faults_are_there() -> None:
+def test_the_tests_named_in_faults_exist() -> None:
     with (ROOT / "docs" / "survival" / "faults.csv").open(encoding="utf-8", newline="") as lines:
         faults = list(csv.DictReader(lines))
     assert len(faults) == 163

@@ -60,7 +60,7 @@ def bootstrap_ranks(effect: MedianChange, draws: int, seed: int) -> tuple[np.nda
 
 @pytest.mark.parametrize("count", [25, 40, 101])
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_medians_interval_is_the_percentile_bootstraps(count: int, ties: bool) -> None:
+def test_the_interval_of_the_median_matches_the_percentile_bootstrap(count: int, ties: bool) -> None:
     changes = np.sort(generator(count).gamma(2, size=count) - 1.5)
     changes = changes.round(1) if ties else changes
     effect = MedianChange(changes)
@@ -79,7 +79,7 @@ def test_the_medians_interval_is_the_percentile_bootstraps(count: int, ties: boo
 
 @pytest.mark.parametrize("count", [100, 101, 400, 1000])
 @pytest.mark.parametrize(("alpha", "most"), [(0.05, 1.0), (0.001, 1.4), (5e-5, 1.7)])
-def test_the_medians_interval_misses_as_rarely_as_it_says(count: int, alpha: float, most: float) -> None:
+def test_the_interval_of_the_median_has_its_stated_coverage(count: int, alpha: float, most: float) -> None:
     # of values 1 to n the interval is its own ranks, and its coverage a binomial's
     low, high = MedianChange(np.arange(1.0, count + 1)).interval(alpha)
     missed = stats.binom.cdf(int(low) - 1, count, 0.5) + stats.binom.sf(int(high) - 1, count, 0.5)
@@ -98,7 +98,7 @@ def test_the_median_of_odd_even_and_missing_changes() -> None:
     assert MedianChange(np.zeros(20)).p == 1.0
 
 
-def test_wilcoxon_is_scipys_and_says_when_nothing_changed() -> None:
+def test_wilcoxon_matches_scipy_and_reports_unchanged_images() -> None:
     changes = generator(3).normal(0.2, 1, size=60)
     p = stats.wilcoxon(changes, method="asymptotic").pvalue
     assert MedianChange(changes).classical() == f"Wilcoxon signed rank p = {p:.3g}"
@@ -111,7 +111,7 @@ def test_wilcoxon_is_scipys_and_says_when_nothing_changed() -> None:
 # averages and ratios
 
 
-def test_the_error_of_an_average_is_the_papers_and_the_bootstraps() -> None:
+def test_the_standard_error_of_an_average_matches_the_paper_and_the_bootstrap() -> None:
     values = generator(4).gamma(2, size=300)
     effect = MeanChange(np.append(values, NAN))
     assert effect.estimate == pytest.approx(values.mean(), rel=1e-14)
@@ -127,7 +127,7 @@ def test_the_error_of_an_average_is_the_papers_and_the_bootstraps() -> None:
 
 
 @pytest.mark.parametrize("columns", [2, 4])
-def test_the_error_of_a_log_ratio_is_the_bootstraps(columns: int) -> None:
+def test_the_standard_error_of_a_log_ratio_matches_the_bootstrap(columns: int) -> None:
     draw = generator(6)
     base = draw.lognormal(size=(400, 1))
     values = base * draw.lognormal(sigma=0.4, size=(400, columns)) * np.array([2.0, 1.0, 1.5, 3.0])[:columns]
@@ -146,7 +146,7 @@ def test_the_error_of_a_log_ratio_is_the_bootstraps(columns: int) -> None:
 
 @pytest.mark.slow
 @given(hits=st.integers(0, 40), misses=st.integers(0, 40))
-def test_a_share_is_clopper_and_pearsons(hits: int, misses: int) -> None:
+def test_the_interval_of_a_share_matches_clopper_pearson(hits: int, misses: int) -> None:
     assume(hits + misses > 0)
     effect = Share(np.array([1.0] * hits + [0.0] * misses + [NAN] * 5))
     test = stats.binomtest(hits, hits + misses)
@@ -181,7 +181,7 @@ def literal_cliff(first: np.ndarray, second: np.ndarray, alpha: float) -> tuple[
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("first", "second", "shift"), [(12, 40, -0.5), (30, 25, 0.0), (11, 60, 1.2)])
-def test_cliffs_delta_by_double_loops(first: int, second: int, shift: float, ties: bool) -> None:
+def test_cliffs_delta_matches_double_loops(first: int, second: int, shift: float, ties: bool) -> None:
     draw = generator(first)
     values = draw.normal(size=first + second) + shift * halves(first + second, first)
     values = values.round(0 if ties else 9)
@@ -207,7 +207,7 @@ def test_delta_takes_the_sign_of_the_first_group_and_leaves_images_without_dista
     assert 0.0001 < effect.p < 0.01
 
 
-def test_welch_is_scipys() -> None:
+def test_welch_matches_scipy() -> None:
     draw = generator(7)
     values = np.concatenate([draw.normal(1, 3, size=15), draw.normal(0, 1, size=80), [NAN, NAN]])
     effect = MeanGap(values, halves(97, 15))
@@ -218,7 +218,7 @@ def test_welch_is_scipys() -> None:
     assert (effect.images, effect.left_out) == (95, 2)
 
 
-def test_the_ratio_of_variances_is_the_jackknifes() -> None:
+def test_the_ratio_of_variances_matches_the_jackknife() -> None:
     values = np.append(generator(8).gamma(3, size=70), NAN)
     logs = []
     for group in (values[:14], values[14:70]):
@@ -243,7 +243,7 @@ def test_small_groups_and_groups_without_spread_have_no_ratio_of_variances() -> 
         assert math.isnan(variance_ratio(values, halves(112, 12)))
 
 
-def test_delongs_difference_by_double_loops() -> None:
+def test_delongs_difference_matches_double_loops() -> None:
     draw = generator(9)
     member = halves(90, 20)
     base = draw.normal(size=90) + member
@@ -363,7 +363,7 @@ def effects(draw: np.random.Generator, count: int = 61) -> Iterator[tuple[Effect
     yield gap, lambda k: literal_gap(gap.values[k], gap.new[k], gap.stayed[k])
 
 
-def test_resampling_is_repeating_images() -> None:
+def test_resampling_equals_repeating_images() -> None:
     draw = generator(11)
     for effect, statistic in effects(draw):
         counts = draw.multinomial(effect.size, np.full(effect.size, 1 / effect.size), size=6).astype(float)
@@ -396,7 +396,7 @@ LEVELS = (0.3, 0.05, 0.01, 1e-3, 1e-4, 1e-6)
 @example(changes=np.array([-1.0] * 6 + [0.0] * 6))
 @example(changes=np.array([-1.0] * 12 + [0.0]))
 @example(changes=np.array([-2.0, -1.0] * 6 + [1.0] * 6))
-def test_the_medians_p_belongs_to_its_interval(changes: np.ndarray) -> None:
+def test_the_p_value_of_the_median_agrees_with_its_interval(changes: np.ndarray) -> None:
     for alpha in LEVELS:
         assert agrees(MedianChange(changes), alpha)
         assert agrees(MedianChange(-changes), alpha)
@@ -405,7 +405,7 @@ def test_the_medians_p_belongs_to_its_interval(changes: np.ndarray) -> None:
 @settings(max_examples=60, deadline=None)
 @given(values=lists(0, 6, least=24), first=st.integers(10, 14), shift=st.integers(-6, 6))
 @example(values=np.arange(24.0), first=12, shift=-100)
-def test_the_p_of_two_groups_belongs_to_the_interval(values: np.ndarray, first: int, shift: int) -> None:
+def test_the_p_value_of_two_groups_agrees_with_the_interval(values: np.ndarray, first: int, shift: int) -> None:
     assume(len(np.unique(values[:first])) > 2)
     assume(len(np.unique(values[first:])) > 2)
     member = halves(len(values), first)
@@ -421,7 +421,7 @@ def test_the_p_of_two_groups_belongs_to_the_interval(values: np.ndarray, first: 
 
 @settings(max_examples=60, deadline=None)
 @given(values=lists(1, 9), other=lists(1, 9), level=st.sampled_from(LEVELS))
-def test_the_p_of_averages_and_shares_belongs_to_the_interval(
+def test_p_values_of_averages_and_shares_agree_with_the_interval(
     values: np.ndarray, other: np.ndarray, level: float
 ) -> None:
     size = min(len(values), len(other))
@@ -433,7 +433,7 @@ def test_the_p_of_averages_and_shares_belongs_to_the_interval(
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), gap=st.floats(-2, 2), level=st.sampled_from(LEVELS))
-def test_the_p_of_newcomers_and_of_pooled_seeds_belongs_to_the_interval(seed: int, gap: float, level: float) -> None:
+def test_p_values_of_newcomers_and_pooled_seeds_agree_with_the_interval(seed: int, gap: float, level: float) -> None:
     draw = generator(seed)
     assert agrees(newcomers(draw, 60, gap=gap), level)
     assert agrees(Pooled(tuple(MeanChange(gap + draw.normal(size=20)) for _ in range(5))), level)
@@ -519,7 +519,7 @@ BELOW: dict[str, Maker] = {"median": make_median, "Cliff's delta of 12 images": 
     "kind",
     [kind if kind == "log means" else pytest.param(kind, marks=pytest.mark.slow) for kind in [*EXACT_AT_95, *BELOW]],
 )
-def test_intervals_cover_the_truth_as_often_as_they_say_and_narrower_ones_do_not(kind: str) -> None:
+def test_intervals_have_their_stated_coverage_and_narrower_ones_do_not(kind: str) -> None:
     draw = generator(20)
     made = [(EXACT_AT_95 | BELOW)[kind](draw) for _ in range(REPEATS)]
     truth = made[0][1]
@@ -584,7 +584,7 @@ def pigeonhole(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("seed", "image"), [(1.0, 0.0), (0.0, 1.0), (0.3, 1.0)])
-def test_the_pooled_error_is_the_pigeonhole_bootstraps(seed: float, image: float) -> None:
+def test_the_pooled_error_matches_the_pigeonhole_bootstrap(seed: float, image: float) -> None:
     values = two_ways(generator(30), 5, 60, seed=seed, image=image, noise=1.0)
     pooled = Pooled(tuple(MeanChange(own) for own in values))
     assert pooled.estimate == pytest.approx(values.mean(), rel=1e-12)
@@ -596,7 +596,7 @@ def test_the_pooled_error_is_the_pigeonhole_bootstraps(seed: float, image: float
 @pytest.mark.parametrize(
     ("count", "seed", "image", "noise"), [(5, 1.0, 0.5, 0.5), (5, 0.2, 1.0, 1.0), (8, 0.5, 0.5, 2.0)]
 )
-def test_the_pooled_error_is_that_of_the_components(count: int, seed: float, image: float, noise: float) -> None:
+def test_the_pooled_error_matches_the_variance_components(count: int, seed: float, image: float, noise: float) -> None:
     draw = generator(31)
     squares = []
     for _ in range(250):
@@ -646,7 +646,7 @@ def test_a_random_walk_of_each_seed_is_no_decline() -> None:
 # whether there is something to test
 
 
-def test_few_images_and_groups_are_obstacles() -> None:
+def test_few_images_and_small_groups_are_obstacles() -> None:
     few, few_in_a_group = "fewer than 10 images", "fewer than 10 images in a group"
     assert MedianChange(np.ones(9)).obstacle() == few
     assert MedianChange(np.ones(10)).obstacle() == ""
@@ -677,14 +677,14 @@ def test_soundness_is_a_finite_interval() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 12, 20])
-def test_the_sign_of_a_few_changes_is_no_surer_than_a_coins(count: int) -> None:
+def test_the_sign_of_few_changes_is_no_surer_than_coin_flips(count: int) -> None:
     # all of n changes have one sign with the probability 2^(1 - n) when the median is 0
     effect = MedianChange(-np.arange(1.0, count + 1))
     assert effect.p >= 2.0 ** (1 - count) * (1 - 1e-9)
     assert agrees(effect, 2.0 ** (-count))
 
 
-def test_ten_images_almost_apart_are_no_surer_than_ten_images_apart() -> None:
+def test_ten_nearly_separated_images_are_no_surer_than_ten_separated_ones() -> None:
     values = np.concatenate([np.arange(10.0), np.arange(100.0, 500.0)])
     apart = CliffDelta(values, halves(410, 10))
     values[9] = 100.5  # above one of the 400
@@ -701,12 +701,12 @@ def test_images_that_all_have_one_distance_do_not_differ() -> None:
     assert low <= 0 <= high
 
 
-def test_an_average_of_ten_images_is_students() -> None:
+def test_an_average_of_ten_images_has_students_interval() -> None:
     values = generator(40).normal(0.7, 1, size=10)
     assert MeanChange(values).p >= stats.ttest_1samp(values, 0).pvalue * (1 - 1e-9)
 
 
-def test_a_draw_without_any_asked_image_is_no_error() -> None:
+def test_a_resample_without_a_required_image_is_no_error() -> None:
     none_asked = (~halves(40, 10)).astype(float)[None]
     assert np.isfinite(Share(np.where(halves(40, 10), 1.0, NAN)).resample(none_asked)).all()
 

@@ -89,7 +89,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[Any]]]:
 
 
 @pytest.mark.slow
-def test_workers_give_the_rows_of_one_process(tmp_path: Path, whole: Path) -> None:
+def test_workers_give_the_same_rows_as_one_process(tmp_path: Path, whole: Path) -> None:
     assert main(["--out", str(tmp_path / "run"), "--no-report", *OPTIONS, "--workers", "2"]) == 0
     assert differences(tmp_path / "run", whole) == []
     assert contents(tmp_path / "run").keys() == contents(whole).keys()
@@ -114,7 +114,7 @@ def test_control_another_seed_is_noticed(tmp_path: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchattacks:PGD:steps=5", "deepfool:steps=5"])
-def test_parts_of_a_chunks_length_have_the_margins_of_all(name: str) -> None:
+def test_tasks_of_whole_chunks_give_the_margins_of_one_task(name: str) -> None:
     model, images, estimator = linear(), torch.rand(40, 1, 3, 3), create(name)
     length = chunk_length(model, images, estimator, domain="box", bounds=(0.0, 1.0), batch_size=4)
     assert length == (4 * REFILLED if name.startswith("deepfool") else 4)
@@ -161,7 +161,7 @@ def test_all_units_of_an_epoch_run_in_parallel(tmp_path: Path, workers: Workers)
 
 
 @pytest.mark.slow
-def test_errors_are_those_of_one_process(tmp_path: Path, workers: Workers) -> None:
+def test_errors_match_those_of_one_process(tmp_path: Path, workers: Workers) -> None:
     measuring = workers.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None)
     with pytest.raises(EstimatorError, match=r"expected witnesses of shape .* got \(4,\); return one point per image"):
         next(measuring)
@@ -220,7 +220,7 @@ def test_zero_workers_mean_this_process() -> None:
         create_engine("local", 2, device, gpus=1.0)
 
 
-def test_ray_does_not_measure_on_the_cpu_what_is_on_cuda() -> None:
+def test_ray_does_not_measure_a_cuda_model_on_the_cpu() -> None:
     with pytest.raises(ConfigError, match=r"expected --gpus-per-worker for Ray's tasks .*, got 0; give it"):
         create_engine("ray", 2, torch.device("cuda"))
 
@@ -229,7 +229,7 @@ def test_ray_does_not_measure_on_the_cpu_what_is_on_cuda() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_rows(tmp_path: Path) -> None:
     engine = Workers(2, threads=1)
     # both kinds of unit have shards of their own; two of these tasks kill the process they are in
     estimators = "fmn:steps=5", Deadly(folder=str(tmp_path / "lives"))
@@ -251,7 +251,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
+def test_a_task_that_kills_its_workers_is_abandoned(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
     for number in range(10 * DEATHS):
@@ -266,7 +266,7 @@ def test_workers_that_die_of_their_task_are_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_between_epochs(tmp_path: Path) -> None:
+def test_a_worker_that_dies_between_epochs_is_replaced(tmp_path: Path) -> None:
     engine = Workers(1, threads=1)
     beside = tracker(tmp_path / "run", engine, "linear")
     beside.update(0, linear())
@@ -297,7 +297,7 @@ class Halfway(Deadly):
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_of_its_answer(tmp_path: Path) -> None:
+def test_a_worker_killed_while_sending_its_result_loses_no_rows(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
     (lives / "0").touch()
@@ -372,14 +372,14 @@ def test_settings_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> 
         before.apply()
 
 
-def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_assigned_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [str(_device(torch.device("cuda:3"), number)) for number in range(3)] == ["cuda:3", "cuda:0", "cuda:1"]
     assert str(_device(torch.device("cpu"), 1)) == "cpu"
 
 
 @pytest.mark.slow
-def test_a_logger_that_cannot_end_leaves_no_worker(tmp_path: Path) -> None:
+def test_a_logger_that_fails_to_close_leaves_no_worker(tmp_path: Path) -> None:
     class Stuck:
         def log(self, epoch: int, values: Any) -> None: ...
 
@@ -404,7 +404,7 @@ def test_a_logger_that_cannot_end_leaves_no_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_unit_that_never_ends_is_stopped_and_tried_again(tmp_path: Path) -> None:
+def test_a_unit_that_never_ends_is_stopped_and_retried(tmp_path: Path) -> None:
     file = tmp_path / "endless"
     file.touch()
     estimators = Endless(file=str(file)), "linear"
@@ -426,7 +426,7 @@ def test_a_unit_that_never_ends_is_stopped_and_tried_again(tmp_path: Path) -> No
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
 
 
-def test_a_units_clock_begins_with_its_first_task_and_ends_with_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_unit_runs_from_its_first_task_to_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10.0
     monkeypatch.setattr("harness.measuring.clocks.time.monotonic", lambda: now)
     first, second = Unit("a", "l2"), Unit("a", "linf")
@@ -447,7 +447,7 @@ def test_a_units_clock_begins_with_its_first_task_and_ends_with_its_last(monkeyp
     assert clocks.patience() is None
 
 
-def test_unit_timeouts_that_cannot_be_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_unit_timeouts_give_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--out", str(tmp_path / "run"), "--unit-timeout"]
     for argv, words in (
         ([*options, "5", "--engine", "ray"], "expected --unit-timeout with --engine local, got 5 with ray; leave it"),
@@ -478,7 +478,7 @@ class Stopping(InProcess):
 
 
 @pytest.mark.slow
-def test_stopped_units_end_a_run_and_a_comparison_with_1_and_one_line(
+def test_stopped_units_end_a_run_and_a_comparison_with_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
@@ -618,7 +618,7 @@ def test_the_command_killed_leaves_no_workers_and_loses_no_shard(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
+def test_ctrl_c_ends_workers_without_output(tmp_path: Path) -> None:
     process = command(tmp_path / "run")
     first_shard(tmp_path / "run")
     os.killpg(process.pid, signal.SIGINT)
@@ -628,7 +628,7 @@ def test_ctrl_c_ends_workers_without_a_word_of_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Path) -> None:
+def test_unfinished_work_of_workers_is_completed_by_one_process(tmp_path: Path, whole: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     unit = Unit("deepfool:steps=5", "l2")
     folder = RunFolder(tmp_path / "run")
@@ -641,6 +641,6 @@ def test_what_workers_left_is_finished_by_one_process(tmp_path: Path, whole: Pat
 
 
 @pytest.mark.slow
-def test_the_arguments_of_a_task_say_which_images(tmp_path: Path) -> None:
+def test_the_arguments_of_a_task_name_its_images(tmp_path: Path) -> None:
     parts: Mapping[str, Any] = {"images": torch.rand(7, 1, 3, 3), "estimator": create("linear")}
     assert str(replace(task_of(**parts), first=40)) == "some linf, train images 40 to 46"

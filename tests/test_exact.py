@@ -92,7 +92,7 @@ def test_affine_models(norm: Norm, domain: Domain, bounds: tuple[float, float]) 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_without_a_boundary_and_on_it(norm: Norm, domain: Domain) -> None:
+def test_images_without_a_boundary_and_on_the_boundary(norm: Norm, domain: Domain) -> None:
     nowhere = oracles.constant()
     found = exact_margins(nowhere.model, nowhere.images, norm, domain=domain)
     assert torch.isinf(found.margin).all()
@@ -104,7 +104,7 @@ def test_without_a_boundary_and_on_it(norm: Norm, domain: Domain) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_behind_a_region_of_constant_logits(norm: Norm) -> None:
+def test_margins_behind_a_region_of_constant_logits(norm: Norm) -> None:
     flat = oracles.flat(count=6)
     found = exact_margins(flat.model, flat.images, norm, domain="free")
     # the oracle's edge and depth are float32 numbers, its margins are not
@@ -135,7 +135,7 @@ def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
 
 @pytest.mark.parametrize("domain", ["box", pytest.param("free", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_every_activation_pattern(norm: Norm, domain: Domain) -> None:
+def test_margins_match_every_activation_pattern(norm: Norm, domain: Domain) -> None:
     assert disagreements(norm, domain) == 0
 
 
@@ -151,14 +151,16 @@ def unlike_programs(model: nn.Module, images: Tensor, found: ExactMargins) -> in
 
 
 @pytest.mark.slow
-def test_integer_programs_on_trained_networks(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
+def test_margins_match_integer_programs_on_trained_networks(
+    shallow: nn.Module, deep: nn.Module, digits: Tensor
+) -> None:
     for model, count in ((shallow, 8), (deep, 3)):
         images = digits[:count]
         assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
 
 
 @pytest.mark.slow
-def test_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
+def test_margins_match_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
     for model, count in ((shallow, 60), (deep, 30)):
         images = digits[:count]
         assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
@@ -166,7 +168,7 @@ def test_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, di
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_no_attack_comes_nearer(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
+def test_no_attack_is_below_the_exact_margin(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:24]
     found = exact_margins(shallow, images, norm)
     assert found.solved.all()
@@ -212,7 +214,7 @@ def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor,
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_witnesses_are_what_they_are_said_to_be(deep: nn.Module, digits: Tensor, norm: Norm) -> None:
+def test_witnesses_have_their_stated_properties(deep: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:12]
     found = exact_margins(deep, images, norm)
     exact = copy.deepcopy(deep).double()
@@ -243,7 +245,7 @@ def test_brackets_close_with_the_budget(digits: Tensor) -> None:
         assert getattr(again, name).equal(getattr(brackets[2], name)), name
 
 
-def test_tiny_margins_are_bracketed_as_well_as_rounding_allows(deep: nn.Module, digits: Tensor) -> None:
+def test_tiny_margins_are_bracketed_up_to_rounding(deep: nn.Module, digits: Tensor) -> None:
     images = digits[:4].double()
     found = exact_margins(deep, images, "l2")
     for remaining, width in ((1e-3, 1e-5), (1e-5, 1e-3)):
@@ -253,14 +255,14 @@ def test_tiny_margins_are_bracketed_as_well_as_rounding_allows(deep: nn.Module, 
         torch.testing.assert_close(bracket.upper, remaining * found.upper, rtol=5e-3, atol=0)
 
 
-def test_time_is_a_budget_too(digits: Tensor) -> None:
+def test_the_time_budget_ends_the_search(digits: Tensor) -> None:
     found = exact_margins(trained((48, 48), epochs=2), digits[:1], "linf", seconds=1e-9)
     assert not found.solved.any()
     assert 0 < found.upper.item() < 1
     assert found.nodes.item() <= 1
 
 
-def test_given_witnesses_are_used_and_others_ignored(shallow: nn.Module, digits: Tensor) -> None:
+def test_given_witnesses_are_used_and_invalid_ones_ignored(shallow: nn.Module, digits: Tensor) -> None:
     images = digits[:2]
     solved = exact_margins(shallow, images, "l2")
     known = exact_margins(shallow, images, "l2", nodes=1, witnesses=solved.witness)
@@ -272,7 +274,7 @@ def test_given_witnesses_are_used_and_others_ignored(shallow: nn.Module, digits:
 
 
 @pytest.mark.slow
-def test_free_margins_are_never_the_larger(deep: nn.Module, digits: Tensor) -> None:
+def test_free_margins_never_exceed_margins_in_the_box(deep: nn.Module, digits: Tensor) -> None:
     for norm in NORMS:
         box, free = (exact_margins(deep, digits[:8], norm, domain=domain).margin for domain in DOMAINS)
         assert (free <= box * (1 + 2 * GAP)).all()
@@ -303,7 +305,7 @@ def test_the_model_is_left_as_it_was(digits: Tensor) -> None:
         ({"seconds": 0.0}, "expected seconds above 0, got 0.0"),
     ],
 )
-def test_refusals_are_one_line(shallow: nn.Module, changed: dict[str, Any], words: str) -> None:
+def test_refusals_give_a_one_line_error(shallow: nn.Module, changed: dict[str, Any], words: str) -> None:
     given = {"images": torch.zeros(1, 1, 8, 8), "norm": "l2", **changed}
     images, norm = given.pop("images"), given.pop("norm")
     with pytest.raises(InputError) as raised:
@@ -324,7 +326,7 @@ def same(one: ExactMargins, other: ExactMargins) -> bool:
     return all(getattr(one, name).equal(getattr(other, name)) for name in ("lower", "upper", "witness", "seconds"))
 
 
-def test_a_solved_margin_is_not_searched_again(
+def test_a_solved_margin_is_read_from_the_cache(
     shallow: nn.Module, digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def solve(**changed: Any) -> ExactMargins:
@@ -351,7 +353,7 @@ def test_a_solved_margin_is_not_searched_again(
 
 
 @pytest.mark.slow
-def test_an_open_bracket_is_gone_on_from_with_a_larger_budget(
+def test_a_larger_budget_continues_from_an_open_bracket(
     digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, images = trained((48, 48), epochs=8), digits[12:13]
@@ -407,7 +409,7 @@ def signed(content: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("damage", [cut, raised_lower, clean_witness, shorter, another_image, lambda _: "[1]"])
-def test_a_damaged_record_is_not_believed(
+def test_a_damaged_record_is_computed_again(
     shallow: nn.Module, digits: Tensor, tmp_path: Path, damage: Callable[[str], str]
 ) -> None:
     image = digits[:1]
@@ -425,7 +427,7 @@ def test_a_damaged_record_is_not_believed(
 # --- controls: a solver that is wrong ---
 
 
-def test_a_witness_below_a_lower_bound_is_an_alarm(shallow: nn.Module, digits: Tensor, tmp_path: Path) -> None:
+def test_a_witness_below_a_lower_bound_raises_the_alarm(shallow: nn.Module, digits: Tensor, tmp_path: Path) -> None:
     image = digits[:1]
     exact_margins(shallow, image, "l2", cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -455,13 +457,13 @@ def plant(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("defect", ["chords", "class"])
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
-def test_every_pattern_finds_a_planted_defect(monkeypatch: pytest.MonkeyPatch, norm: Norm, defect: str) -> None:
+def test_activation_patterns_detect_a_planted_defect(monkeypatch: pytest.MonkeyPatch, norm: Norm, defect: str) -> None:
     plant(monkeypatch, defect)
     assert disagreements(norm, "box") > 0
 
 
 @pytest.mark.slow
-def test_integer_programs_find_a_forgotten_class(
+def test_integer_programs_detect_a_forgotten_class(
     monkeypatch: pytest.MonkeyPatch, deep: nn.Module, digits: Tensor
 ) -> None:
     true = exact_margins(deep, digits[:40], "linf")

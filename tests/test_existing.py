@@ -75,7 +75,7 @@ def test_the_epoch_is_read_from_a_name(tmp_path: Path, names: list[str], epochs:
 
 
 @pytest.mark.parametrize("pattern", ["run[v1]/m_*.pt", "run[v1]/m_3[[]x].pt", "run[v1]/m_3[x].pt", "run[[]v1]/m_3*"])
-def test_brackets_in_a_path_stand_for_themselves(tmp_path: Path, pattern: str) -> None:
+def test_brackets_in_a_path_are_literal(tmp_path: Path, pattern: str) -> None:
     for folder in ("run[v1]", "runv"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "m_3[x].pt").write_bytes(b"")
@@ -88,7 +88,7 @@ def test_brackets_in_a_pattern_are_a_set_of_characters(tmp_path: Path) -> None:
     assert list(existing_checkpoints(str(tmp_path / "m_[34].pt"))) == [3, 4]
 
 
-def test_the_mapping_is_one_line() -> None:
+def test_the_mapping_is_printed_in_one_line() -> None:
     files = {epoch: Path(f"ckpt/m_{epoch}.pt") for epoch in range(12)}
     assert (
         mapping_line({3: Path("ckpt/a3.pt"), 4: Path("ckpt/a4.pt")}) == "checkpoints by epoch: a3.pt -> 3, a4.pt -> 4"
@@ -114,7 +114,7 @@ def test_the_mapping_is_one_line() -> None:
         (["epoch1_epoch2.pt"], "got epoch1_epoch2.pt; rename it"),
     ],
 )
-def test_what_says_no_epoch_is_one_line(tmp_path: Path, names: list[str], words: str) -> None:
+def test_names_without_an_epoch_give_a_one_line_error(tmp_path: Path, names: list[str], words: str) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ConfigError, match=words) as caught:
@@ -123,7 +123,7 @@ def test_what_says_no_epoch_is_one_line(tmp_path: Path, names: list[str], words:
 
 
 @pytest.mark.slow
-def test_they_are_tracked_compared_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_are_tracked_compared_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern, out = checkpoints(tmp_path / "ckpt"), tmp_path / "run"
     assert main([*OPTIONS, "--checkpoints", pattern, "--out", str(out)]) == 0
     folder = RunFolder(out)
@@ -162,7 +162,9 @@ def test_a_checkpoint_that_has_changed_is_refused(tmp_path: Path, capsys: pytest
     assert "use another folder for another network" in capsys.readouterr().err
 
 
-def test_one_of_another_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_model_gives_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pattern = checkpoints(tmp_path / "ckpt", (0,))
     options = ["cnn" if word == "dense" else word for word in OPTIONS]
     assert main([*options, "--checkpoints", pattern, "--out", str(tmp_path / "run")]) == 1
@@ -172,9 +174,7 @@ def test_one_of_another_model_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_margins_of_checkpoints_are_those_of_the_models_that_were_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_margins_of_checkpoints_match_the_saved_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's ResNet-18, trained outside of the harness with torchvision's normalisation on an npz file."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-def test_the_script_has_the_harnesss_margins(run: Run) -> None:
+def test_the_script_and_the_harness_give_the_same_margins(run: Run) -> None:
     rows = list(rows_of(run, [0, 2], ["l2", "linf"], "deepfool"))
     assert [(row.epoch, row.split, row.norm) for row in rows][:3] == [
         (0, "train", "l2"),
@@ -45,7 +45,7 @@ def test_the_script_has_the_harnesss_margins(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_script_that_errs_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_script_is_detected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = script.margins
 
     def wrong(model: nn.Module, images: Tensor, norm: str) -> Tensor:
@@ -71,7 +71,7 @@ def test_totals_add_up(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_passes_grows_with_their_cost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     share = pass_share(run, ["l2"], "deepfool")
     assert 0.2 < share < 0.95
     forward = nn.ReLU.forward
@@ -86,7 +86,7 @@ def test_the_share_of_passes_grows_with_what_a_pass_takes(run: Run, monkeypatch:
 
 
 @pytest.mark.slow
-def test_the_scripts_error_is_the_runs(run: Run) -> None:
+def test_the_script_and_the_run_have_the_same_error(run: Run) -> None:
     from benchmarks.problems import run_problems
 
     test = load("digits").test
@@ -121,7 +121,7 @@ def test_the_command_writes_a_page_and_refuses_an_existing_folder(
         (["--nonsense"], "unknown option --nonsense"),
     ],
 )
-def test_bad_usage_is_one_line(
+def test_bad_usage_gives_a_one_line_error(
     options: list[str], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

@@ -215,7 +215,7 @@ def lines(axes: Axes) -> dict[str, Any]:
 # averages over epochs
 
 
-def test_every_line_holds_the_tables_numbers() -> None:
+def test_every_line_matches_its_table() -> None:
     table = summary()
     figure = margin_curves(table, errors())
     error_axes, *margin_axes = figure.axes
@@ -328,7 +328,7 @@ def test_epochs_with_nothing_found_leave_a_gap_and_one_image_no_bar() -> None:
     assert axes.get_title("left") == "n = 0–30 of 30 train"
 
 
-def test_a_point_between_gaps_is_marked_also_on_the_envelope() -> None:
+def test_a_point_between_gaps_has_a_marker_also_on_the_envelope() -> None:
     table = summary(estimators=("envelope",), norms=("l2",), splits=("train",))
     table.loc[table["epoch"].isin([0, 2]), ["found", "avg", "se"]] = [0, math.nan, math.nan]
     (curve,) = bars(margin_curves(table, errors().iloc[:0]).axes[0]).values()
@@ -351,7 +351,7 @@ def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_li
         assert curves["deepfool, incorrect"].lines[0].get_linestyle() == "--"
 
 
-def test_the_number_of_images_in_each_average_is_said() -> None:
+def test_the_number_of_images_in_each_average_is_stated() -> None:
     table = summary()
     assert margin_curves(table, errors()).axes[1].get_title("left") == "n = 30 train, 30 test"
     table.loc[(table["epoch"] == 2) & (table["split"] == "test"), "found"] -= 4
@@ -508,7 +508,7 @@ def ribbons(figure: Figure) -> dict[str, tuple[float, float, float, float]]:
     return found
 
 
-def test_ribbons_are_as_wide_as_the_images_that_they_stand_for() -> None:
+def test_ribbon_widths_are_numbers_of_images() -> None:
     table = correctness()
     figure = image_flow(table)
     epochs = flow_epochs(list(range(41)), 12)
@@ -567,7 +567,7 @@ def test_numbers_on_ribbons_are_counts() -> None:
 # trust, classes, calibration, images
 
 
-def test_ratios_and_their_bands_are_the_tables() -> None:
+def test_ratios_and_their_bands_match_the_table() -> None:
     table = ratios()
     figure = estimator_ratios(table)
     assert legend(figure) == ["envelope", "deepfool", "fmn", "train", "test"]
@@ -602,7 +602,7 @@ def test_ratios_of_an_estimator_measured_at_some_epochs_only_are_points_with_bar
 
 
 @pytest.mark.slow
-def test_class_margins_are_the_tables_and_the_last_epochs_stand_at_the_side() -> None:
+def test_class_margins_match_the_table_and_the_last_epochs_are_at_the_side() -> None:
     table = classes()
     table.loc[table["label"].eq(3) & table["epoch"].eq(5), ["avg", "found"]] = [math.nan, 0]
     figure = class_margins(table, estimator="fmn", split="train")
@@ -678,7 +678,7 @@ def test_confidence_and_margin_of_every_image_are_drawn_at_the_chosen_epoch() ->
             assert left > 1 > 1e-7 > right_end
 
 
-def test_reliability_and_calibration_error_are_the_tables() -> None:
+def test_reliability_and_calibration_error_match_the_tables() -> None:
     figure = calibration_curves(reliability(), calibration(), split="test")
     entries = ["accuracy = confidence (left)", "epoch 1 (left)", "epoch 5 (left)", "train (right)", "test (right)"]
     assert legend(figure) == entries
@@ -697,7 +697,7 @@ def test_reliability_and_calibration_error_are_the_tables() -> None:
     assert list(lines(first.axes[0])) == ["accuracy = confidence", "epoch 1"]
 
 
-def test_paths_are_the_tables_with_gaps_and_marks_where_incorrect() -> None:
+def test_paths_match_the_table_with_gaps_and_marks_where_incorrect() -> None:
     table = paths()
     table["correct"] = table["correct"] & (table["epoch"] > 0)
     table.loc[table["image"].eq(21) & table["epoch"].eq(1), "distance"] = math.inf
@@ -822,7 +822,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["image_flow", "boundary_classes", "confidence_margins"])
-def test_every_kind_of_mark_is_written_alike_twice(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_mark_is_written_identically_twice(tmp_path: Path, name: str) -> None:
     once, again = (
         [path.read_bytes() for path in save(EVERY[name](lambda table: table), tmp_path / folder, name)]
         for folder in ("a", "b")
@@ -853,7 +853,7 @@ def test_no_figure_is_made_by_pyplot() -> None:
 
 
 @pytest.mark.parametrize("name", [r"$\frac{$", "$$", r"a\$b$c$", "a\x01b", "_hidden", "<b>[red]"])
-def test_names_are_no_mathematics(name: str) -> None:
+def test_names_are_not_rendered_as_math(name: str) -> None:
     rows = pd.DataFrame({"epoch": [0, 1], "split": name, "subset": "all", "estimator": name, "norm": "l2"})
     rows = rows.assign(count=9, found=9, avg=[1.0, 2.0], se=0.1)
     figure = margin_curves(rows, pd.DataFrame({"epoch": [0, 1], "split": name, "error": [0.5, 0.25]}))

@@ -13,7 +13,7 @@ from tests import oracles
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_runs_towards_every_class_find_the_nearest_one(norm: Norm) -> None:
+def test_runs_towards_every_class_find_the_nearest_class(norm: Norm) -> None:
     """On classes whose weights differ in length, where the runner-up is not always the nearest."""
     problem = affine_problem(64, boxed=False)
     assert problem.exact is not None

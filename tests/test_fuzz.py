@@ -15,7 +15,7 @@ FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("case", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_was_found_once_is_refused(tmp_path: Path, case: Path) -> None:
+def test_past_findings_are_refused(tmp_path: Path, case: Path) -> None:
     reader = BY_FOLDER[case.parent.name]
     path = reader.make(tmp_path)
     whole = fingerprint(reader.read(path))
@@ -34,7 +34,7 @@ ORDINARY = ("manifest", "margin part", "checkpoint", "witnesses and probes", "we
         for reader in READERS
     ],
 )
-def test_damaged_and_hostile_files(reader: Reader) -> None:
+def test_damaged_and_hostile_files_are_refused_or_read_unchanged(reader: Reader) -> None:
     tally = fuzz(reader, cases=8, seed=7)
     assert tally.findings == []
     assert tally.cases >= 13
@@ -43,7 +43,7 @@ def test_damaged_and_hostile_files(reader: Reader) -> None:
 
 
 @pytest.mark.slow
-def test_many_damaged_files(
+def test_many_damaged_files_are_refused_or_read_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tests.fuzz.__main__.CORPUS", tmp_path)

@@ -39,7 +39,7 @@ def some_images() -> Tensor:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("text", ["deepfool", "fmn", "fmn:steps=20,targets=3", "sdf", "linear"])
-def test_distances_are_the_cpus(text: str, norm: Any) -> None:
+def test_distances_match_the_cpu(text: str, norm: Any) -> None:
     if norm not in create(text).norms:
         pytest.skip(f"{text} has no {norm}")
     on_cpu = measure(small_cnn(), some_images(), create(text), norm)
@@ -68,7 +68,7 @@ def test_walks_with_a_budget_end_as_on_the_cpu(text: str, norm: Any) -> None:
 @pytest.mark.parametrize(
     "text", ["deepfool", "ddn:steps=10", "pgd:rounds=2,restarts=2", "apgd:rounds=2", "fab", "cascade"]
 )
-def test_generators_of_all_devices_are_given_back(text: str) -> None:
+def test_generators_of_all_devices_are_restored(text: str) -> None:
     model, images = small_cnn().cuda(), some_images().cuda()
     torch.cuda.manual_seed_all(5)
     torch.rand(3, device="cuda")
@@ -122,7 +122,7 @@ def waits(text: str, norm: Any, images: Tensor, model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_descents_do_not_wait_for_the_device_in_their_loops(norm: Any) -> None:
+def test_descent_loops_do_not_synchronise_with_the_device(norm: Any) -> None:
     model, images = small_cnn().cuda(), some_images().cuda()
     texts = ("fmn:steps=20", "fmn:steps=40", *(("ddn:steps=20", "ddn:steps=40") if norm == "l2" else ()))
     said = {text: waits(text, norm, images, model) for text in texts}
@@ -132,7 +132,7 @@ def test_descents_do_not_wait_for_the_device_in_their_loops(norm: Any) -> None:
         assert said["ddn:steps=40"] == said["ddn:steps=20"] <= 5
 
 
-def test_deepfool_waits_for_the_device_a_few_times_a_step() -> None:
+def test_deepfool_synchronises_with_the_device_a_few_times_per_step() -> None:
     """To know which images go on, and whether a class is to be looked at again; not for each class."""
     model, images = small_cnn().cuda(), some_images().cuda()
     margins = measure(model, images, create("deepfool"), "l2")

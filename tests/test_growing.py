@@ -37,7 +37,7 @@ def test_parts_are_read_once_and_kept_in_the_given_order() -> None:
     assert read == ["1", "4", "0", "2", "5"]
 
 
-def test_a_part_that_was_written_again_is_read_again() -> None:
+def test_a_rewritten_part_is_read_again() -> None:
     read: list[str] = []
     table = made(read)
     table.of(parts(1, 2, 4))

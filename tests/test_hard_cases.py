@@ -412,9 +412,7 @@ def twisted(twist: Callable[[Affine, Tensor], Tensor]) -> Affine:
 
 
 @pytest.mark.parametrize("twist", RANDOM)
-def test_a_network_that_answers_differently_each_time(
-    tmp_path: Path, twist: Callable[[Affine, Tensor], Tensor]
-) -> None:
+def test_a_stochastic_network_is_refused(tmp_path: Path, twist: Callable[[Affine, Tensor], Tensor]) -> None:
     model, given = twisted(twist), images()
     tracker = MarginTracker(tmp_path / "run", {"test": (given, torch.arange(6) % 4)}, ["deepfool"])
     for said in (
@@ -426,7 +424,7 @@ def test_a_network_that_answers_differently_each_time(
     assert not list((tmp_path / "run").glob("margins/*/*"))
 
 
-def test_what_does_not_draw_from_the_global_generators_cannot_be_averaged() -> None:
+def test_models_with_their_own_generators_cannot_be_averaged() -> None:
     for twist in (by_own_generator, by_counter):
         said = refused(margins, twisted(twist), images(), expect_over=4)
         assert "got others in a second pass" in said
@@ -466,7 +464,7 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("make", "kind"), TOLD, ids=["mean", "batch norm", "rounded"])
-def test_what_spoils_margins_is_told_and_noted(
+def test_model_warnings_are_given_and_recorded(
     tmp_path: Path, make: Callable[[], nn.Module], kind: type[ModelWarning]
 ) -> None:
     model, given = make(), images()
@@ -483,7 +481,7 @@ def test_what_spoils_margins_is_told_and_noted(
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_gradient_of_one_logit_is_one(place: int) -> None:
+def test_a_gradient_of_a_single_logit_suffices(place: int) -> None:
     model = Affine(2)
     with torch.no_grad():
         model.linear.weight[1 - place] = 0.0
@@ -527,7 +525,7 @@ class Antithetic(Affine):
         return super().forward(images) + torch.cat([half, -half])[: len(images)]
 
 
-def test_an_averaged_network_has_the_margin_that_is_expected() -> None:
+def test_an_averaged_network_has_the_expected_margin() -> None:
     model, given = Antithetic(2), images(2)
     for norm in NORMS:
         exact = model.exact(given, norm)
@@ -537,7 +535,7 @@ def test_an_averaged_network_has_the_margin_that_is_expected() -> None:
             assert (found.distance / exact < 1.02).all(), text
 
 
-def test_every_draw_is_a_pass() -> None:
+def test_every_draw_counts_as_a_pass() -> None:
     one, four = margins(Affine(), images(), "deepfool"), margins(Affine(), images(), "deepfool", expect_over=4)
     assert torch.allclose(four.distance, one.distance, rtol=1e-4)
     assert torch.equal(four.forwards, 4 * one.forwards)
@@ -721,7 +719,7 @@ def test_one_class_is_refused() -> None:
     assert "at least 2 classes" in refused(margins, Affine(1), images())
 
 
-def test_a_model_is_left_as_it_was() -> None:
+def test_a_model_is_left_unchanged() -> None:
     model = Dropping().train()
     before = copy.deepcopy(model.state_dict())
     for text in ESTIMATORS:

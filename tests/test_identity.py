@@ -103,7 +103,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_file_in_anothers_place_is_refused_by_every_reader(run: RunFolder, name: str) -> None:
+def test_a_misplaced_file_is_refused_by_every_reader(run: RunFolder, name: str) -> None:
     source, target, wanted = PLACES[name]
     shutil.copy(run.path / source, run.path / target)
     before = state(run.path)
@@ -118,7 +118,7 @@ def test_a_file_in_anothers_place_is_refused_by_every_reader(run: RunFolder, nam
         assert state(run.path) == before
 
 
-def test_a_file_in_anothers_place_ends_the_commands_with_1(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misplaced_file_ends_the_commands_with_1(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(run.margins(1, UNIT), run.margins(2, UNIT))
     before = state(run.path)
     for command in (report, compare):
@@ -132,7 +132,7 @@ def test_a_file_in_anothers_place_ends_the_commands_with_1(run: RunFolder, capsy
     assert state(run.path) == before
 
 
-def test_single_readers_look_at_the_place_too(run: RunFolder) -> None:
+def test_readers_of_single_files_check_the_place(run: RunFolder) -> None:
     shutil.copy(run.checkpoint(1), run.checkpoint(2))
     shutil.copy(run.trainer(1), run.trainer(2))
     shutil.copy(run.witnesses(1, UNIT), run.witnesses(2, UNIT))
@@ -160,7 +160,7 @@ def test_a_part_of_another_run_is_refused_and_a_copied_run_is_the_same(run: RunF
         path.write_bytes(kept)
 
 
-def test_equal_options_written_otherwise_are_the_same_run(tmp_path: Path) -> None:
+def test_equal_options_written_differently_are_the_same_run(tmp_path: Path) -> None:
     first = tracker(tmp_path / "run", bounds=(0, 1))
     first.update(0, network())
     second = tracker(tmp_path / "run", bounds=(0.0, 1.0))
@@ -169,7 +169,7 @@ def test_equal_options_written_otherwise_are_the_same_run(tmp_path: Path) -> Non
     assert read_run(tmp_path / "run").margins["epoch"].unique().tolist() == [0, 1]
 
 
-def test_what_a_file_says_of_itself_is_in_its_checksum(run: RunFolder) -> None:
+def test_the_checksum_of_a_file_covers_its_metadata(run: RunFolder) -> None:
     for path, read in (
         (run.checkpoint(1), lambda: run.load_checkpoint(1, network())),
         (run.witnesses(1, UNIT), lambda: run.load_tensors(run.witnesses(1, UNIT))),
@@ -209,7 +209,7 @@ def test_what_a_file_says_of_itself_is_in_its_checksum(run: RunFolder) -> None:
         pytest.param("probes/a b.safetensors", marks=pytest.mark.slow),
     ],
 )
-def test_other_names_are_left_out_with_one_warning(run: RunFolder, name: str) -> None:
+def test_files_with_other_names_are_skipped_with_one_warning(run: RunFolder, name: str) -> None:
     kinds = {"margins": run.margins(1, UNIT), "bounds": run.bounds(1, Unit("ibp", "l2")), "probes": run.probes("test")}
     kinds |= {"predictions": run.predictions(1), "witnesses": run.witnesses(1, UNIT), "checkpoints": run.checkpoint(1)}
     whole = read_run(run.path)
@@ -228,7 +228,7 @@ def test_other_names_are_left_out_with_one_warning(run: RunFolder, name: str) ->
 
 
 @pytest.mark.slow
-def test_the_commands_say_what_is_left_out(
+def test_the_commands_report_skipped_files(
     run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
@@ -270,7 +270,7 @@ def as_before(path: Path) -> None:
     tensors.save_tensors(path, content)
 
 
-def test_files_of_earlier_versions_are_taken_with_one_warning(run: RunFolder) -> None:
+def test_files_of_earlier_versions_are_accepted_with_one_warning(run: RunFolder) -> None:
     parts = [*run.margin_parts(), *run.bound_parts(), *run.witness_files()]
     for path in parts:
         as_before(path)
@@ -312,7 +312,7 @@ def test_files_of_earlier_versions_are_taken_with_one_warning(run: RunFolder) ->
         ("status", 1, "expected the types of a part's columns at {}, got int64 as status; delete it and --resume"),
     ],
 )
-def test_rows_that_cannot_be_are_one_line(
+def test_impossible_rows_give_a_one_line_error(
     run: RunFolder, column: str, value: object, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run.margins(1, UNIT)
@@ -338,7 +338,7 @@ def test_probes_and_certifiers_are_in_the_manifest_but_not_in_the_fingerprint(ru
     assert [entry["revision"] for entry in found["estimators"]] == [1]
 
 
-def test_probes_that_are_not_those_of_the_manifest_are_refused(run: RunFolder) -> None:
+def test_probes_that_differ_from_the_manifest_are_refused(run: RunFolder) -> None:
     tensors = run.load_tensors(run.probes("test"))
     run.save_tensors(run.probes("test"), tensors | {"images": 1 - tensors["images"]})
     with pytest.raises(
@@ -368,7 +368,9 @@ EDITS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_manifest_edited_by_hand_is_one_line(run: RunFolder, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_manifest_gives_a_one_line_error(
+    run: RunFolder, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = run.read_manifest()
     inside = {"bounds": "fingerprint", "seed": "config"}.get(name)
     changed = {inside: manifest.get(inside, {}) | {name: EDITS[name]}} if inside else {name: EDITS[name]}
@@ -411,7 +413,7 @@ class Foreign(Settings):
     name: ClassVar[str] = "foreign"
 
 
-def test_a_run_refuses_to_grow_units_of_another_revision(run: RunFolder) -> None:
+def test_a_run_refuses_to_extend_units_of_another_revision(run: RunFolder) -> None:
     before = state(run.path)
     with pytest.raises(StoreError) as error:
         tracker(run.path, (Second(),)).update(3, network(3))
@@ -434,7 +436,7 @@ def test_a_run_refuses_to_grow_units_of_another_revision(run: RunFolder) -> None
 
 
 @pytest.mark.slow
-def test_a_revision_is_that_of_all_that_an_estimator_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_covers_every_part_of_an_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [revision_of(one) for one in (Linear(), Second(), Polished(inner=Second()), Foreign(), object())] == [
         *(1, 2, 2, 1, 1)
     ]
@@ -450,7 +452,7 @@ def test_a_revision_is_that_of_all_that_an_estimator_is_made_of(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_an_estimator_whose_text_names_no_file_is_refused_before_measuring(tmp_path: Path) -> None:
+def test_an_estimator_whose_text_is_no_file_name_is_refused_before_measuring(tmp_path: Path) -> None:
     text = "best:of=" + "+".join(f"fmn:steps={steps}/gamma=0.1" for steps in range(100, 112))
     with pytest.raises(EstimatorError) as error:
         tracker(tmp_path / "run", (text,)).update(0, network())
@@ -467,7 +469,7 @@ def places(run: RunFolder) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_a_pipe_or_folder_in_the_place_of_a_file_is_one_line(run: RunFolder, kind: str) -> None:
+def test_a_pipe_or_folder_in_place_of_a_file_gives_a_one_line_error(run: RunFolder, kind: str) -> None:
     for path in places(run):
         kept = path.read_bytes()
         path.unlink()
@@ -509,7 +511,7 @@ def test_a_header_of_very_many_tensors_is_refused_at_once(run: RunFolder) -> Non
     assert time.perf_counter() - began < 1
 
 
-def test_what_a_kill_leaves_of_safetensors_is_removed_from_our_folders_only(run: RunFolder) -> None:
+def test_temporary_files_of_safetensors_are_removed_from_our_folders_only(run: RunFolder) -> None:
     names = [f"{folder}/.tmpAb12Cd" for folder in ("checkpoints", "probes", "witnesses/epoch-001", "unsound", "shards")]
     mine = ["figures/.tmpAb12Cd", ".tmpAb12Cd", "checkpoints/.tmpfile", "checkpoints/.tmpAb12Cde", "witnesses/tmpAb12C"]
     for name in (*names, *mine):

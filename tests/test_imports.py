@@ -95,7 +95,7 @@ def test_every_module_has_a_room_and_few_are_flat(package: str) -> None:
     assert len(flat) <= MOST_FLAT[package]
 
 
-def test_the_name_that_is_typed_is_the_name_of_the_file() -> None:
+def test_estimator_names_match_their_file_names() -> None:
     files = {path.stem for path in (ROOT / "attacks" / "estimators").glob("*.py")} - {"__init__"}
     assert files == set(ESTIMATORS)
     assert {name: entry.target.partition(":")[0] for name, entry in ESTIMATORS.items()} == {
@@ -130,7 +130,7 @@ def test_the_name_that_is_typed_is_the_name_of_the_file() -> None:
         ("harness/tracking/tracker.py", "import harness.store", None),
     ],
 )
-def test_a_planted_import_is_found(tmp_path: Path, module: str, line: str, expected: str | None) -> None:
+def test_a_planted_import_is_detected(tmp_path: Path, module: str, line: str, expected: str | None) -> None:
     for package in ROOMS:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     planted = tmp_path / module
@@ -140,7 +140,7 @@ def test_a_planted_import_is_found(tmp_path: Path, module: str, line: str, expec
 
 
 @pytest.mark.parametrize("foreign", ["attacks.py", "attacks/__init__.py"])
-def test_a_foreign_package_of_our_name_is_named(tmp_path: Path, foreign: str) -> None:
+def test_a_foreign_package_with_our_name_is_reported(tmp_path: Path, foreign: str) -> None:
     path = tmp_path / foreign
     path.parent.mkdir(exist_ok=True)
     path.write_text("")

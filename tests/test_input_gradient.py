@@ -27,7 +27,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("plain", SHAPES, ids=str)
-def test_gradients_are_the_convolutions(plain: nn.Conv2d) -> None:
+def test_folded_gradients_match_the_convolution(plain: nn.Conv2d) -> None:
     plain = plain.double().requires_grad_(False)
     folded = nn.Sequential(copy.deepcopy(plain))
     quicken(folded)
@@ -55,20 +55,20 @@ def test_gradients_are_the_convolutions(plain: nn.Conv2d) -> None:
     ],
     ids=["many channels", "groups", "named padding", "reflected", "another class"],
 )
-def test_what_does_not_fit_is_left_alone(module: nn.Module) -> None:
+def test_unsupported_layers_are_left_unchanged(module: nn.Module) -> None:
     model = nn.Sequential(module).requires_grad_(False)
     before = type(model[0])
     quicken(model)
     assert type(model[0]) is before
 
 
-def test_layers_that_still_learn_are_left_alone() -> None:
+def test_trainable_layers_are_left_unchanged() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3))
     quicken(model)
     assert type(model[0]) is nn.Conv2d
 
 
-def test_views_have_it_and_the_callers_model_has_not() -> None:
+def test_views_are_folded_and_the_callers_model_is_not() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     with frozen_view(model, (0.0, 1.0), "box", torch.device("cpu")) as view:
         assert type(view.network.get_submodule("0")) is FoldedConv2d

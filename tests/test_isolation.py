@@ -215,7 +215,7 @@ def _own_generators() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("text", "kind"), covering(ALL, [Awkward, WithLock, WithNonLeaf]))
-def test_measuring_leaves_everything_as_it_was(text: str, kind: type[Awkward]) -> None:
+def test_measuring_leaves_all_state_unchanged(text: str, kind: type[Awkward]) -> None:
     model, images = awkward(kind), some_images()
     with no_handlers():
         before = world(model)
@@ -251,7 +251,7 @@ def vandalise(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", [Awkward, WithLock, WithNonLeaf])
 @pytest.mark.parametrize("error", [RuntimeError, EstimatorError, KeyboardInterrupt])
-def test_an_exception_leaves_everything_as_it_was(kind: type[Awkward], error: type[BaseException]) -> None:
+def test_an_exception_leaves_all_state_unchanged(kind: type[Awkward], error: type[BaseException]) -> None:
     model, images = awkward(kind), some_images()
 
     def break_down(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def test_an_exception_leaves_everything_as_it_was(kind: type[Awkward], error: ty
     assert disturbed(before, model) == []
 
 
-def test_verification_is_in_eval_mode_whatever_the_estimator_leaves() -> None:
+def test_verification_runs_in_eval_mode_whatever_mode_the_estimator_leaves() -> None:
     """A row's class must not hang on dropout, nor on its batch's statistics."""
 
     def leave_training(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def test_verification_is_in_eval_mode_whatever_the_estimator_leaves() -> None:
         [text for text in NAMED if not text.startswith("bb")], [torch.no_grad, torch.inference_mode, torch.enable_grad]
     ),
 )
-def test_callers_in_any_grad_mode(text: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
+def test_measuring_works_in_every_grad_mode(text: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
     expected = measure(awkward(), some_images(), create(text), norm_of(text), noise_retries=0)
     model = awkward()
     with mode():
@@ -303,7 +303,7 @@ def test_callers_in_any_grad_mode(text: str, mode: Callable[[], AbstractContextM
     assert not margins.witness.is_inference()
 
 
-def test_a_model_made_in_inference_mode() -> None:
+def test_a_model_created_in_inference_mode() -> None:
     expected = measure(awkward(), some_images(), create("deepfool"), "l2")
     with torch.inference_mode():
         model = awkward()
@@ -319,7 +319,7 @@ def test_a_model_made_in_inference_mode() -> None:
         ["requires grad", "transposed", "expanded", "channels last"],
     ),
 )
-def test_images_of_any_layout(text: str, layout: str) -> None:
+def test_images_of_any_memory_layout(text: str, layout: str) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     images = torch.rand(3, 2, 4, 4)
     if layout == "requires grad":
@@ -358,7 +358,7 @@ def test_measuring_between_forward_and_backward() -> None:
         assert gradients(kind, True) == gradients(kind, False)
 
 
-def test_a_seed_that_waits_for_cuda_is_the_callers() -> None:
+def test_a_seed_pending_for_cuda_is_preserved() -> None:
     """`torch.manual_seed` on a machine whose CUDA has not started is remembered until it does."""
     if torch.cuda.is_initialized():
         pytest.skip("CUDA has started in this process")
@@ -413,7 +413,7 @@ def run_in_training(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         (run_in_training, {"flag frozen", "buffer body.1.running_mean", "buffer frozen.running_var", "buffer calls"}),
     ],
 )
-def test_planted_estimators_disturb_a_bare_model_and_not_a_measured_one(
+def test_disturbing_estimators_change_a_bare_model_but_not_a_measured_one(
     propose: Callable[[nn.Module, Tensor, Tensor], Tensor], expected: set[str], kind: type[Awkward]
 ) -> None:
     images = some_images()
@@ -465,7 +465,7 @@ def middle_images(count: int = 3) -> Tensor:
         ("deepfool", 1 + 1, 3 + 1),
     ],
 )
-def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says(text: str, forwards: int, backwards: int) -> None:
+def test_deepfool_on_an_affine_model_has_the_expected_pass_count(text: str, forwards: int, backwards: int) -> None:
     margins = measure(affine(classes=4), middle_images(), create(text), "l2")
     assert statuses(margins) == {Status.FOUND}
     ours = 1 + 1 + 15 + 1  # the clean image; the witness; bisection until 2**-15 < 5e-5 / 1.02; the refined witness
@@ -473,7 +473,7 @@ def test_deepfool_on_an_affine_model_costs_what_the_algorithm_says(text: str, fo
     assert margins.backwards.tolist() == [backwards] * 3
 
 
-def test_rows_that_have_left_cost_nothing_more() -> None:
+def test_finished_rows_cost_no_further_passes() -> None:
     def ladder(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         left = torch.arange(len(images))
         for rung in range(3):
@@ -490,7 +490,7 @@ def test_rows_that_have_left_cost_nothing_more() -> None:
     assert margins.backwards.tolist() == [1, 2, 3, 3]
 
 
-def test_rows_nest_and_shares_add_up() -> None:
+def test_nested_rows_and_shares_add_up() -> None:
     images = middle_images(4)
     with frozen_view(affine(), (0.0, 1.0), "box", images.device) as view:
         view.start_chunk(4)
@@ -549,7 +549,7 @@ def test_every_pass_is_counted(text: str) -> None:
     assert (margins.forwards >= 2).all()
 
 
-def test_hidden_rows_are_shared_out_over_their_chunk() -> None:
+def test_passes_of_hidden_rows_are_divided_over_their_chunk() -> None:
     """torchattacks' DeepFool takes one image at a time and does not say which."""
     margins = measure(affine(), middle_images(4), create("torchattacks:DeepFool"), "l2")
     assert len(set(margins.backwards.tolist())) == 1
@@ -602,7 +602,7 @@ def test_the_record_never_keeps_the_image_itself() -> None:
     assert recorded([[0.7]], image=0.7) == (pytest.approx(0.7), float("inf"))
 
 
-def test_of_points_at_one_distance_the_record_keeps_the_deepest() -> None:
+def test_at_equal_distance_the_record_keeps_the_deepest_point() -> None:
     """Iterates on a sphere differ in distance by rounding alone, which must not choose between them."""
     angles = torch.tensor([0.2, 0.9, 0.5])
     around = 0.5 + torch.stack([angles.cos(), angles.sin()], 1).view(3, 1, 1, 2) * 0.3
@@ -733,7 +733,7 @@ def normed_model() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 4)).eval()
 
 
-def test_what_an_attack_does_to_the_view_does_not_reach_the_judge() -> None:
+def test_changes_to_the_view_do_not_affect_the_judge() -> None:
     model, images = normed_model(), torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     margins = measure(model, images, Meddler(), "l2", noise_retries=0, batch_size=10)
     with torch.no_grad():
@@ -850,7 +850,7 @@ def test_an_estimator_that_leaves_or_returns_no_dense_tensor_fails(propose: Any,
     assert margins.distance.isinf().all()
 
 
-def test_the_callers_autocast_and_default_dtype_change_nothing() -> None:
+def test_the_callers_autocast_and_default_dtype_have_no_effect() -> None:
     model, images = normed_model(), torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     plain = {name: measure(model, images, create(name), "l2") for name in ("deepfool", "fab")}
     with torch.autocast("cpu", torch.bfloat16):
@@ -864,7 +864,7 @@ def test_the_callers_autocast_and_default_dtype_change_nothing() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_bounds_that_are_not_exact_in_the_images_dtype_are_no_error() -> None:
+def test_bounds_that_are_not_exact_in_the_images_dtype_are_accepted() -> None:
     pixels = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     pixels[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
     mean, deviation = 0.1307, 0.3081

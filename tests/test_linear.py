@@ -60,14 +60,14 @@ def crossing(normal: list[float], point: list[float], gap: float, norm: Norm) ->
     return (x + length * direction).clamp(0.0, 1.0)[0], float(length), float(short)
 
 
-def test_the_plane_is_met_where_it_lies() -> None:
+def test_steps_end_on_the_plane() -> None:
     end, length, short = crossing([3.0, 4.0], [0.25, 0.125], 2.5, "l2")
     torch.testing.assert_close(end, torch.tensor([0.55, 0.525], dtype=torch.float64))
     assert length == pytest.approx(0.5)
     assert short == 0.0
 
 
-def test_where_a_pixel_stops_the_others_go_on() -> None:
+def test_free_pixels_compensate_for_pixels_at_their_bounds() -> None:
     end, _, short = crossing([3.0, 4.0], [0.0, 0.875], 1.5, "l2")
     torch.testing.assert_close(end, torch.tensor([1 / 3, 1.0], dtype=torch.float64))
     assert short == 0.0
@@ -77,7 +77,7 @@ def test_where_a_pixel_stops_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_out_of_reach_is_the_corner_and_what_is_left(norm: Norm) -> None:
+def test_an_unreachable_plane_gives_the_corner_and_the_remaining_gap(norm: Norm) -> None:
     end, length, short = crossing([3.0, -4.0], [0.5, 0.5], 7.0, norm)
     assert end.tolist() == [1.0, 0.0]
     assert short == pytest.approx(0.5)
@@ -87,7 +87,7 @@ def test_out_of_reach_is_the_corner_and_what_is_left(norm: Norm) -> None:
 @pytest.mark.parametrize("value", [0.0, math.nan])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), FREE], ids=["box", "free"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_dead_normal_moves_nothing(norm: Norm, bounds: tuple[float, float], value: float) -> None:
+def test_a_zero_normal_gives_no_move(norm: Norm, bounds: tuple[float, float], value: float) -> None:
     """And ends, beside a live one."""
     normal = torch.tensor([[value, value], [1.0, 0.0]])
     _, length, short = plane_crossing(torch.full((2, 2), 0.5), normal, torch.full((2,), 0.25), norm, bounds)
@@ -115,7 +115,7 @@ def test_exact_on_affine_models(norm: Norm, classes: int) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_runner_up_alone_is_not_enough(norm: Norm) -> None:
+def test_the_runner_up_class_alone_is_not_exact(norm: Norm) -> None:
     ratio = ratios(oracles.confident(10), norm, Linear(candidates=2))
     assert ratio.isfinite().all()
     assert ratio.quantile(0.9) > 1.1
@@ -123,7 +123,7 @@ def test_the_runner_up_alone_is_not_enough(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_first_length_is_the_papers(norm: Norm, trained_digits: Digits) -> None:
+def test_the_first_length_matches_the_paper(norm: Norm, trained_digits: Digits) -> None:
     """The witness as it was left is 1.001 of eq. 3's smallest distance, or that doubled."""
     model, images, _ = trained_digits
     model, images = copy.deepcopy(model).double(), images[:32].double()
@@ -141,7 +141,7 @@ def test_the_first_length_is_the_papers(norm: Norm, trained_digits: Digits) -> N
 
 # two classes whose outputs happen to add up to 1
 @pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
-def test_doubled_until_the_class_changes() -> None:
+def test_the_length_is_doubled_until_the_class_changes() -> None:
     """The boundary lies 5.5 times as far as the linearised one: three doublings, four looks."""
     draw = torch.randn(64, generator=oracles.generator(3))
     model, images = Bent(draw, slope=0.1), torch.full((2, 1, 8, 8), 0.5)
@@ -157,7 +157,7 @@ def test_doubled_until_the_class_changes() -> None:
 
 # two classes whose outputs happen to add up to 1
 @pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
-def test_the_linearised_margin_bounds_nothing() -> None:
+def test_the_linearised_margin_is_neither_an_upper_nor_a_lower_bound() -> None:
     """Too short where the slope falls, too long where it grows; the verified distance is never too short."""
     draw, images = torch.randn(64, generator=oracles.generator(3)), torch.full((1, 1, 8, 8), 0.5)
     for slope, true in ((0.1, 5.5), (5.0, 0.6)):
@@ -167,7 +167,7 @@ def test_the_linearised_margin_bounds_nothing() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_cost(classes: int, norm: Norm) -> None:
+def test_cost_is_a_forward_a_backward_per_class_and_a_check(classes: int, norm: Norm) -> None:
     """A forward, a backward for each other class, and one look where the first length suffices."""
     truth = oracles.affine(classes)
     nothing = measure(truth.model, truth.images, Linear(doublings=0), norm, noise_retries=0)
@@ -193,7 +193,7 @@ def test_batches_and_scale_on_a_trained_network(norm: Norm, trained_digits: Digi
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 @pytest.mark.parametrize("norm", NORMS)
-def test_dead_gradients_are_not_found(norm: Norm) -> None:
+def test_images_with_zero_gradients_are_not_found(norm: Norm) -> None:
     for truth in (oracles.constant(), oracles.flat(count=8)):
         margins = measure(truth.model, truth.images, Linear(), norm, noise_retries=0)
         assert set(margins.status) == {Status.NOT_FOUND}
@@ -203,7 +203,7 @@ def test_dead_gradients_are_not_found(norm: Norm) -> None:
         assert (margins.forwards == 3).all()
 
 
-def test_one_dead_row_leaves_the_others_alone() -> None:
+def test_a_row_with_zero_gradient_does_not_affect_the_others() -> None:
     model, images = oracles.flat(count=4).model, oracles.flat(count=4).images.clone()
     assert isinstance(model, oracles.FlatAround)
     normal = model.normal.detach()
@@ -215,7 +215,7 @@ def test_one_dead_row_leaves_the_others_alone() -> None:
     torch.testing.assert_close(margins.distance[::2], half, rtol=3e-4, atol=1e-6)
 
 
-def test_a_class_that_no_gradient_reaches_is_passed_over() -> None:
+def test_a_class_with_zero_gradient_is_skipped() -> None:
     """The nearest class by its gap has no slope at all; the other is taken."""
     weight = torch.zeros(3, 64)
     weight[2] = torch.randn(64, generator=oracles.generator(5))

@@ -61,7 +61,7 @@ def test_averages_of_every_measured_epoch_are_logged_once(tmp_path: Path) -> Non
     assert again.closed == 1
 
 
-def test_only_what_is_measured_now_is_logged(tmp_path: Path) -> None:
+def test_only_newly_measured_epochs_are_logged(tmp_path: Path) -> None:
     tracked(tmp_path)
     notes = Notes()
     torch.manual_seed(0)
@@ -77,14 +77,14 @@ def test_only_what_is_measured_now_is_logged(tmp_path: Path) -> None:
     assert set(summary["estimator"]) == {"linear", "fmn:steps=2"}
 
 
-def test_an_epoch_without_any_margin_logs_nothing_of_it() -> None:
+def test_an_epoch_without_any_margin_logs_no_averages() -> None:
     row = {"subset": "all", "split": "test", "estimator": "fmn", "norm": "l2"}
     rows = pd.DataFrame([{**row, "avg": float("nan")}, {**row, "norm": "linf", "avg": 0.5}])
     assert averages(rows, [Unit("fmn", "l2"), Unit("fmn", "linf")]) == {"margin/test/fmn/linf": 0.5}
     assert averages(rows, [Unit("fmn", "l2")]) == {}
 
 
-def test_unknown_loggers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_loggers_give_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EstimatorError, match="expected a logger of tensorboard, wandb, mlflow, got 'board'"):
         check_logger("board:here")
     assert main(["--log", "board", "--out", str(tmp_path / "run")]) == 2
@@ -92,7 +92,7 @@ def test_unknown_loggers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_gives_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(EstimatorError, match=r"expected the package of the logger wandb, .*install margin-harness"):
         create_logger("wandb:mine")

@@ -170,7 +170,7 @@ def test_every_status_in_one_batch() -> None:
 
 @pytest.mark.parametrize("text", ["deepfool", "fmn:steps=10", "pgd:rounds=2,steps=5", "apgd:rounds=2,steps=5", "fab"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_an_image_that_no_attack_can_move_is_not_found(text: str, norm: Any) -> None:
+def test_an_image_without_a_boundary_is_not_found(text: str, norm: Any) -> None:
     class Constant(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, :3] * 0 + torch.tensor([0.0, 2.0, 1.0])
@@ -208,7 +208,7 @@ def test_a_classifier_with_a_boundary_out_of_the_box_is_found_in_free_space_only
         (7.0, "free", (0.3, 6.8)),
     ],
 )
-def test_odd_candidates(value: float, domain: Any, expected: tuple[float, float] | None) -> None:
+def test_candidates_on_or_outside_the_bounds(value: float, domain: Any, expected: tuple[float, float] | None) -> None:
     model, images = Line(0.5), greys(0.2, 0.2)
     margins = measure(model, images, always(value), "linf", domain=domain, noise_retries=0)
     check(margins, model, images, "linf")
@@ -219,7 +219,7 @@ def test_odd_candidates(value: float, domain: Any, expected: tuple[float, float]
         assert margins.attack_distance.tolist() == pytest.approx([expected[1]] * 2, rel=1e-6)
 
 
-def test_one_nan_pixel_spoils_a_row_and_no_other() -> None:
+def test_one_nan_pixel_invalidates_only_its_row() -> None:
     def propose(view: Classifier, images: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
         points = torch.full_like(images, 0.9)
         points[1, 0, 0, 0] = math.nan
@@ -251,7 +251,7 @@ def test_a_point_with_nan_logits_is_no_witness() -> None:
     assert margins.status == (Status.NOT_FOUND,)
 
 
-def test_other_dtypes_of_candidates_are_taken() -> None:
+def test_candidates_of_other_dtypes_are_accepted() -> None:
     model, images = Line(0.5), greys(0.2)
     for dtype in (torch.float64, torch.float16, torch.int64):
         margins = measure(model, images, Planted(lambda m, i, *_, d=dtype: torch.ones_like(i, dtype=d)), "l2")
@@ -269,14 +269,14 @@ def test_other_dtypes_of_candidates_are_taken() -> None:
         (lambda images: images.numpy(), "ndarray"),
     ],
 )
-def test_what_is_no_batch_of_witnesses_is_refused(candidates: Callable[[Tensor], Any], got: str) -> None:
+def test_results_that_are_not_a_batch_of_witnesses_are_refused(candidates: Callable[[Tensor], Any], got: str) -> None:
     estimator = Planted(lambda model, images, labels, seeds: candidates(images))
     with pytest.raises(EstimatorError, match=rf"^expected witnesses of shape \(3, 1, 1, 1\) from planted, got {got}; "):
         measure(Line(0.5), greys(0.1, 0.2, 0.3), estimator, "l2")
 
 
 @pytest.mark.parametrize("bad", [{5}, {0, 7}, {3, 4}, set(range(8)), set()])
-def test_a_raising_library_costs_only_the_rows_that_raise(bad: set[int]) -> None:
+def test_a_raising_library_fails_only_the_rows_that_raise(bad: set[int]) -> None:
     images = greys(*(0.1 + 0.01 * i for i in range(8)))
 
     def propose(view: Classifier, points: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def test_a_raising_library_costs_only_the_rows_that_raise(bad: set[int]) -> None
     assert margins.noise_retries.sum() == 0, "what raises is not tried again"
 
 
-def test_passes_of_what_raised_count() -> None:
+def test_passes_of_raising_attempts_are_counted() -> None:
     def propose(view: Classifier, points: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
         view(points)
         if 1 in seeds:
@@ -312,7 +312,7 @@ def test_passes_of_what_raised_count() -> None:
 
 
 @pytest.mark.parametrize("error", [EstimatorError("ours"), InputError("ours too")])
-def test_our_own_exceptions_are_never_rows(error: Exception) -> None:
+def test_our_own_exceptions_are_raised_and_not_recorded_as_failures(error: Exception) -> None:
     def propose(view: Classifier, points: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
         raise error
 
@@ -334,7 +334,7 @@ def noises(estimator: Planted, clean: Tensor) -> list[Tensor]:
     return [call - clean for call in estimator.calls[1:]]
 
 
-def test_noise_grows_and_is_the_images_own() -> None:
+def test_noise_grows_and_depends_only_on_the_images_seed() -> None:
     # far from the boundary, so that noise alone does not cross it
     model, images = Line(5.0), greys(0.5, 0.5, 0.5, size=32)
     together, alone, again = hopeless(), hopeless(), hopeless()
@@ -401,7 +401,7 @@ def test_distance_is_from_the_image_and_not_from_the_noise() -> None:
     assert 0.2 * 4 < margins.distance.item() < 0.2 * 4 * 1.02
 
 
-def test_without_retries_nothing_is_tried_again() -> None:
+def test_without_retries_every_image_is_attacked_once() -> None:
     estimator = hopeless()
     margins = measure(Line(0.5), greys(0.2), estimator, "l2", noise_retries=0)
     assert len(estimator.calls) == 1
@@ -413,7 +413,7 @@ def test_without_retries_nothing_is_tried_again() -> None:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("overshoot", [0.02, 0.5])
-def test_refinement_takes_the_overshoot_off(norm: Any, overshoot: float) -> None:
+def test_refinement_removes_the_overshoot(norm: Any, overshoot: float) -> None:
     model, images = Affine(classes=2), mixed_images()
     exact = affine_margins(model.weight, model.bias, images, norm)
     margins = measure(model, images, create(f"deepfool:overshoot={overshoot}"), norm)
@@ -423,7 +423,7 @@ def test_refinement_takes_the_overshoot_off(norm: Any, overshoot: float) -> None
     assert (margins.distance > exact * (1 - 1e-5)).all()
 
 
-def test_a_witness_782_times_too_far_is_brought_back() -> None:
+def test_a_witness_782_times_too_far_is_refined_to_the_boundary() -> None:
     # grey 0.001 under the boundary, white 782 times as far
     crossing = 1 - 781 * 0.001
     model, images = Line(crossing), greys(crossing - 0.001, size=3)
@@ -469,7 +469,7 @@ def test_verified_and_no_farther_than_the_attack_on_a_network(text: str) -> None
     ("text", "bounds"), covering(["deepfool", "fmn", "pgd", "apgd"], [(-1.0, 1.0), (0.0, 255.0), (-3.0, 0.5)])
 )
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_distances_are_in_the_pixels_units(text: str, norm: Any, bounds: tuple[float, float]) -> None:
+def test_distances_are_in_pixel_units(text: str, norm: Any, bounds: tuple[float, float]) -> None:
     model, images = Affine(classes=2, bounds=bounds), mixed_images(4, bounds)
     exact = affine_margins(model.weight, model.bias, images, norm, domain="box", bounds=bounds)
     margins = measure(model, images, create(text), norm, bounds=bounds)
@@ -501,7 +501,7 @@ def test_estimators_see_unit_pixels_and_their_witnesses_are_mapped_back() -> Non
         ["l2", "linf"],
     ),
 )
-def test_batches_do_not_matter(text: str, norm: Any) -> None:
+def test_margins_do_not_depend_on_batch_size(text: str, norm: Any) -> None:
     """Beyond rounding, which is 1e-16 here: what is larger comes of rows that look at each other."""
     model = small_cnn().double()
     images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(15)).double()
@@ -527,7 +527,7 @@ def test_chunks_progress_and_seeds() -> None:
         assert asked.seeds == [[0, 1, 2, 3, 4]]
 
 
-def test_upstream_generators_are_seeded_by_the_chunks_own_seeds() -> None:
+def test_library_generators_are_seeded_by_the_seeds_of_the_chunk() -> None:
     draws: list[float] = []
 
     def draw(view: Classifier, images: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
@@ -558,7 +558,7 @@ def test_start_reaches_the_estimator_of_the_first_attack_only() -> None:
 
 
 @pytest.mark.parametrize("text", ["fmn:steps=20", "deepfool"])
-def test_a_start_that_is_no_witness_costs_nobody_anything(text: str) -> None:
+def test_a_start_that_is_not_a_witness_changes_no_distance(text: str) -> None:
     model, images = Affine(), mixed_images()
     without = measure(model, images, create(text), "l2")
     start = without.witness.clone()
@@ -579,7 +579,7 @@ def test_a_start_that_is_no_witness_costs_nobody_anything(text: str) -> None:
         [torch.float64, torch.float16, torch.bfloat16],
     ),
 )
-def test_models_of_other_precisions_are_measured_in_their_own(text: str, dtype: torch.dtype) -> None:
+def test_models_are_measured_in_their_own_precision(text: str, dtype: torch.dtype) -> None:
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(16)).to(dtype)
     model = small_cnn().to(dtype)
     margins = measure(model, images, create(text), "l2")
@@ -650,7 +650,7 @@ GREY = greys(0.2, 0.3)
         ({"start": GREY[:1]}, InputError, "start of shape (2, 1, 1, 1), got (1, 1, 1, 1)"),
     ],
 )
-def test_bad_input_is_answered_in_one_line(change: dict[str, Any], error: type[Exception], part: str) -> None:
+def test_bad_input_gives_a_one_line_error(change: dict[str, Any], error: type[Exception], part: str) -> None:
     asked = {"model": Line(0.5), "images": GREY, "estimator": create("deepfool"), "norm": "l2"} | change
     with pytest.raises(error) as caught:
         measure(**asked)
@@ -659,7 +659,7 @@ def test_bad_input_is_answered_in_one_line(change: dict[str, Any], error: type[E
     assert part in message
 
 
-def test_the_models_own_exception_stays_in_sight() -> None:
+def test_the_exception_of_the_model_is_kept_as_the_cause() -> None:
     def refuse(images: Tensor) -> Tensor:
         raise ValueError("too small\nby far")
 

@@ -53,7 +53,7 @@ def test_margins_of_images_alone_are_exact_on_an_affine_model(model: nn.Module, 
         assert (own["distance"] >= exact.numpy() * (1 - 1e-6)).all()
 
 
-def test_all_that_holds_the_same_images_gives_the_same_rows(model: nn.Module, images: torch.Tensor) -> None:
+def test_every_container_of_the_same_images_gives_the_same_rows(model: nn.Module, images: torch.Tensor) -> None:
     wanted = measure_margins(model, (images, LABELS), ["fmn:steps=10"], ["l2"])
     assert wanted["label"].tolist() == LABELS.tolist()
     pairs = Pairs(images, LABELS)
@@ -74,7 +74,7 @@ def test_the_ids_of_a_subset_are_its_indices(model: nn.Module, images: torch.Ten
     np.testing.assert_allclose(part["distance"], whole["distance"].to_numpy()[[4, 1]], rtol=1e-6)
 
 
-def test_margins_are_those_of_a_tracker(tmp_path: object, model: nn.Module, images: torch.Tensor) -> None:
+def test_margins_match_those_of_a_tracker(tmp_path: object, model: nn.Module, images: torch.Tensor) -> None:
     tracker = MarginTracker(str(tmp_path), {"test": data.DataLoader(Pairs(images, LABELS))}, ["pgd:rounds=2,steps=5"])
     tracker.update(0, model)
     rows = measure_margins(model, (images, LABELS), ["pgd:rounds=2,steps=5"])
@@ -84,7 +84,7 @@ def test_margins_are_those_of_a_tracker(tmp_path: object, model: nn.Module, imag
         pd.testing.assert_frame_equal(ours, theirs[list(ours)], check_exact=True)
 
 
-def test_what_cannot_be_tracked_is_one_line(model: nn.Module, images: torch.Tensor) -> None:
+def test_input_that_cannot_be_tracked_gives_a_one_line_error(model: nn.Module, images: torch.Tensor) -> None:
     pairs = Pairs(images, LABELS)
 
     class Pictures(Pairs):

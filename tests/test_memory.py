@@ -22,7 +22,7 @@ def images(count: int) -> torch.Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_what_autograd_keeps_is_the_activations() -> None:
+def test_autograd_keeps_only_the_activations() -> None:
     """Of frozen layers a linear one keeps nothing but its weights, and a ReLU what it returned."""
     image = images(1)
     with frozen_view(network(), (0.0, 1.0), "box", image.device) as view:
@@ -47,7 +47,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_smaller_batches_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_batches_give_the_same_margins(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points, widths = network(), images(24), []
     model.register_forward_pre_hook(lambda _, given: widths.append(len(given[0])))
     whole = measure(model, points, DeepFool(), "l2", batch_size=24)

@@ -54,7 +54,7 @@ def test_the_seed_alone_determines_the_weights(name: str) -> None:
     assert not all(map(torch.equal, first.parameters(), other.parameters()))
 
 
-def test_seeded_gives_the_generator_back_after_an_error() -> None:
+def test_seeded_restores_the_generator_after_an_error() -> None:
     draws = []
 
     def fail() -> None:
@@ -155,14 +155,14 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("my_factories", None)
 
 
-def test_factories_get_the_arguments_that_they_have(factories: str) -> None:
+def test_factories_get_only_the_arguments_that_they_accept(factories: str) -> None:
     assert build(f"{factories}:plain", DIGITS, 10, 0)(torch.zeros(2, *DIGITS)).shape == (2, 10)
     assert build(f"{factories}:fitted", DIGITS, 4, 0).fitted_to == (DIGITS, 4)
     assert build(f"{factories}:Lazy", DIGITS, 4, 0)(torch.zeros(2, *DIGITS)).shape == (2, 4)
     assert build(f"{factories}:Lazy.make", DIGITS, 4, 0)(torch.zeros(2, *DIGITS)).shape == (2, 4)
 
 
-def test_a_named_tuple_of_logits_is_taken_while_training(factories: str) -> None:
+def test_a_named_tuple_of_logits_is_accepted_while_training(factories: str) -> None:
     model = build(f"{factories}:Trio", DIGITS, 10, 0)
     assert type(model.train()(torch.zeros(2, *DIGITS))).__name__ == "Outputs"
 

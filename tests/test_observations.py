@@ -388,7 +388,7 @@ def test_few_incorrect_images_are_undecided() -> None:
             assert set(found["reason"]) == {"fewer than 10 images in a group"}
 
 
-def test_images_not_found_never_enter_and_many_of_them_decide_nothing() -> None:
+def test_images_not_found_are_excluded_and_many_of_them_prevent_a_verdict() -> None:
     values, correct = hardness(np.random.default_rng(17), 400, 3)
     some = values.copy()
     some[:19] = NAN
@@ -506,7 +506,7 @@ def test_a_family_is_all_tests_of_one_observation(pair: Evidence) -> None:
     assert ((pair.findings["reason"] == "") == (pair.findings["verdict"] == SUPPORTED)).all()
 
 
-def test_what_stands_beside_the_tests_of_a_pair(pair: Evidence) -> None:
+def test_descriptive_tables_of_a_pair(pair: Evidence) -> None:
     assert list(pair.descriptions.columns) == list(DESCRIPTION_COLUMNS)
     assert list(pair.composition.columns) == list(COMPOSITION_COLUMNS)
     assert set(pair.composition["run"]) == {"plain", "robust"}
@@ -602,7 +602,7 @@ def test_seeds_that_measured_other_epochs_are_not_pooled() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_given_twice_is_no_second_seed() -> None:
+def test_a_run_given_twice_does_not_count_as_a_second_seed() -> None:
     runs = [simulated(f"run-{seed}", seed, count=30, epochs=3) for seed in (0, 1, 2, 3, 3)]
     assert not gather(runs).findings["effect"].str.contains("seeds").any()
 
@@ -691,7 +691,7 @@ def test_degenerate_runs_in_one_report() -> None:
     check(gather(list(degenerate().values())))
 
 
-def test_a_report_of_no_run_is_empty() -> None:
+def test_a_report_without_runs_is_empty() -> None:
     check(gather([]))
 
 
@@ -707,7 +707,7 @@ def test_a_degenerate_run_changes_no_number_of_another_run() -> None:
     )
 
 
-def test_without_predictions_the_probe_images_stand_for_the_set() -> None:
+def test_without_predictions_the_probe_images_represent_the_set() -> None:
     found = gather([simulated("plain", count=40, epochs=4, whole=False)])
     (one,) = found.measured
     assert {split: len(table) for split, table in one.correctness.items()} == {"train": 40, "test": 40}

@@ -55,7 +55,7 @@ def test_a_direct_dependency_has_a_version_that_it_allows(requirement: Requireme
     assert requirement.specifier.contains(pinned_version(requirement.name))
 
 
-def test_requests_is_lifted_over_the_pin_of_torchattacks() -> None:
+def test_requests_overrides_the_pin_of_torchattacks() -> None:
     overrides = [Requirement(entry) for entry in PYPROJECT["tool"]["uv"]["override-dependencies"]]
     (requests,) = [entry for entry in overrides if entry.name == "requests"]
     assert not requests.specifier.contains("2.32.5")
@@ -124,7 +124,7 @@ def test_the_version_and_date_are_the_same_everywhere() -> None:
     "name",
     [".pre-commit-config.yaml", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / ".github").rglob("*.yml")))],
 )
-def test_what_others_read_is_yaml(name: str) -> None:
+def test_files_for_other_tools_are_valid_yaml(name: str) -> None:
     assert isinstance(yaml.safe_load(read(name)), dict)
 
 

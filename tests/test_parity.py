@@ -83,7 +83,7 @@ def stock_foolbox(attack: Any, model: nn.Module, images: Tensor, labels: Tensor)
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.usefixtures("plain_gradients")
-def test_deepfool_is_stock_foolbox(norm: Norm, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_deepfool_matches_stock_foolbox(norm: Norm, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = digits
     stock = library.L2DeepFoolAttack() if norm == "l2" else library.LinfDeepFoolAttack()
     expected = stock_foolbox(stock, model, images, labels)
@@ -124,7 +124,7 @@ def test_stock_l2_fmn_does_not_project_and_ours_does(shape: oracles.Shape) -> No
     assert ours.quantile(0.9) < 1.3
 
 
-def test_linf_fmn_is_level_with_stock_foolbox_for_fewer_steps(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_linf_fmn_matches_stock_foolbox_with_fewer_steps(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = digits
     stock = row_norm(stock_foolbox(library.LInfFMNAttack(), model, images, labels) - images, "linf")
     ours = measure(model, images, create("fmn"), "linf").attack_distance
@@ -137,7 +137,7 @@ def test_linf_fmn_is_level_with_stock_foolbox_for_fewer_steps(digits: tuple[nn.M
     assert (few[crossed] / stock[crossed]).mean() > 1.02
 
 
-def test_ddn_is_level_with_stock_foolbox_for_fewer_steps(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_ddn_matches_stock_foolbox_with_fewer_steps(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = digits
     stock = row_norm(stock_foolbox(library.DDNAttack(), model, images, labels) - images, "l2")
     ours = measure(model, images, create("ddn"), "l2").attack_distance
@@ -157,7 +157,7 @@ def stock_pgd(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm, **op
 
 @pytest.mark.parametrize("temperature", [0.0, 10.0])
 @pytest.mark.parametrize("norm", NORMS)
-def test_pgd_at_one_radius_is_stock_torchattacks(
+def test_pgd_at_one_radius_matches_stock_torchattacks(
     norm: Norm, temperature: float, digits: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     model, images, labels = digits
@@ -251,7 +251,7 @@ def compare(
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("norm", NORMS)
-def test_apgd_walks_as_stock_torchattacks(
+def test_apgd_steps_match_stock_torchattacks(
     norm: Norm, seed: int, steps: int, digits: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     network, images, labels = digits
@@ -271,7 +271,7 @@ def runner_up(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_targeted_apgd_walks_as_stock_torchattacks(seed: int, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_targeted_apgd_steps_match_stock_torchattacks(seed: int, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
     network, images, labels = digits
     model, images = copy.deepcopy(network).double(), images.double()
 

@@ -76,7 +76,7 @@ def task(model: nn.Module, points: Tensor, labels: Tensor, norm: Norm, limits: t
 
 @pytest.mark.parametrize("limits", [(-0.4, 0.6), FREE], ids=["box", "free"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_moves_are_the_shortest(norm: Norm, limits: tuple[float, float]) -> None:
+def test_moves_have_least_norm(norm: Norm, limits: tuple[float, float]) -> None:
     """Their weights prove it: the dual of the same problem, by weak duality, has the same value."""
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(20, 7, 30, generator=generator, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_moves_are_the_shortest(norm: Norm, limits: tuple[float, float]) -> None
     torch.testing.assert_close(length, bound, rtol=1e-4, atol=0)
 
 
-def test_an_impossible_problem_is_given_up() -> None:
+def test_an_infeasible_problem_has_no_solution() -> None:
     rows = torch.stack([torch.eye(2, dtype=torch.float64), -torch.eye(2, dtype=torch.float64)])
     gaps = torch.tensor([[2.0, 0.0], [0.1, 0.1]], dtype=torch.float64)
     low, high = -torch.ones(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
@@ -165,7 +165,7 @@ def assert_polished(model: nn.Module, far: Margins, norm: Norm, domain: Domain) 
 
 @pytest.mark.parametrize("widths", [(32,), pytest.param((12, 12), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
-def test_exact_margins_are_met(norm: Norm, domain: Domain, widths: tuple[int, ...]) -> None:
+def test_exact_margins_are_reached(norm: Norm, domain: Domain, widths: tuple[int, ...]) -> None:
     far = measured(widths, "deepfool", norm, domain)
     assert_polished(network(widths), far, norm, domain)
 
@@ -191,7 +191,7 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_images_near_the_boundary_are_not_lost_to_rounding(norm: Norm) -> None:
+def test_rounding_loses_no_image_near_the_boundary(norm: Norm) -> None:
     """In another batch, a point that lies only just beyond the boundary may be put back."""
     truth = oracles.near()
     margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), norm, noise_retries=0)
@@ -208,7 +208,7 @@ def test_searches_without_improvement_return_their_start(norm: Norm) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
-def test_rows_without_a_witness_stay() -> None:
+def test_rows_without_a_witness_stay_unchanged() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), "l2", noise_retries=0)
     assert set(margins.status) == {Status.NOT_FOUND}
@@ -248,13 +248,13 @@ def test_the_text_form_is_canonical(text: str, canonical: str) -> None:
         ("fmn:refine=polish,refine=polish", "write each once"),
     ],
 )
-def test_what_cannot_be_run_is_refused(text: str, message: str) -> None:
+def test_settings_that_cannot_run_are_refused(text: str, message: str) -> None:
     with pytest.raises(EstimatorError) as caught:
         create(text)
     assert message in str(caught.value)
 
 
-def test_it_is_the_inner_estimator_to_the_outside() -> None:
+def test_a_polished_estimator_has_the_attributes_of_the_inner_one() -> None:
     inner, outer = create("apgd"), create("apgd:refine=polish")
     for attribute in ("name", "norms", "domains", "tightness", "batch_invariant"):
         assert getattr(outer, attribute) == getattr(inner, attribute)
@@ -271,7 +271,7 @@ def test_it_is_the_inner_estimator_to_the_outside() -> None:
     [(nn.Sequential(nn.Flatten(), nn.Sigmoid()), "Sigmoid"), (nn.MaxPool2d(2), "MaxPool")],
     ids=["sigmoid", "pool"],
 )
-def test_other_networks_are_refused_and_best_goes_without(layer: nn.Module, named: str) -> None:
+def test_unsupported_networks_are_refused_and_best_skips_polishing(layer: nn.Module, named: str) -> None:
     model = cnn(layer)
     with pytest.raises(InputError, match=named):
         measure(model, images()[:2], create("deepfool:refine=polish"), "l2")
@@ -293,7 +293,7 @@ def test_best_polishes_its_members() -> None:
 
 
 @pytest.mark.slow
-def test_control_without_confirmation_points_are_no_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_without_the_confirmation_step_points_are_not_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The solver's own points lie on the boundary and need the step beyond; short of it the judge sees no witness."""
 
     def believed(model: object, x: Tensor, labels: Tensor, witness: Tensor, points: Tensor, norm: Norm) -> Tensor:
@@ -306,7 +306,7 @@ def test_control_without_confirmation_points_are_no_witnesses(monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["rows", "starts"])
-def test_control_wrong_parts_are_seen(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_wrong_parts_are_detected(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients with the wrong sign, or no walks: the polish stays a bound, but is not exact."""
     if spoil == "rows":
         right = Cells.rows
@@ -318,7 +318,7 @@ def test_control_wrong_parts_are_seen(spoil: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_walks_lead_nearer_and_never_farther(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walks_never_increase_the_distance(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "CLASSES", 0)
     hopped = measure(network((32,)), images(), create("deepfool:refine=polish"), norm)
     monkeypatch.setattr(walk, "REGIONS", 0)
@@ -327,7 +327,7 @@ def test_walks_lead_nearer_and_never_farther(norm: Norm, monkeypatch: pytest.Mon
     assert (hopped.distance < still.distance * 0.999).any()
 
 
-def test_the_view_counts_passes_elsewhere() -> None:
+def test_the_view_counts_passes_charged_from_outside() -> None:
     model, points = network((12, 12)), images()[:3]
     with frozen_view(model, (0.0, 1.0), "box", points.device) as view:
         view.start_chunk(3)

@@ -36,7 +36,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_ray_gives_the_rows_of_one_process(tmp_path: Path) -> None:
+def test_ray_gives_the_same_rows_as_one_process(tmp_path: Path) -> None:
     for name, more in (("whole", ()), ("run", ("--engine", "ray"))):
         assert main(["--out", str(tmp_path / name), "--no-report", *OPTIONS, *more]) == 0
     assert differences(tmp_path / "run", tmp_path / "whole") == []
@@ -45,7 +45,7 @@ def test_ray_gives_the_rows_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_model_of_the_script_itself_is_sent(tmp_path: Path) -> None:
+def test_a_model_class_of_the_main_script_is_sent(tmp_path: Path) -> None:
     class Here(nn.Linear):
         pass
 
@@ -62,7 +62,7 @@ def test_a_model_of_the_script_itself_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_estimator_of_the_script_itself_is_sent() -> None:
+def test_an_estimator_class_of_the_main_script_is_sent() -> None:
     class Here(Deadly):
         name = "here"
 
@@ -70,7 +70,7 @@ def test_an_estimator_of_the_script_itself_is_sent() -> None:
     assert len(outcome.margins.distance) == 4
 
 
-def test_an_engine_that_was_ended_begins_again(cluster: None) -> None:
+def test_a_closed_engine_can_be_started_again(cluster: None) -> None:
     ray.shutdown()
     engine = OnRay(1)
     engine.close()
@@ -86,7 +86,7 @@ def test_an_engine_that_was_ended_begins_again(cluster: None) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_rows(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
     for number in range(2):
@@ -99,7 +99,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_task_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
+def test_a_task_that_kills_every_worker_is_abandoned(tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.mkdir()
     for number in range(100):
@@ -109,14 +109,14 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_errors_are_those_of_one_process() -> None:
+def test_errors_match_those_of_one_process() -> None:
     with pytest.raises(
         EstimatorError, match=r"^expected witnesses of shape .* got \(4,\); return one point per image$"
     ):
         next(OnRay().run(linear(), [task_of(torch.rand(4, 1, 3, 3), Shapeless())], lambda _: None))
 
 
-def test_sigterm_stays_ours(cluster: None) -> None:
+def test_ray_keeps_our_sigterm_handler(cluster: None) -> None:
     before = signal.getsignal(signal.SIGTERM)
     ray.shutdown()
     engine = OnRay(2)
@@ -127,7 +127,7 @@ def test_sigterm_stays_ours(cluster: None) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_what_there_is_room_for() -> None:
+def test_the_number_of_workers_fits_the_cluster() -> None:
     assert OnRay().count == 2
     assert OnRay(1).count == 1
     assert OnRay(threads=2).count == 1
@@ -148,7 +148,7 @@ DEAD = "Ray's process on this machine (raylet) was killed or died; continue with
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_dead_raylet_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_raylet_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "endless"
     file.touch()
     engine = OnRay(1)
@@ -161,7 +161,7 @@ def test_a_dead_raylet_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_a_raylet_killed_in_a_run_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+def test_a_raylet_killed_in_a_run_gives_a_one_line_error_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "harness.track", "--out", str(folder), "--no-report", "--resume", *OPTIONS]
     command += ["--engine", "ray", "--workers", "1"]
@@ -181,7 +181,7 @@ def test_a_raylet_killed_in_a_run_is_one_line_and_the_run_can_be_resumed(tmp_pat
 # without a cluster
 
 
-def test_a_cluster_without_gpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_without_gpus_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if ray.is_initialized():
         ray.shutdown()
     options: list[Any] = ["--engine", "ray", "--workers", "1", "--gpus-per-worker", "0.5"]
@@ -196,7 +196,7 @@ def test_a_cluster_without_gpus_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert not ray.is_initialized()
 
 
-def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cluster_gives_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if ray.is_initialized():
         ray.shutdown()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

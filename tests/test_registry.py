@@ -43,7 +43,7 @@ def test_the_list_states_what_the_class_can_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_defaults_vanish_from_the_text_and_every_field_survives_it(name: str) -> None:
+def test_the_text_form_omits_defaults_and_keeps_every_other_field(name: str) -> None:
     plain = create(name)
     assert text_form(plain) == name
     fields = dataclasses.fields(plain)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_an_unknown_name_lists_the_known_and_the_closest(text: str, nearest: str
 
 
 @pytest.mark.parametrize("text", ["", "zzzzzz", ":steps=3"])
-def test_a_name_like_no_other_gets_no_guess(text: str) -> None:
+def test_a_dissimilar_name_gets_no_suggestion(text: str) -> None:
     assert refusal(text).endswith("; choose one of them")
 
 
@@ -193,7 +193,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.usefixtures("installed")
-def test_outside_packages_add_estimators() -> None:
+def test_external_packages_add_estimators() -> None:
     assert list(known()) == [*ESTIMATORS, "mine", "plain", "needy", "gone", "nowhere"]
     assert known()["mine"].about == "from outside_estimators"
     assert known()["fmn"] == ESTIMATORS["fmn"], "ours cannot be replaced"
@@ -216,12 +216,12 @@ def test_outside_packages_add_estimators() -> None:
         ("mien", "did you mean 'mine'?"),
     ],
 )
-def test_a_broken_outside_package_is_named(text: str, part: str) -> None:
+def test_a_broken_external_package_is_named(text: str, part: str) -> None:
     assert part in refusal(text)
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_outside_parameter_without_default_is_asked_for() -> None:
+def test_an_external_parameter_without_default_is_required() -> None:
     with pytest.raises(EstimatorError, match=r"^estimator needy: .*missing 1 required keyword-only argument: 'size'"):
         create("needy")
     assert create("needy:size=4").size == 4  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ sys.exit(f"loaded {loaded}" if loaded else 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_package_answers_for_names_that_it_does_not_have() -> None:
+def test_unknown_names_of_the_package_raise_attribute_error() -> None:
     import attacks
 
     assert attacks.create is create

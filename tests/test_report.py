@@ -201,7 +201,7 @@ ORDINARY = ("one split of another name",)
 @pytest.mark.parametrize(
     "case", [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in DEGENERATE]
 )
-def test_what_cannot_be_said_is_said(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_results_are_explained(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", **DEGENERATE[case])
     code, printed, error = said(capsys, run)
     assert (code, error) == (0, "")
@@ -245,7 +245,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return error
 
 
-def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_folders_give_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run")
     before = state(run)
     assert "expected a run folder, got " in refused(capsys, tmp_path / "none")
@@ -268,7 +268,7 @@ def test_bad_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
-def test_an_earlier_report_outlives_a_failure(
+def test_a_failure_keeps_the_earlier_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", epochs=2)
@@ -287,7 +287,7 @@ def test_an_earlier_report_outlives_a_failure(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_files")
-def test_what_limits_a_verdict_is_said(tmp_path: Path) -> None:
+def test_limits_of_a_verdict_are_stated(tmp_path: Path) -> None:
     plain, robust = write_run(tmp_path / "plain"), write_run(tmp_path / "robust", training="pgd", seed=3)
     copy, odd = write_run(tmp_path / "copy"), write_run(tmp_path / "odd", training="pgd", epochs=3)
     evidence = gather(read_runs([plain, robust, copy]))

@@ -129,7 +129,7 @@ def page(pair: ReportContent) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_asks_nothing_of_the_network(page: str) -> None:
+def test_the_page_makes_no_network_requests(page: str) -> None:
     assert requests(page) == []
 
 
@@ -146,11 +146,11 @@ def test_the_page_asks_nothing_of_the_network(page: str) -> None:
         "<img src=data:image/svg+xml,x>",
     ],
 )
-def test_a_planted_request_is_found(page: str, planted: str) -> None:
+def test_a_planted_request_is_detected(page: str, planted: str) -> None:
     assert len(requests(page.replace("</main>", f"{planted}</main>"))) == 1
 
 
-def test_only_the_pages_own_scripts_may_run(page: str) -> None:
+def test_only_scripts_of_the_page_may_run(page: str) -> None:
     reader = Reader(page)
     metas = [attributes for tag, attributes in reader.elements if tag == "meta"]
     policy = next(str(m["content"]) for m in metas if m.get("http-equiv") == "Content-Security-Policy")
@@ -169,7 +169,7 @@ def test_only_the_pages_own_scripts_may_run(page: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_name_from_outside_is_escaped() -> None:
+def test_every_external_name_is_escaped() -> None:
     page = render(hostile())
     reader = Reader(page)
     assert requests(page) == []
@@ -189,7 +189,7 @@ def test_every_name_from_outside_is_escaped() -> None:
 
 
 @pytest.mark.slow
-def test_without_escaping_the_same_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_an_unescaped_name_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.page.Environment", _careless)
     assert any("onerror" in request for request in requests(render(hostile())))
 
@@ -200,7 +200,7 @@ def _careless(**settings: object) -> object:
     return Environment(**{**settings, "autoescape": False})  # type: ignore[arg-type]
 
 
-def test_json_of_any_value_stands_in_a_script() -> None:
+def test_json_of_any_value_is_safe_inside_a_script() -> None:
     value = {"a": HOSTILE, "b": [math.nan, math.inf, -math.inf, 1.23456789, 4.0, 1e-30], "c": "\u2028&\u2029<!--"}
     written = encode(value)
     assert not re.search("[<>&\u2028\u2029]", written)
@@ -215,7 +215,7 @@ def test_plotly_reads_neither_html_nor_templates_in_names() -> None:
 
 
 @pytest.mark.slow
-def test_every_figure_is_one_that_plotly_takes(drawn: dict[str, Graph]) -> None:
+def test_plotly_accepts_every_figure(drawn: dict[str, Graph]) -> None:
     assert list(drawn) == FIGURES
     for graph in drawn.values():
         assert not graph.reason
@@ -284,7 +284,7 @@ def test_errors_are_in_percent(one: RunContent) -> None:
     assert panel["traces"][0]["trace"]["y"] == pytest.approx((100 * train["error"]).tolist(), rel=1e-4)
 
 
-def test_runs_stand_side_by_side_on_the_same_axes(drawn: dict[str, Graph]) -> None:
+def test_runs_are_side_by_side_on_the_same_axes(drawn: dict[str, Graph]) -> None:
     for name in ("margins", "subsets", "ratios", "distributions", "composition", "changes", "paths", "confidence"):
         graph = drawn[name]
         assert {panel.where["run"] for panel in graph.panels} == {"standard", "pgd"}
@@ -372,7 +372,7 @@ def test_a_table_shows_its_first_rows_with_five_digits() -> None:
     assert gzip.decompress(base64.b64decode(table.packed)).decode() == "a,b,c\n1.23456789,x,3\n,,4\n"
 
 
-def test_verdicts_come_first_under_their_headings(page: str) -> None:
+def test_verdicts_are_first_under_their_headings(page: str) -> None:
     shown = Reader(page).visible()
     places = [shown.index(f"Observation {number}: ") for number in (1, 2, 3)]
     assert places == sorted(places)
@@ -384,7 +384,7 @@ def test_verdicts_come_first_under_their_headings(page: str) -> None:
     assert "standard: 3 images were not found" in shown
 
 
-def test_the_text_alternatives_carry_numbers_and_pictures_have_theirs(page: str) -> None:
+def test_text_alternatives_hold_numbers_and_every_picture_has_one(page: str) -> None:
     elements = Reader(page).elements
     plots = [a for _, a in elements if "plotly-graph" in (a.get("class") or "")]
     assert {plot["data-figure"] for plot in plots} == set(FIGURES)
@@ -396,7 +396,7 @@ def test_the_text_alternatives_carry_numbers_and_pictures_have_theirs(page: str)
     assert all(image["alt"] for image in images)
 
 
-def test_what_was_run_is_told_and_in_what_the_runs_differ(pair: ReportContent, page: str) -> None:
+def test_the_page_states_the_options_and_how_the_runs_differ(pair: ReportContent, page: str) -> None:
     assert differences(pair.runs) == (["training", "epochs"], [["standard", "5"], ["pgd", "8"]])
     shown = Reader(page).visible()
     for words in ("0123abcd", "python", "-m harness.track", "steps 50", "l2, linf"):
@@ -428,7 +428,7 @@ MISSING = {
 @pytest.mark.parametrize(
     "case", [case if case in ("epoch 0", "one image") else pytest.param(case, marks=pytest.mark.slow) for case in EMPTY]
 )
-def test_what_cannot_be_shown_is_said_in_a_sentence(one: RunContent, case: str) -> None:
+def test_missing_figures_are_explained_in_a_sentence(one: RunContent, case: str) -> None:
     content = pages.report(EMPTY[case](one))
     found = by_name(content)
     assert {name for name, graph in found.items() if graph.reason} == MISSING[case]
@@ -447,7 +447,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(one: RunContent, case: str) 
         assert found[name].reason in shown
 
 
-def test_a_report_of_no_run_is_a_page() -> None:
+def test_a_report_without_runs_is_a_page() -> None:
     empty = ReportContent("Nothing", "now", "0", [], pd.DataFrame(), pd.DataFrame(), {}, [])
     assert "No runs" in Reader(render(empty)).visible()
 
@@ -471,7 +471,7 @@ def test_the_largest_runs_page_stays_small() -> None:
 
 
 @pytest.mark.slow
-def test_estimators_and_splits_look_the_same_everywhere_and_unlike_each_other() -> None:
+def test_estimators_and_splits_have_one_distinct_style_in_every_figure() -> None:
     names = [f"e{place}" for place in range(8)]
     run = pages.run(estimators=names, splits=["mine", "yours", "test", "train"], images=3, epochs=[0, 1])
     view = View(pages.report(run))
@@ -496,7 +496,7 @@ def test_pictures_keep_their_pixels_and_perturbations_their_signs() -> None:
     assert magnify(np.zeros((2, 2)))[0].tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
-def test_a_table_that_is_saved_holds_no_formula_and_is_shown_as_it_is() -> None:
+def test_a_saved_table_holds_no_formula_and_is_shown_unchanged() -> None:
     table = Table("some", "Some", pd.DataFrame({"run": ["=1+1", "ok"], "low": [-0.5, 1.0]}))
     packed = gzip.decompress(base64.b64decode(table.packed)).decode()
     assert packed == "run,low\n'=1+1,-0.5\nok,1.0\n"

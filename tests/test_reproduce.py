@@ -71,7 +71,7 @@ def written(folder: Path, text: str = SMALL) -> Path:
 # the file
 
 
-def test_a_run_of_two_groups_is_one_run_with_what_both_want(tmp_path: Path) -> None:
+def test_a_run_of_two_groups_is_run_once_with_the_options_of_both(tmp_path: Path) -> None:
     study = read_study(written(tmp_path))
     assert [group.name for group in study.groups] == ["pair", "seeds"]
     assert study.groups[1].runs == (
@@ -89,7 +89,7 @@ def test_a_run_of_two_groups_is_one_run_with_what_both_want(tmp_path: Path) -> N
     assert list(study.upto(1).runs) == ["digits-dense-standard", "digits-dense-pgd"]
 
 
-def test_steps_are_commands_a_user_could_give(tmp_path: Path) -> None:
+def test_steps_are_valid_commands(tmp_path: Path) -> None:
     run = read_study(written(tmp_path)).runs["digits-dense-pgd"]
     track, compare, around = steps_of(run, tmp_path, "data")
     assert " ".join(track).startswith("-m harness.track --resume --out ")
@@ -113,7 +113,7 @@ def test_steps_are_commands_a_user_could_give(tmp_path: Path) -> None:
         ("[defaults]", "[defaults", "expected a TOML file"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused(
+def test_an_invalid_study_file_is_refused(
     before: str, after: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, SMALL.replace(before, after))
@@ -124,7 +124,7 @@ def test_a_file_that_says_something_else_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_committed_study_is_one() -> None:
+def test_the_committed_study_is_valid() -> None:
     study = read_study(STUDY)
     assert len(study.runs) == len({name for group in study.groups for name in group.runs})
     assert {group.stage for group in study.groups} == set(range(1, 7))
@@ -149,7 +149,7 @@ def test_a_step_is_done_once_and_a_failing_one_is_named(tmp_path: Path) -> None:
 # what surrounds the images
 
 
-def test_random_directions_cross_as_often_as_geometry_says() -> None:
+def test_random_directions_cross_as_often_as_geometry_predicts() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -167,7 +167,7 @@ def test_random_directions_cross_as_often_as_geometry_says() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_free_margins_are_held_against_those_in_the_box(norm: str) -> None:
+def test_free_margins_are_compared_with_those_in_the_box(norm: str) -> None:
     problem = affine_problem(40, boxed=True)
     layer = problem.model[1]  # type: ignore[index]
     exact = {
@@ -215,7 +215,7 @@ def test_flow_and_confidence_count_whole_sets() -> None:
     assert found["images"].to_dict() == {False: 1, True: 2}
 
 
-def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_tables_round_trip(tmp_path: Path) -> None:
     tables: dict[Key, pd.DataFrame] = {
         ("run", "summary"): pd.DataFrame(
             {
@@ -316,7 +316,7 @@ def summaries(folder: Path, standard: str, pgd: str, changed: dict[Key, pd.DataF
         (numbers.largest_error, lambda x: x > 0.01, "standard", 0.01 / 0.6, 0.01 / 1.01),
     ],
 )
-def test_a_number_decides_a_claim_and_the_opposite_curve_turns_it(
+def test_a_number_decides_a_claim_and_the_opposite_curve_reverses_it(
     value: numbers.Number,
     holds: Callable[[float], bool],
     training: str,
@@ -335,7 +335,7 @@ def test_a_number_decides_a_claim_and_the_opposite_curve_turns_it(
         assert rows[0].measured == f"L2 {number(expected)}; L∞ {number(expected)}"
 
 
-def test_too_few_incorrect_images_decide_nothing(tmp_path: Path) -> None:
+def test_too_few_incorrect_images_leave_claims_undecided(tmp_path: Path) -> None:
     stored = summaries(tmp_path, "falling", "rising")
     value = numbers.change_of("incorrect")
     assert len(read_off(value, lambda x: x < 1, "standard")(stored)) == 2
@@ -357,7 +357,7 @@ def test_an_adversarial_run_is_compared_with_the_standard_one(tmp_path: Path) ->
     assert {row.verdict for row in earlier} == {"not supported"}
 
 
-def test_verdicts_of_tests_are_joined_and_estimators_kept_apart(tmp_path: Path) -> None:
+def test_verdicts_of_tests_are_joined_per_estimator(tmp_path: Path) -> None:
     run = "digits-dense-standard"
     rows = [
         ("decline", run, "deepfool", "l2", "test", -0.25, "supported"),
@@ -391,7 +391,7 @@ def test_numbers_have_a_fixed_number_of_digits() -> None:
 
 
 @pytest.mark.slow
-def test_the_committed_page_is_made_of_the_committed_tables(tmp_path: Path) -> None:
+def test_the_committed_page_is_generated_from_the_committed_tables(tmp_path: Path) -> None:
     committed = ROOT / "docs/reproduction"
     out = tmp_path / "reproduction"
     out.mkdir()
@@ -425,7 +425,7 @@ def test_a_page_without_one_of_its_tables_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_short_study_goes_from_nothing_to_its_page_and_is_not_run_again(
+def test_a_short_study_runs_to_its_page_and_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = SMALL.split('\n[[group]]\nname = "seeds"')[0].replace("epochs = 40", "epochs = 2")

@@ -126,7 +126,7 @@ def half_written(write: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 @pytest.mark.slow
-def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path, whole: Path) -> None:
+def test_a_run_interrupted_at_every_file_gives_the_same_result(tmp_path: Path, whole: Path) -> None:
     folder, stopped = tmp_path / "run", list[Path]()
 
     def stop_at_what_is_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -159,7 +159,7 @@ def test_interrupted_at_every_file_in_turn_a_run_ends_up_the_same(tmp_path: Path
         pytest.param(33, False, marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_once_a_run_ends_up_the_same(
+def test_a_run_interrupted_once_gives_the_same_result(
     tmp_path: Path, whole: Path, count: int, half: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, written = tmp_path / "run", list[Path]()
@@ -188,7 +188,7 @@ def test_interrupted_once_a_run_ends_up_the_same(
 
 
 @pytest.mark.slow
-def test_interrupted_in_a_batch_and_in_a_measurement_a_run_ends_up_the_same(tmp_path: Path, whole: Path) -> None:
+def test_a_run_interrupted_in_a_batch_and_in_a_measurement_gives_the_same_result(tmp_path: Path, whole: Path) -> None:
     folder, calls = tmp_path / "run", iter(())
 
     def stop(*_: object, **__: object) -> None:
@@ -284,7 +284,7 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path, whole: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_all_margins_and_predictions_come_back_from_the_checkpoints(tmp_path: Path, whole: Path) -> None:
+def test_all_margins_and_predictions_are_recomputed_from_the_checkpoints(tmp_path: Path, whole: Path) -> None:
     folder = copy_of(whole, tmp_path)
     for name in ("margins", "predictions", "witnesses", "probes"):
         shutil.rmtree(folder / name)
@@ -300,7 +300,7 @@ def last_value(path: Path) -> int:
     return first + int(column.total_compressed_size) - 3
 
 
-def test_a_damaged_file_is_one_line_that_names_it(
+def test_a_damaged_file_gives_a_one_line_error_that_names_it(
     tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copy_of(whole, tmp_path)
@@ -347,7 +347,7 @@ def test_another_network_than_the_one_that_was_measured_is_refused(
 
 
 @pytest.mark.slow
-def test_epochs_may_grow_to_the_same_run(tmp_path: Path, whole: Path) -> None:
+def test_adding_epochs_gives_the_same_run_as_a_longer_one(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
     assert run(folder, "--epochs", "0") == 0
     assert run(folder, "--epochs", "1", "--resume") == 0
@@ -410,7 +410,7 @@ def test_a_tracked_run_trains_the_same_network_as_one_without_tracking(tmp_path:
 
 
 @pytest.mark.slow
-def test_epochs_that_are_not_asked_for_are_trained_and_not_measured(tmp_path: Path) -> None:
+def test_unrequested_epochs_are_trained_and_not_measured(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["--model", "tests.runs:net", *IMAGES, "--probe", "5", "--norm", "linf", "--estimator", "fmn:steps=3"]
     assert main([*options, "--epochs", "5", "--every", "3", "--out", str(folder)]) == 0

@@ -71,7 +71,7 @@ def test_every_row_of_a_folder_is_read_in_order(tmp_path: Path) -> None:
     assert read_run(tmp_path / "mine", "other").name == "other"
 
 
-def test_a_name_is_that_of_the_folder_however_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_the_name_of_its_folder_for_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
     assert read_run(Path()).name == "mine"
@@ -85,7 +85,7 @@ def test_a_run_that_has_just_started_is_empty_tables(tmp_path: Path) -> None:
     assert (len(found.predictions), list(found.predictions.columns)) == (0, list(PREDICTION_TYPES))
 
 
-def test_a_run_of_the_tracker_says_nothing_of_its_training(tmp_path: Path) -> None:
+def test_a_run_of_the_tracker_has_no_training_options(tmp_path: Path) -> None:
     made = RunFolder(tmp_path)
     made.write_manifest({"schema": 1, "fingerprint": {"domain": "box"}, "estimators": []})
     found = read_run(tmp_path)
@@ -94,7 +94,7 @@ def test_a_run_of_the_tracker_says_nothing_of_its_training(tmp_path: Path) -> No
     assert found.alike(but=()) == ""
 
 
-def test_no_folder_and_no_manifest_are_errors_of_one_line(tmp_path: Path) -> None:
+def test_a_missing_folder_or_manifest_gives_a_one_line_error(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(StoreError) as error:
             read_run(path)
@@ -133,7 +133,7 @@ def test_unfinished_parts_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "epoch,split\n0,train\n", '"'])
-def test_a_damaged_table_of_epochs_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+def test_a_damaged_table_of_epochs_gives_a_one_line_error(tmp_path: Path, text: str) -> None:
     made = filled(tmp_path)
     made.epochs_csv.write_text(text, encoding="utf-8")
     assert len(read_run(tmp_path).epochs) == 3  # of the predictions
@@ -144,7 +144,7 @@ def test_a_damaged_table_of_epochs_is_an_error_of_one_line(tmp_path: Path, text:
     assert str(made.epochs_csv) in one_line(error)
 
 
-def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_give_an_error(tmp_path: Path) -> None:
     made = filled(tmp_path)
     made.epochs_csv.write_bytes(b"\xff\xfe\x00epoch")
     for part in made.prediction_parts():
@@ -153,7 +153,7 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_runs_are_alike_in_all_but_what_is_named() -> None:
+def test_runs_are_alike_in_all_options_but_the_named_ones() -> None:
     one, other = run("a", seed=0, batch_size=32), run("b", seed=1, batch_size=32)
     assert one.alike(but=("seed",)) == other.alike(but=("seed",)) != ""
     assert one.alike(but=()) != other.alike(but=())
@@ -189,7 +189,7 @@ FORMULAS = pd.DataFrame(
 )
 
 
-def test_no_text_of_a_csv_file_is_a_formula_and_it_is_read_back(tmp_path: Path) -> None:
+def test_csv_texts_are_never_formulas_and_are_read_back_unchanged(tmp_path: Path) -> None:
     write_csv(tmp_path / "table.csv", FORMULAS)
     lines = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
     assert lines == [
@@ -211,7 +211,7 @@ def test_a_split_named_like_a_formula_is_read_back_from_epochs_csv(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are texts there")
-def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_name_that_is_not_text_gives_a_one_line_error(tmp_path: Path) -> None:
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff"))
     images = torch.rand(4, 1, 2, 2)
     with pytest.raises(StoreError, match=r"expected a folder whose path is UTF-8, got '.*/a\\udcff'; choose") as caught:

@@ -59,7 +59,7 @@ def _to_class(network: ReluNetwork, image: np.ndarray, own: int, other: int, rea
     return math.sqrt(max(model.getObjVal(), 0.0)) if model.getStatus() in ("optimal", "gaplimit") else math.inf
 
 
-def test_exact_margins_of_digits_are_those_of_scip() -> None:
+def test_exact_margins_of_digits_match_scip() -> None:
     from tests.test_exact import trained
 
     model = trained((12, 8))

@@ -90,7 +90,7 @@ def test_projections_shorten_the_path_to_a_sphere(inside: bool, limit: float) ->
 
 @pytest.mark.parametrize("m", [0, 1, 2])
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
-def test_more_projections_shorten_it_further(inside: bool, m: int) -> None:
+def test_more_projections_reduce_the_distance_further(inside: bool, m: int) -> None:
     truth = oracles.ball(inside=inside)
     once, thrice = ratios(truth, SuperDeepFool(m=m, n=1)), ratios(truth, SuperDeepFool(m=m, n=3))
     assert once.mean() < 1.05
@@ -107,7 +107,7 @@ class Ledge(nn.Module):
         return torch.stack([0.2 - ahead, ahead - 0.2, 100 * torch.relu(slant - 0.15) - 0.5], dim=1)
 
 
-def test_the_normal_is_that_of_the_class_it_landed_in() -> None:
+def test_projections_use_the_normal_of_the_class_that_was_reached() -> None:
     """DeepFool steers for class 1, the only one with a slope, and comes out in class 2."""
     images = torch.full((2, 1, 8, 8), 0.5)
     margins = measure(Ledge(), images, SuperDeepFool(), "l2")
@@ -125,7 +125,7 @@ def test_the_normal_is_that_of_the_class_it_landed_in() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_cost_on_planes_is_the_papers(classes: int) -> None:
+def test_cost_on_planes_matches_the_paper(classes: int) -> None:
     """A step: one forward, a backward for each other class. A projection: one of each. And a look at the end."""
     forwards, backwards = passes(oracles.affine(classes).to(torch.float64), SuperDeepFool())
     assert (backwards == classes - 1 + 1).all()
@@ -197,7 +197,7 @@ def test_nearer_than_deepfool_on_a_trained_network(trained_digits: Digits) -> No
 
 
 @pytest.mark.slow
-def test_patience_buys_little(trained_digits: Digits) -> None:
+def test_waiting_for_a_projected_witness_hardly_reduces_distances(trained_digits: Digits) -> None:
     """The paper's rule, to go on until a projected point has crossed, goes in circles."""
     model, images, _ = trained_digits
     soon = measure(model, images[:64], SuperDeepFool(), "l2", noise_retries=0)
@@ -211,7 +211,7 @@ def test_patience_buys_little(trained_digits: Digits) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
-def test_dead_gradients_are_not_found() -> None:
+def test_images_with_zero_gradients_are_not_found() -> None:
     for truth in (oracles.constant(), oracles.flat(count=8)):
         margins = measure(truth.model, truth.images, SuperDeepFool(), "l2", noise_retries=0)
         assert set(margins.status) == {Status.NOT_FOUND}
@@ -220,7 +220,7 @@ def test_dead_gradients_are_not_found() -> None:
         assert (margins.forwards == 3).all()
 
 
-def test_one_dead_row_leaves_the_others_alone() -> None:
+def test_a_row_with_zero_gradient_does_not_affect_the_others() -> None:
     """Class 0 leads on both halves; only the bright images see a slope."""
 
     class Half(nn.Module):
@@ -249,7 +249,7 @@ class Torn(nn.Module):
         return torch.stack([lead + 0 * torn, torch.zeros_like(lead)], dim=1)
 
 
-def test_gradients_that_are_not_finite_end_a_row() -> None:
+def test_nonfinite_gradients_end_a_row() -> None:
     images = torch.full((2, 1, 8, 8), 0.5)
     lost = measure(Torn(beyond=False), images, SuperDeepFool(), "l2", noise_retries=0)
     assert lost.status == (Status.NOT_FOUND,) * 2

@@ -146,7 +146,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", NAVIGATION)
-def test_every_page_of_the_navigation_is_there(site: Path, page: str) -> None:
+def test_every_page_of_the_navigation_exists(site: Path, page: str) -> None:
     text = "".join(Read(site / page.replace(".md", ".html")).text)
     assert "margin-harness" in text
     # what is for mkdocstrings is not shown as it is
@@ -160,7 +160,7 @@ def test_every_page_of_the_documentation_is_in_the_navigation() -> None:
     assert len(NAVIGATION) == len(set(NAVIGATION))
 
 
-def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_no_link_is_dead_and_nothing_is_loaded_from_other_hosts(site: Path) -> None:
     assert len(list(site.rglob("*.html"))) > len(NAVIGATION)
     assert problems(site) == []
 
@@ -171,7 +171,7 @@ def test_control_there_are_links_and_figures_to_check(site: Path) -> None:
     assert "estimators/cost-fashion-mnist-pgd-epoch-40-test.png" in page.loads
 
 
-def test_links_of_the_readme_lead_to_files_and_anchors(site: Path) -> None:
+def test_links_of_the_readme_point_to_files_and_anchors(site: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlsplit(link).netloc]
     assert len(links) > 20
@@ -194,7 +194,7 @@ def test_the_search_index_is_a_script(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_search_works_from_the_folder(site: Path) -> None:
+def test_search_works_without_a_server(site: Path) -> None:
     system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         try:
@@ -241,7 +241,7 @@ def test_the_reference_has_every_parameter(site: Path, function: Any) -> None:
         ("exact", "attacks.affine.affine_margins"),
     ],
 )
-def test_the_reference_is_whole(site: Path, page: str, place: str) -> None:
+def test_the_reference_is_complete(site: Path, page: str, place: str) -> None:
     assert place in Read(site / "api" / f"{page}.html").places
 
 
@@ -263,7 +263,7 @@ def test_the_reference_is_whole(site: Path, page: str, place: str) -> None:
         ('<p style="background: url(https://example.org/x.png)">', "loads https://example.org/x.png"),
     ],
 )
-def test_the_checker_finds_what_is_planted(tmp_path: Path, body: str, problem: str) -> None:
+def test_the_checker_finds_planted_faults(tmp_path: Path, body: str, problem: str) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "other.html").write_text('<p id="here"><a href="index.html">x</a>', encoding="utf-8")
     clean = '<a href="other.html#here">x</a><a href="/other.html">x</a><a href="https://example.org">x</a>'
@@ -296,7 +296,7 @@ def test_the_build_fails_on_a_dead_link_and_a_dead_anchor(tmp_path: Path) -> Non
         assert message in done.stdout + done.stderr
 
 
-def test_docstrings_get_one_name_a_line() -> None:
+def test_docstrings_list_one_name_per_line() -> None:
     one_name_a_line = runpy.run_path(str(ROOT / ".ci" / "docstrings.py"))["one_name_a_line"]
     text = (
         "Say.\n\nArgs:\n    low, high: the\n        bounds. seed: any. Other: no.\n    norm: one\n\n"

@@ -114,7 +114,7 @@ def test_effective_weights_are_used(certifier: Crown | IBP | Exact) -> None:
     assert worst(model, certifier, pixels()) <= 1
 
 
-def test_hooks_are_a_part_of_their_layer() -> None:
+def test_hooks_are_read_as_part_of_their_layer() -> None:
     model = plain()
     model[1].register_forward_hook(lambda module, given, result: -3 * result)
     model.register_forward_hook(lambda module, given, result: result.flip(1))
@@ -154,7 +154,7 @@ def test_operations_in_place_are_read_as_what_they_change() -> None:
     torch.testing.assert_close(net.last(values + net.block[1](values)), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_a_forward_function_of_its_own_is_refused() -> None:
+def test_a_replaced_forward_function_is_refused() -> None:
     model = plain()
     model[1].forward = lambda given: given[:, :8]  # type: ignore[method-assign, assignment]
     with pytest.raises(InputError, match=r"got 1\.forward, a function that would compute .*; define it in a class"):
@@ -191,7 +191,7 @@ def shifted(offset: float, seed: int = 0) -> nn.Sequential:
 
 
 @pytest.mark.slow
-def test_rounding_is_no_contradiction(tmp_path: Path) -> None:
+def test_rounding_does_not_count_as_a_contradiction(tmp_path: Path) -> None:
     """Logits near 1e4 have 3 digits behind the point: bounds in float64 seemed to be above verified witnesses."""
     near = pixels(24)[9:12]
     probes = {"test": (near, torch.zeros(3, dtype=torch.int64), torch.arange(9, 12))}
@@ -264,7 +264,7 @@ class Scaled(nn.Module):
     [(_without_absolute_values, UnsoundError), (_views_instead_of_results, InputError)],
     ids=["interval arithmetic", "an operation"],
 )
-def test_a_misreading_is_noticed(
+def test_a_misread_model_is_detected(
     plant: Callable[[pytest.MonkeyPatch], None],
     kind: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
@@ -283,7 +283,7 @@ def test_without_the_checks_a_misreading_gives_false_bounds(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_exact_margins_are_of_what_the_model_computes() -> None:
+def test_exact_margins_are_those_of_the_computed_function() -> None:
     """Weight normalisation was read as the weights before it: the margin was 0.76 of the truth and more."""
     model = plain()
     plainly = exact_margins(model, pixels(), "l2")
@@ -369,7 +369,7 @@ def test_unusual_operations_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_way_through_numpy_is_refused() -> None:
+def test_a_model_that_computes_in_numpy_is_refused() -> None:
     """What NumPy sees of the recorded tensor is arbitrary: either the recordings differ, or the logits do."""
     refused = "outside of recorded operations|from what was read|cannot be recorded"
     with pytest.raises(InputError, match=refused):
@@ -392,7 +392,7 @@ def test_bounds_do_not_depend_on_the_scale_of_logits(scale: float) -> None:
     torch.testing.assert_close(found.lower, plainly.lower, rtol=1e-3, atol=0)
 
 
-def test_a_large_radius_has_a_bound_where_a_row_is_0() -> None:
+def test_a_zero_row_has_a_finite_bound_at_a_large_radius() -> None:
     """Beyond a radius of 4 in the box, the gain of a row of zeros was NaN: a max-pool after a ReLU has such rows."""
     rows, room = torch.zeros(1, 1, 16).double(), torch.ones(1, 16).double()
     assert ball.gain(rows, room, room, torch.tensor([9.0]).double(), "l2", True).item() == 0

@@ -36,7 +36,7 @@ def load(text: str, root: Path = Path("data")) -> Any:
     return load_source(text, root, False)
 
 
-def test_an_npz_is_read(tmp_path: Path) -> None:
+def test_an_npz_file_is_read(tmp_path: Path) -> None:
     content = arrays()
     found = load(saved(tmp_path, content))
     assert (found.classes, found.shape) == (3, (1, 8, 8))
@@ -50,7 +50,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     ("shape", "expected"),
     [((6, 8, 8, 3), (3, 8, 8)), ((6, 3, 8, 8), (3, 8, 8)), ((6, 8, 5, 1), (1, 8, 5)), ((6, 4, 9), (1, 4, 9))],
 )
-def test_layouts(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_layouts_of_images_are_recognised(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     images = DRAW.random((12, *shape[1:])).astype(np.float64)
     found = load(saved(tmp_path, arrays(x_train=images, x_test=images[:6])))
     assert found.shape == expected
@@ -76,14 +76,14 @@ def test_layouts(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ..
         ({"x_train": np.array([{"a": 1}] * 12, dtype=object)}, "save it with numpy.savez"),
     ],
 )
-def test_what_are_no_images_and_labels_is_one_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_invalid_images_or_labels_give_a_one_line_error(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         load(saved(tmp_path, arrays(**changes)))
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"words"])
-def test_what_is_no_npz_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_npz_file_gives_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     for path in (tmp_path / "a.npz", tmp_path / "none.npz"):
         with pytest.raises(DataError) as caught:
@@ -109,7 +109,7 @@ def test_folders_of_pictures_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.train.images[0], first)
 
 
-def test_folders_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+def test_invalid_folders_give_a_one_line_error(tmp_path: Path) -> None:
     pictures(tmp_path / "sizes")
     Image.new("RGB", (9, 9)).save(tmp_path / "sizes" / "train" / "cat" / "x.png")
     pictures(tmp_path / "classes")
@@ -143,14 +143,14 @@ def test_a_data_set_of_torchvision_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["KMNIST", "CIFAR100", "Nothing", "VisionDataset", "FakeData"])
-def test_a_missing_one_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_missing_data_set_by_name_gives_a_one_line_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as caught:
         load(f"torchvision:{name}", tmp_path)
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
 
 
 @pytest.mark.slow
-def test_an_npz_is_tracked_and_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npz_file_is_tracked_and_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     text = saved(tmp_path, arrays())
     options = [

@@ -53,7 +53,7 @@ def compared(problem: Problem, side: Side, norm: Norm = "l2") -> comparing.Table
     return compare(problem, "deepfool", norm, [side], repeats=1, memory=False, images=len(problem.images))
 
 
-def test_names_of_the_command_are_those_of_the_tables() -> None:
+def test_names_of_the_command_match_the_tables() -> None:
     assert tuple(NETWORKS) == command.PROBLEMS
     assert tuple(PEERS) == command.PEER_NAMES
     assert {side.library for sides in SIDES.values() for side in sides} == set(PEERS)
@@ -63,7 +63,7 @@ def test_names_of_the_command_are_those_of_the_tables() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_stock_foolbox_has_our_margins(digits: Problem, norm: Norm) -> None:
+def test_stock_foolbox_and_ours_give_the_same_margins(digits: Problem, norm: Norm) -> None:
     row = compared(digits, STOCK, norm).rows[1]
     assert row.agreement is not None
     assert row.agreement.comparable
@@ -149,7 +149,7 @@ def test_points_on_the_boundary_up_to_rounding_are_distinguished() -> None:
     assert judge(problem, at(0.5), "linf", rounding=ROUNDING).item() == 0.25
 
 
-def test_ratios_are_of_one_round_each() -> None:
+def test_ratios_are_computed_per_round() -> None:
     # the second round was slow for both: of medians apart, 6 / 3, of rounds, 2, 4, 3
     found = timing.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0])
     assert (found.median, found.least, found.most) == (3.0, 2.0, 4.0)
@@ -176,7 +176,7 @@ def test_sides_take_turns_in_alternating_order() -> None:
 
 
 @pytest.mark.slow
-def test_the_floor_is_the_arithmetic_of_its_passes(digits: Problem) -> None:
+def test_the_floor_is_the_cost_of_its_passes(digits: Problem) -> None:
     costs = timing.PassCosts(forward=1.0, backward=3.0)
     assert costs.floor(2.0, 9) == 3 * 1.0 + 18 * 3.0
     measured = timing.pass_costs(digits, 10)
@@ -199,7 +199,7 @@ def test_only_our_own_engine_has_a_floor(digits: Problem) -> None:
 
 
 @pytest.mark.slow
-def test_the_unreachable_image_is_unreachable_and_alive(digits: Problem) -> None:
+def test_the_unreachable_image_never_changes_class_and_has_gradients(digits: Problem) -> None:
     walled = with_unreachable(digits)
     assert walled.labels[[0, 10]].tolist() == [0, 0]
     generator = torch.Generator().manual_seed(0)
@@ -247,7 +247,7 @@ def test_a_side_that_raises_is_left_out(digits: Problem) -> None:
     assert "planted is left out: it raised RuntimeError: no way" in table.remarks
 
 
-def test_what_a_library_leaves_behind_is_cleared(digits: Problem) -> None:
+def test_leftovers_of_a_library_are_cleared(digits: Problem) -> None:
     assert all(parameter.requires_grad for parameter in digits.model.parameters())
     STOCK.solve(digits.first(2), "l2")
     assert all(parameter.grad is not None for parameter in digits.model.parameters())
@@ -255,7 +255,7 @@ def test_what_a_library_leaves_behind_is_cleared(digits: Problem) -> None:
     assert all(parameter.grad is None for parameter in digits.model.parameters())
 
 
-def test_missing_libraries_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PEERS, "adv-lib", ("no_such_module", "pip install --no-deps adv-lib"))
     assert missing("adv-lib") == "adv-lib is not installed: left out (pip install --no-deps adv-lib)"
     assert missing("foolbox") == ""
@@ -308,7 +308,7 @@ def test_a_run_gives_its_test_images_and_then_its_training_images(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_foolbox_needs_memory_for_all_gradients_and_we_do_not() -> None:
+def test_foolbox_keeps_all_gradients_in_memory_and_ours_does_not() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 10))
     images = torch.rand(100, 3, 64, 64)
@@ -352,13 +352,13 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
         (["--problem", "dense-digits", "--images", "1001"], "expected at most 1000 --images"),
     ],
 )
-def test_bad_options_are_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_give_a_one_line_error(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(options) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
 
 
-def test_a_mistake_is_shown_where_asked() -> None:
+def test_debug_raises_the_original_error() -> None:
     with pytest.raises(EstimatorError):
         command.main(["--estimator", "deepfol", "--debug"])

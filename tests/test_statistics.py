@@ -57,7 +57,7 @@ def test_the_standard_error_of_three_numbers() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 5, 1000])
-def test_the_standard_error_is_the_papers(count: int) -> None:
+def test_the_standard_error_matches_the_paper(count: int) -> None:
     values = np.random.default_rng(count).lognormal(size=count)
     average = sum(values) / count
     paper = math.sqrt(math.fsum((value - average) ** 2 for value in values)) / count
@@ -96,12 +96,12 @@ def test_the_standard_error_of_one_or_no_value_is_blank() -> None:
         ([0.0, 1.0, 2.0, 3.0, INF], 0.95, INF),
     ],
 )
-def test_quantiles_with_images_that_were_not_found(values: list[float], q: float, expected: float) -> None:
+def test_quantiles_count_images_not_found_as_infinite(values: list[float], q: float, expected: float) -> None:
     assert quantile(np.array(values), q) == pytest.approx(expected, rel=1e-15)
     assert quantile(np.array(values[::-1]), q) == pytest.approx(expected, rel=1e-15)
 
 
-def test_finite_quantiles_are_numpys() -> None:
+def test_finite_quantiles_match_numpy() -> None:
     values = np.random.default_rng(0).random(101)[:97]
     for q in (0.05, 0.25, 0.5, 0.75, 0.95, 0.0, 1.0):
         assert quantile(values, q) == pytest.approx(np.quantile(values, q), rel=1e-14)
@@ -120,7 +120,7 @@ MORE: dict[str, float] = {
 }
 
 
-def test_the_columns_are_those_of_the_design_in_order_and_more_behind() -> None:
+def test_the_columns_start_with_the_documented_ones_in_order() -> None:
     assert list(SUMMARY_COLUMNS[:20]) == DESIGN.split()
     assert SUMMARY_COLUMNS[20:] == tuple(MORE)
     assert list(summarise(margins([1.0, 2.0])).columns) == list(SUMMARY_COLUMNS)
@@ -128,7 +128,7 @@ def test_the_columns_are_those_of_the_design_in_order_and_more_behind() -> None:
     assert (len(nothing), list(nothing.columns)) == (0, list(SUMMARY_COLUMNS))
 
 
-def test_a_summary_worked_out_by_hand() -> None:
+def test_a_summary_matches_hand_calculation() -> None:
     rows = margins(
         [1.0, 2.0, 6.0, 0.0, INF, INF],
         ["found", "found_after_noise", "found", "tied", "not_found", "failed"],
@@ -156,7 +156,7 @@ def test_a_summary_worked_out_by_hand() -> None:
     assert (found["forwards"], found["backwards"], found["seconds"]) == (4.0, 0.5, 3.0)
 
 
-def test_ties_and_failures_are_counted_apart_and_never_averaged() -> None:
+def test_ties_and_failures_are_counted_separately_and_never_averaged() -> None:
     plain = row(summarise(margins([1.0, 2.0, 6.0])))
     more = row(
         summarise(margins([1.0, 2.0, 6.0, 0.0, 0.0, INF, INF], ["found"] * 3 + ["tied", "tied", "failed", "not_found"]))
@@ -177,7 +177,7 @@ def test_every_status_is_counted_once() -> None:
     assert found["after_noise"] == 1
 
 
-def test_statistics_of_nothing_are_blank(tmp_path: Path) -> None:
+def test_statistics_of_no_images_are_blank(tmp_path: Path) -> None:
     table = summarise(margins([INF, INF], ["not_found", "not_found"]))
     found, none = row(table), row(table, "incorrect")
     assert [found[name] for name in ("avg", "se", "attack_avg", "attack_se")] == pytest.approx([NAN] * 4, nan_ok=True)
@@ -197,7 +197,7 @@ def test_statistics_of_nothing_are_blank(tmp_path: Path) -> None:
     assert dict(zip(header.split(","), lines[0].split(","), strict=True))["median"] == "inf"
 
 
-def test_subsets_share_the_images_out_by_whether_they_are_classified_right() -> None:
+def test_subsets_split_the_images_by_correctness() -> None:
     correct = [True, False, True, False, False]
     table = summarise(margins([1.0, 10.0, 3.0, 20.0, INF], ["found"] * 4 + ["not_found"], correct=correct))
     assert table["subset"].tolist() == ["all", "correct", "incorrect"]

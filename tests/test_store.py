@@ -87,7 +87,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(contents(tmp_path)) == ["part"]
 
 
-def test_a_part_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "part", []
     sync, rename = os.fsync, os.replace
 
@@ -142,7 +142,7 @@ def flip(path: Path, position: int, bit: int) -> None:
     path.write_bytes(raw)
 
 
-def test_a_damaged_part_is_one_line_and_its_numbers_never_change(tmp_path: Path) -> None:
+def test_a_damaged_part_gives_a_one_line_error_or_unchanged_numbers(tmp_path: Path) -> None:
     path = tmp_path / "part.parquet"
     tables.write_part(path, table(), weights="abc")
     raw, draw, refusals = path.read_bytes(), random.Random(0), 0
@@ -166,7 +166,7 @@ def test_a_damaged_part_is_one_line_and_its_numbers_never_change(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a part at all" * 9])
-def test_what_is_no_part_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_part_gives_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "part.parquet"
     path.write_bytes(content)
     assert f"expected a Parquet part at {path}, got " in refused(tables.read_part, path)
@@ -247,7 +247,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "digest": digest(fingerprint), "estimators": entries, "epochs": config.epochs}
 
 
-def test_a_new_or_empty_folder_is_started(tmp_path: Path) -> None:
+def test_a_run_starts_in_a_new_or_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "deep" / "new", tmp_path / "empty"):
         for resume in (False, True):
@@ -263,7 +263,7 @@ def test_a_new_or_empty_folder_is_started(tmp_path: Path) -> None:
             folder.manifest.unlink()
 
 
-def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.tex").write_text("years of work")
     (tmp_path / "file").write_text("a file")
@@ -333,7 +333,7 @@ def test_estimators_norms_and_epochs_may_grow(tmp_path: Path) -> None:
         (b'{"created": "x"}', "None"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_one_line(tmp_path: Path, content: bytes | None, got: str) -> None:
+def test_an_unusable_manifest_gives_a_one_line_error(tmp_path: Path, content: bytes | None, got: str) -> None:
     folder = RunFolder(tmp_path)
     if content is not None:
         folder.manifest.write_bytes(content)
@@ -440,7 +440,7 @@ def test_a_checkpoint_gives_every_parameter_and_buffer_back(tmp_path: Path) -> N
     assert "scratch" not in names
 
 
-def test_any_damage_to_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+def test_any_damage_to_a_checkpoint_gives_a_one_line_error(tmp_path: Path) -> None:
     path, model = tmp_path / "epoch-003.safetensors", Tied()
     tensors.save_checkpoint(path, model, 3)
     raw, draw = path.read_bytes(), random.Random(0)
@@ -467,7 +467,7 @@ def test_any_damage_to_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     tensors.load_checkpoint(path, Tied())
 
 
-def test_another_models_or_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_checkpoint_gives_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "epoch-000.safetensors"
     assert "No such file" in refused(tensors.load_checkpoint, path, Tied())
     for other in (nn.Linear(6, 6), Tied(width=7), nn.Sequential(Tied())):
@@ -480,7 +480,7 @@ def test_another_models_or_no_checkpoint_is_one_line(tmp_path: Path) -> None:
     assert "the weights are damaged" in refused(tensors.load_checkpoint, path, model)
 
 
-def test_tensors_survive_and_damage_is_one_line(tmp_path: Path) -> None:
+def test_tensors_round_trip_and_damage_gives_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "probes" / "train.safetensors"
     saved = {"images": torch.rand(3, 1, 4, 4).transpose(2, 3), "ids": torch.tensor([4, 1, 7]), "none": torch.empty(0)}
     tensors.save_tensors(path, saved)
@@ -503,7 +503,7 @@ def trainer_state() -> dict[str, Any]:
     return {"epoch": 3, "optimizer": optimizer.state_dict()}
 
 
-def test_a_trainers_state_survives(tmp_path: Path) -> None:
+def test_a_trainers_state_round_trips(tmp_path: Path) -> None:
     path, state_before = tmp_path / "epoch-003.trainer.pt", trainer_state()
     tensors.save_trainer(path, state_before)
     found = tensors.load_trainer(path)
@@ -540,7 +540,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
     assert target.is_dir()
 
 
-def test_any_damage_to_a_trainers_state_is_one_line(tmp_path: Path) -> None:
+def test_any_damage_to_a_trainers_state_gives_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "epoch-003.trainer.pt"
     tensors.save_trainer(path, trainer_state())
     with zipfile.ZipFile(path) as archive:

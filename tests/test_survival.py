@@ -132,7 +132,7 @@ def test_a_folder_with_something_else_is_not_locked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_what_killed_writers_leave_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     (folder.path / "margins" / "epoch-001").mkdir(parents=True)
     left = [folder.path / ".manifest.json.77.tmp", folder.path / "margins" / "epoch-001" / ".fmn.l2.parquet.8.tmp"]
@@ -179,7 +179,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
     ("owner", "name"),
     [("torch", "save"), ("harness.store.tables.pq", "write_table"), ("safetensors.torch", "save_file")],
 )
-def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
+def test_a_full_disk_gives_a_one_line_error_and_the_run_can_be_resumed(
     tmp_path: Path,
     short: Path,
     owner: str,
@@ -251,7 +251,7 @@ def assert_same_but_thinned(folder: Path, whole: Path, kept: list[int]) -> None:
 # damage
 
 
-def test_any_bit_of_a_parts_footer_is_covered(tmp_path: Path) -> None:
+def test_every_bit_of_a_parts_footer_is_checked(tmp_path: Path) -> None:
     """Pages have checksums of their own; the footer says which page is which, and what they mean."""
     path = tmp_path / "part.parquet"
     table = pd.DataFrame({"image": [1, 2, 3], "label": [3, 2, 1], "distance": [0.5, 1.0, 2.0], "split": list("aba")})
@@ -301,7 +301,7 @@ def test_damaged_witnesses_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_difference_is_found(tmp_path: Path, whole: Path) -> None:
+def test_a_difference_between_runs_is_found(tmp_path: Path, whole: Path) -> None:
     import shutil
 
     assert compare(whole, whole).differences == []
@@ -347,7 +347,7 @@ def test_lost_witnesses_are_found_again_from_the_checkpoint(tmp_path: Path, shor
 
 
 @pytest.mark.slow
-def test_lost_witnesses_alone_are_not_trained_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_witnesses_alone_cause_no_retraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     assert track(folder, "--epochs", "5", "--keep-checkpoints", "0") == 0
     assert checkpoints(folder) == [0, 1, 4, 5]
@@ -399,7 +399,7 @@ def test_a_sweep_survives_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_checkpoints_and_files_of_a_long_run_do_not_pile_up(tmp_path: Path) -> None:
+def test_memory_checkpoints_and_files_of_a_long_run_do_not_accumulate(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "harness.track", "--out", str(folder), "--epochs", "200", "--model", "dense"]
     line += ["--estimator", "deepfool", "--probe", "200", "--keep-checkpoints", "50", "--no-report"]

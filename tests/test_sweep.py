@@ -81,7 +81,7 @@ def test_every_combination_and_every_single_run_is_named(tmp_path: Path) -> None
         ("[[run]]\ndata-root = 'a'\ndata_root = 'b'", "each option once in .*, got data-root with"),
     ],
 )
-def test_what_is_no_sweep_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_sweep_gives_a_one_line_error(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         read_sweep(written(tmp_path, text))
     assert ONE_LINE.fullmatch(str(caught.value)), caught.value
@@ -131,7 +131,7 @@ def test_a_failing_run_is_named_and_the_others_are_reported(
     assert reported == [["loss=cross-entropy,seed=0", "loss=hinge,seed=0"]]
 
 
-def test_what_is_not_finished_is_not_counted(
+def test_unfinished_runs_are_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reported: list[list[str]] = []

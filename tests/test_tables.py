@@ -125,7 +125,7 @@ def test_the_envelope_of_ties_and_failures() -> None:
     assert best["status"].tolist() == ["tied", "found", "failed"]
 
 
-def test_there_is_no_envelope_of_fewer_than_two() -> None:
+def test_there_is_no_envelope_of_fewer_than_two_estimators() -> None:
     rows = three_estimators()
     for names in ([], ["fmn"]):
         nothing = envelope(rows, {"l2": names})
@@ -183,12 +183,12 @@ def test_images_missing_at_an_epoch_have_no_distance_there() -> None:
     assert (found.prediction[2, 1], found.target[2, 1]) == (-1, -1)
 
 
-def test_an_average_of_nothing_is_blank() -> None:
+def test_an_average_of_no_images_is_blank() -> None:
     assert np.isnan(panel(np.array([[NAN, 1.0], [NAN, 3.0]])).averages[0])
     assert panel(np.array([[NAN, 1.0], [NAN, 3.0]])).averages[1] == 2.0
 
 
-def test_the_averages_of_panels_are_those_of_the_summary() -> None:
+def test_averages_of_panels_match_the_summary() -> None:
     values = draws(0, 40, 3)
     values[3, 1] = NAN
     rows = margin_rows(values)
@@ -227,7 +227,7 @@ def test_the_ratio_of_an_estimator_to_the_envelope_is_over_the_images_of_both() 
 # classes and boundaries
 
 
-def test_class_margins_by_hand() -> None:
+def test_class_margins_match_hand_calculation() -> None:
     values = np.array([[1.0, 2.0], [NAN, 5.0], [3.0, 4.0], [NAN, 7.0]])
     table = class_margins([panel(values, label=np.array([0, 1, 0, 1]))])
     assert list(table.columns) == list(CLASS_COLUMNS)
@@ -358,7 +358,7 @@ def test_the_three_parts_sum_to_the_change(seed: int, rate: float) -> None:
         assert row["n_stayers"] + row["n_entrants"] == found[:, t[1]].sum()
 
 
-def test_a_composition_by_hand() -> None:
+def test_a_composition_matches_hand_calculation() -> None:
     # epoch 0 is no part; image 2 becomes correct at epoch 2 close to the boundary, image 3 becomes incorrect
     values = np.array([[9.0, 4.0, 3.0], [9.0, 6.0, 5.0], [9.0, 1.0, 1.0], [9.0, 2.0, 0.5]])
     correct = np.array([[True, True, True], [True, True, True], [True, False, True], [True, True, False]])
@@ -409,7 +409,7 @@ def test_newcomers_of_a_panel_are_those_of_neighbouring_epochs_from_1_on() -> No
 # calibration
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_matches_hand_calculation() -> None:
     table = pd.DataFrame(
         {
             "epoch": 3,
@@ -435,7 +435,7 @@ def test_the_calibration_error_by_hand() -> None:
     assert over == pytest.approx(table["confidence"].mean() - 0.5)
 
 
-def test_a_calibrated_network_has_a_small_error_and_a_sure_one_a_large() -> None:
+def test_a_calibrated_network_has_a_small_error_and_an_overconfident_one_a_large_error() -> None:
     draw = np.random.default_rng(5)
     confidence = draw.uniform(0.3, 1, size=40_000)
     right = draw.random(40_000) < confidence
@@ -473,7 +473,7 @@ def test_reliability_keeps_epochs_and_splits_apart() -> None:
 # trends and correlations
 
 
-def test_trends_are_scipys() -> None:
+def test_trends_match_scipy() -> None:
     epochs = np.array([1, 2, 3, 5, 8, 9])
     averages = np.array([5.0, 4.0, 4.5, NAN, 3.0, 3.5])
     found = np.isfinite(averages)
@@ -530,7 +530,7 @@ def test_a_described_trend_leaves_epoch_0_out_and_only_reports_the_peak() -> Non
     assert describe_trend(1, panel(np.ones((4, 1))), errors) == []
 
 
-def test_without_an_error_table_the_accuracy_is_the_probes() -> None:
+def test_without_an_error_table_accuracy_is_that_of_the_probe_images() -> None:
     correct = np.zeros((4, 4), dtype=bool)
     correct[:1, 1] = correct[:2, 2] = correct[:3, 3] = True
     made = panel(np.tile(np.array([9.0, 3.0, 2.0, 0.0]), (4, 1)), correct)
@@ -539,7 +539,7 @@ def test_without_an_error_table_the_accuracy_is_the_probes() -> None:
     assert value == pytest.approx(np.corrcoef([3, 2, 0], [0.25, 0.5, 0.75])[0, 1])
 
 
-def test_confidence_goes_with_margin_by_ranks() -> None:
+def test_confidence_and_margin_are_correlated_by_rank() -> None:
     values = draws(8, 25, 2)
     confidence = np.stack([values[:, 0] ** 3, np.full(25, 0.5)], axis=1)
     values[2, 0] = NAN

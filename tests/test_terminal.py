@@ -47,7 +47,7 @@ def printed(width: int, table: pd.DataFrame, epochs: pd.DataFrame) -> str:
 
 
 @pytest.mark.parametrize(("width", "shown"), [(120, (0, 1, 20)), (100, (0, 1, 20)), (80, (0, 20))])
-def test_no_number_is_cut_off(width: int, shown: tuple[int, ...]) -> None:
+def test_numbers_are_never_truncated(width: int, shown: tuple[int, ...]) -> None:
     table = summary()
     text = printed(width, table, errors())
     assert "…" not in text
@@ -109,7 +109,7 @@ def test_one_plain_line_per_epoch_without_a_terminal() -> None:
     assert second.count("|") == 2
 
 
-def test_bars_on_a_terminal() -> None:
+def test_a_terminal_shows_progress_bars() -> None:
     out = io.StringIO()
     play(Terminal(Console(file=out, width=100, force_terminal=True), epochs=1))
     text = out.getvalue()
@@ -118,7 +118,7 @@ def test_bars_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, 20, 40])
-def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
+def test_a_narrow_terminal_truncates_no_number(width: int) -> None:
     text = printed(max(width, 1), summary(), errors())
     assert "…" not in text
     whole = summary()
@@ -126,7 +126,7 @@ def test_a_narrow_terminal_cuts_no_number(width: int) -> None:
         assert f"{row['avg']:.4f} ± 0.0123" in text
 
 
-def test_a_terminal_without_columns_shows_what_is_printed(
+def test_a_terminal_of_zero_width_shows_the_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("harness.tracking.terminal.Console", lambda width: Console(width=0))
@@ -175,7 +175,7 @@ def commanded(folder: Path, stdout: int | None, lines: int = 20_000, **more: str
     return process.returncode, said.decode()
 
 
-def test_a_reader_that_is_gone_ends_no_command(tmp_path: Path) -> None:
+def test_a_closed_pipe_does_not_end_a_command(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -184,11 +184,11 @@ def test_a_reader_that_is_gone_ends_no_command(tmp_path: Path) -> None:
         os.close(writing)
 
 
-def test_a_closed_output_ends_no_command(tmp_path: Path) -> None:
+def test_a_closed_stdout_does_not_end_a_command(tmp_path: Path) -> None:
     assert commanded(tmp_path, None) == (0, "said\n")
 
 
-def test_an_output_of_ascii_ends_no_command_and_loses_nothing(tmp_path: Path) -> None:
+def test_an_ascii_stdout_does_not_end_a_command_and_loses_no_output(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with path.open("wb") as out:
         assert commanded(tmp_path, out.fileno(), 2, PYTHONIOENCODING="ascii") == (0, "said\n")
@@ -203,7 +203,7 @@ def test_a_full_disk_is_reported_at_the_end(tmp_path: Path) -> None:
     assert (code, said) == (1, f"said\nerror: output was lost: {lost}; make room, or send it elsewhere\n")
 
 
-def test_every_command_is_run_so() -> None:
+def test_every_module_with_a_command_calls_run_command() -> None:
     root = Path(__file__).parents[1]
     mains = [
         path

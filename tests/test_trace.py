@@ -97,7 +97,7 @@ def entries(trace: Trace, row: int) -> list[tuple[float, float]]:
     return [(p, round(d, 3)) for p, d in zip(trace.passes[own].tolist(), trace.distance[own].tolist(), strict=True)]
 
 
-def test_passes_and_distances_by_hand() -> None:
+def test_passes_and_distances_match_hand_calculation() -> None:
     # the clean pass is the first; 0.4 has the image's own class
     trace, distance = traced(Visits(), [0.2])
     assert entries(trace, 0)[:2] == [(2.0, 0.7), (3.0, 0.5)]
@@ -109,7 +109,7 @@ def test_passes_and_distances_by_hand() -> None:
     assert (trace.distance[1:] < trace.distance[:-1]).all()
 
 
-def test_backwards_count_once_they_are_spent() -> None:
+def test_backward_passes_count_when_they_run() -> None:
     trace, _ = traced(Visits(points="0.9 0.7", backward=True), [0.2])
     assert entries(trace, 0)[:2] == [(2.0, 0.7), (4.0, 0.5)]
 
@@ -121,7 +121,7 @@ def test_points_of_the_same_class_outside_the_box_or_undefined_do_not_count() ->
     assert not len(traced(Visits(points="nan inf"), [0.2], domain="free")[0].rows)
 
 
-def test_chunks_are_followed_one_by_one() -> None:
+def test_chunks_are_traced_separately() -> None:
     images = [0.2, 0.3, 0.6, 0.95, 0.1]  # of either class
     whole, parts = traced(Visits(), images)[0], traced(Visits(), images, batch_size=2)[0]
     for row in range(5):
@@ -149,7 +149,7 @@ def test_a_row_may_occur_in_a_batch_several_times() -> None:
     assert entries(trace, 1) == [(7.0, 0.4)]
 
 
-def test_a_network_that_works_in_place_shows_what_it_was_given() -> None:
+def test_a_trace_records_the_input_of_a_network_that_works_in_place() -> None:
     plain, in_place = (traced(Visits(), [0.2, 0.6], model=Threshold(in_place=flag))[0] for flag in (False, True))
     assert entries(plain, 0) == entries(in_place, 0)
     assert torch.equal(plain.distance, in_place.distance)
@@ -158,7 +158,7 @@ def test_a_network_that_works_in_place_shows_what_it_was_given() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["deepfool", "fmn", "pgd:steps=5", "fab:steps=10"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_measuring_is_the_same_with_a_trace_which_ends_at_its_distance(text: str, norm: Norm) -> None:
+def test_a_trace_changes_no_margin_and_ends_at_its_distance(text: str, norm: Norm) -> None:
     oracle, trace = affine(4, count=12), Trace()
     plain = measure(oracle.model, oracle.images, create(text), norm, batch_size=5)
     watched = measure(oracle.model, oracle.images, create(text), norm, batch_size=5, trace=trace)
@@ -171,7 +171,7 @@ def test_measuring_is_the_same_with_a_trace_which_ends_at_its_distance(text: str
     assert trace.passes.max() <= (watched.forwards + watched.backwards).max()
 
 
-def test_distances_are_in_the_images_units() -> None:
+def test_distances_are_in_the_units_of_the_images() -> None:
     images, low, high = torch.tensor([[[[-0.5]]]]), -1.0, 1.0
     trace = Trace()
     margins = measure(Threshold(edge=0.25), images, Visits(points="0.9"), "linf", bounds=(low, high), trace=trace)

@@ -177,7 +177,7 @@ def test_every_image_has_one_row_for_every_estimator_norm_split_and_epoch(tmp_pa
     assert (rows["distance"] <= rows["attack_distance"]).all()
 
 
-def test_the_rows_hold_the_models_answers_and_the_right_distances(tmp_path: Path) -> None:
+def test_rows_hold_the_predictions_and_the_correct_distances(tmp_path: Path) -> None:
     given, model = probes(), Centred()
     track(tmp_path, given=given).update(0, model)
     rows = rows_of(tmp_path)
@@ -243,7 +243,7 @@ def test_update_returns_this_epochs_summary_and_writes_all_of_them(tmp_path: Pat
     assert not np.isclose(shown[0]["avg"], shown[1]["avg"]).all()
 
 
-def test_ids_are_kept_and_are_row_numbers_unless_given(tmp_path: Path) -> None:
+def test_ids_are_kept_and_default_to_row_numbers(tmp_path: Path) -> None:
     given = probes()
     images, labels = given["train"]
     ids = torch.tensor([40, 3, 77, 5, 6, 0, 99, 12, 8])
@@ -306,7 +306,7 @@ def test_other_weights_at_a_measured_epoch_are_refused_and_change_nothing(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_estimator_that_is_added_later_is_all_that_is_measured(tmp_path: Path) -> None:
+def test_only_an_estimator_added_later_is_measured(tmp_path: Path) -> None:
     models = [Centred(seed) for seed in range(3)]
     for epoch, model in enumerate(models):
         track(tmp_path, norms=["l2"]).update(epoch, model)
@@ -418,7 +418,7 @@ def same(first: Noisy, second: Noisy) -> bool:
     return all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_tracking_leaves_the_callers_training_as_it_is(tmp_path: Path) -> None:
+def test_tracking_does_not_change_the_callers_training(tmp_path: Path) -> None:
     tracker = track(tmp_path, ["deepfool:steps=3", "fmn:steps=3"], noise_retries=1)
 
     def update(epoch: int, model: Noisy) -> None:
@@ -505,7 +505,7 @@ def test_an_earlier_epoch_that_is_measured_late_keeps_its_extremes_only(tmp_path
 # what estimators cannot do
 
 
-def test_an_estimator_without_a_norm_skips_it_with_a_line(tmp_path: Path) -> None:
+def test_an_estimator_without_a_norm_skips_it_with_a_message(tmp_path: Path) -> None:
     tracker = track(tmp_path, [OnlyL2(), Opposite()])
     assert tracker.skipped == ["only-l2 has no linf: skipped in that norm"]
     assert tracker.units == [Unit("only-l2", "l2"), Unit("opposite", "l2"), Unit("opposite", "linf")]
@@ -717,7 +717,7 @@ class Ears(Listener):
         self.heard.append(("end", epoch, str(unit), len(rows)))
 
 
-def test_a_listener_hears_of_every_image_once(tmp_path: Path) -> None:
+def test_a_listener_is_notified_once_per_image(tmp_path: Path) -> None:
     ears = Ears()
     tracker = track(tmp_path, norms=["l2"], listener=ears, batch_size=4)
     tracker.update(2, Centred())
@@ -727,7 +727,7 @@ def test_a_listener_hears_of_every_image_once(tmp_path: Path) -> None:
     assert len(ears.heard) == 7
 
 
-def test_the_callers_tensors_may_change_after_the_start(tmp_path: Path) -> None:
+def test_changing_the_callers_tensors_after_the_start_has_no_effect(tmp_path: Path) -> None:
     images, labels = probes()["train"][:2]
     tracker = MarginTracker(tmp_path, {"train": (images, labels)}, [Opposite()], ["l2"], noise_retries=0)
     first = tracker.update(0, Centred())
@@ -736,7 +736,7 @@ def test_the_callers_tensors_may_change_after_the_start(tmp_path: Path) -> None:
     assert first["avg"].iloc[0] == second["avg"].iloc[0]
 
 
-def test_another_estimator_does_not_bring_another_network_into_an_epoch(tmp_path: Path) -> None:
+def test_an_added_estimator_cannot_mix_two_networks_in_one_epoch(tmp_path: Path) -> None:
     track(tmp_path, [Opposite()], norms=["l2"]).update(0, Centred())
     other = Centred()
     with torch.no_grad():
@@ -793,7 +793,7 @@ def test_one_thread_updates_and_the_others_are_refused(tmp_path: Path) -> None:
     assert tracker.has(1)
 
 
-def test_an_update_may_begin_another_in_its_thread(tmp_path: Path) -> None:
+def test_an_update_may_start_another_in_its_thread(tmp_path: Path) -> None:
     class Again:
         def log(self, epoch: int, values: Mapping[str, float]) -> None:
             if epoch == 0:

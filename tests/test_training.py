@@ -117,7 +117,7 @@ def test_resuming_without_the_state_differs(training: str) -> None:
         assert not equal(trainer.model.state_dict(), weights[3])
 
 
-def test_the_callers_draws_and_training_do_not_meet() -> None:
+def test_training_and_the_callers_random_draws_are_independent() -> None:
     run = options(training="pgd")
     weights, _ = trained(run)
     trainer = Trainer(noisy_model(), small_split(), run, CPU)
@@ -174,7 +174,7 @@ def test_seeds_and_epochs_draw_differently() -> None:
     assert torch.equal(orders[0].sort(0).values, orders[1].sort(0).values)
 
 
-def test_a_snapshot_is_no_longer_the_trainers() -> None:
+def test_a_snapshot_is_independent_of_the_trainer() -> None:
     trainer = Trainer(noisy_model(), small_split(), options(), CPU)
     trainer.run_epoch()
     state = trainer.state_dict()
@@ -289,7 +289,7 @@ def test_pgd_finds_the_corner_that_is_worst_for_a_linear_model() -> None:
     assert adversarials.flatten().tolist() == pytest.approx([0.4, 0.6, 0.0, 1.0])
 
 
-def test_losses_by_hand() -> None:
+def test_losses_match_hand_calculation() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5], [0.0, 3.0, 1.0], [1.0, 0.5, 0.0]])
     labels = torch.tensor([0, 2, 0])
     # 1 + 1 - 2, 1 + 3 - 1, 1 + 0.5 - 1
@@ -320,7 +320,7 @@ class Restless(nn.Module):
         return logits + 1e-3 * torch.rand(())
 
 
-def test_evaluate_leaves_flags_buffers_and_generators() -> None:
+def test_evaluate_leaves_flags_buffers_and_generators_unchanged() -> None:
     model = Restless()
     model.inner.get_submodule("2").eval()
     flags = [module.training for module in model.modules()]
@@ -374,7 +374,7 @@ class Amplified(nn.Module):
         return logits
 
 
-def test_a_loss_that_is_not_finite_is_one_line() -> None:
+def test_a_nonfinite_loss_gives_a_one_line_error() -> None:
     run = options(optimizer="sgd", learning_rate=1e30)
     trainer = Trainer(Amplified(1e9), small_split(), run, CPU)
     expected = r"^expected a finite loss, got (nan|inf) in epoch 1, batch \d; lower the learning rate$"
@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
     assert trainer.epoch == 0
 
 
-def test_weights_that_are_not_finite_are_one_line() -> None:
+def test_nonfinite_weights_give_a_one_line_error() -> None:
     run = options(optimizer="sgd", learning_rate=1e38, batch_size=33)
     trainer = Trainer(Amplified(1e3), small_split(), run, CPU)
     expected = r"^expected finite weights, got NaN or infinity after epoch 1; lower the learning rate$"
@@ -406,7 +406,7 @@ def test_weights_that_are_not_finite_are_one_line() -> None:
         ({"seed": -1}, "expected seed of at least 0, got -1; choose a larger one"),
     ],
 )
-def test_option_errors_are_one_line(fields: dict[str, object], message: str) -> None:
+def test_bad_options_give_a_one_line_error(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^expected ") as caught:
         options(**fields)
     assert str(caught.value).endswith(message)
@@ -441,7 +441,7 @@ def test_l2_pgd_finds_the_direction_that_is_worst_for_a_linear_model() -> None:
     torch.testing.assert_close(move.flatten(), 0.1 * worst / worst.norm(), rtol=1e-3, atol=1e-4)
 
 
-def test_squared_error_by_hand() -> None:
+def test_squared_error_matches_hand_calculation() -> None:
     logits, labels = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, 0.0]]), torch.tensor([2, 0])
     expected = torch.tensor([(0.25 + 1.0 + 1.0) / 3, 0.0])
     torch.testing.assert_close(loss_function("squared-error")(logits, labels), expected)

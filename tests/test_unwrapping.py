@@ -95,7 +95,9 @@ WRAPS = [
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_a_wrapped_model_is_the_network_inside(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_wrapped_model_is_measured_as_the_network_inside(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
     model = wrap(net())
     before = world(model)
     assert torch.equal(margins_of(model).distance, margins_of(net()).distance)
@@ -117,7 +119,7 @@ def test_a_wrapped_model_is_the_network_inside(tmp_path: Path, wrap: Callable[[n
 
 
 @pytest.mark.parametrize("wrap", [pytest.param(compiled, marks=slow), AveragedModel, nn.DataParallel])
-def test_a_wrapper_inside_of_a_model_is_unwrapped_too(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_wrapper_inside_a_model_is_unwrapped(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     plain, model = Normalized(net(), [0.5], [0.25]), Normalized(wrap(net()), [0.5], [0.25])
     before = world(model)
     assert torch.equal(margins_of(model).distance, margins_of(plain).distance)
@@ -132,7 +134,7 @@ def test_a_wrapper_inside_of_a_model_is_unwrapped_too(tmp_path: Path, wrap: Call
         assert weights_checksum(model) == weights_checksum(plain)
 
 
-def test_unwrapping_shares_the_weights_and_leaves_a_plain_model_alone() -> None:
+def test_unwrapping_shares_the_weights_and_returns_a_plain_model_unchanged() -> None:
     plain = net()
     assert unwrapped(plain) is plain
     outer = nn.Sequential(nn.Identity(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.DataParallel(plain))
@@ -144,7 +146,7 @@ def test_unwrapping_shares_the_weights_and_leaves_a_plain_model_alone() -> None:
 
 
 @slow
-def test_a_compiled_model_is_measured_in_any_batch() -> None:
+def test_a_compiled_model_is_measured_in_batches_of_any_size() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     whole = torch.compile(model, backend="aot_eager")
     inside = copy.deepcopy(model)
@@ -235,7 +237,7 @@ def test_methods_of_the_model_are_copied_with_it() -> None:
 
 @pytest.mark.parametrize("kind", ["tied", "weight_norm", "old weight_norm", "spectral_norm"])
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
-def test_models_whose_weights_are_made_of_others(kind: str) -> None:
+def test_models_with_tied_or_parametrized_weights(kind: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     if kind == "tied":
@@ -292,7 +294,7 @@ def test_threads_that_measure_a_model_in_place_take_turns() -> None:
 
 
 @pytest.mark.parametrize("change", [closure, under_autocast, attribute])
-def test_a_model_whose_functions_run_the_model_here_is_not_sent(change: Callable[[nn.Module], None]) -> None:
+def test_a_model_with_functions_bound_to_the_original_is_not_sent(change: Callable[[nn.Module], None]) -> None:
     model = net()
     change(model)
     name = "helpers" if change is attribute else "forward"
@@ -334,7 +336,9 @@ class FSDPModule(nn.Flatten):
     ],
     ids=["lazy", "meta", "sharded"],
 )
-def test_a_model_without_its_weights_is_one_line(tmp_path: Path, make: Callable[[], nn.Module], message: str) -> None:
+def test_a_model_without_its_weights_gives_a_one_line_error(
+    tmp_path: Path, make: Callable[[], nn.Module], message: str
+) -> None:
     model = make()
     tracker = MarginTracker(tmp_path / "run", {"test": (IMAGES, torch.zeros(6).long())}, ["linear"], ["l2"])
     for act in (lambda: margins_of(model), lambda: tracker.update(0, model), lambda: weights_checksum(model)):

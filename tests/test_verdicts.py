@@ -55,14 +55,14 @@ def verdict(effect: Student, side: int = -1, bound: float = NAN) -> pd.Series:
 # Holm
 
 
-def test_holm_by_hand() -> None:
+def test_holm_matches_hand_calculation() -> None:
     # 0.005 <= 0.05 / 4 and 0.01 <= 0.05 / 3, but 0.03 > 0.05 / 2, and so 0.04 is not looked at
     adjusted, levels = holm([0.01, 0.04, 0.03, 0.005])
     assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert levels == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
 
 
-def test_holm_of_one_of_none_and_of_equals() -> None:
+def test_holm_of_one_no_and_equal_p_values() -> None:
     adjusted, levels = holm([0.04])
     assert (adjusted.tolist(), levels.tolist()) == ([0.04], [0.05])
     assert [len(part) for part in holm([])] == [0, 0]
@@ -73,7 +73,7 @@ def test_holm_of_one_of_none_and_of_equals() -> None:
 
 
 @given(st.lists(st.floats(1e-9, 1), min_size=1, max_size=12))
-def test_holms_levels_reject_what_its_adjusted_values_do(p_values: list[float]) -> None:
+def test_holms_levels_and_adjusted_p_values_reject_the_same_hypotheses(p_values: list[float]) -> None:
     adjusted, levels = holm(p_values)
     ordered = sorted(p_values)
     count = len(ordered)
@@ -148,7 +148,7 @@ def test_one_effect_is_judged_by_its_interval(estimate: float, side: int, bound:
     assert found["value"] == estimate
 
 
-def test_a_family_has_one_row_a_trial_in_order_with_its_own_level() -> None:
+def test_a_family_has_one_ordered_row_per_trial_with_its_own_level() -> None:
     table = judge(
         [
             trial(Known(-1.0), claim="a"),
@@ -170,7 +170,7 @@ def test_a_family_has_one_row_a_trial_in_order_with_its_own_level() -> None:
     assert list(judge([]).columns) == list(FINDING_COLUMNS)
 
 
-def test_inside_the_bound_is_read_at_the_strictest_level() -> None:
+def test_equivalence_is_tested_at_the_strictest_level() -> None:
     # 2.2 covers an interval of 1.96 but not one of 2.39, which a family of three asks for
     alone = judge([trial(Known(0.0), bound=2.2)])
     family = judge([trial(Known(0.0), bound=2.2), trial(Known(-9.0)), trial(Known(-9.0))])
@@ -183,7 +183,7 @@ def test_inside_the_bound_is_read_at_the_strictest_level() -> None:
 
 @pytest.mark.slow
 @given(estimates=st.lists(st.floats(-6, 6), min_size=1, max_size=8))
-def test_a_verdict_of_a_side_is_a_rejection_of_holms(estimates: list[float]) -> None:
+def test_a_directional_verdict_is_a_rejection_by_holm(estimates: list[float]) -> None:
     table = judge([trial(Known(estimate)) for estimate in estimates])
     clear = (table["p_holm"] - ALPHA).abs() > 1e-9
     rejected = table["p_holm"] <= ALPHA
@@ -252,7 +252,7 @@ def test_few_images_and_many_left_out_are_undecided() -> None:
     assert (nothing["verdict"], nothing["images"], nothing["left_out"]) == (UNDECIDED, 0, 50)
 
 
-def test_an_untestable_trial_is_no_part_of_the_family() -> None:
+def test_an_untestable_trial_is_not_in_the_family() -> None:
     blocked = [trial(MedianChange(-np.ones(5))) for _ in range(9)]
     table = judge([trial(Known(-2.0)), *blocked])
     assert table["verdict"].tolist() == [SUPPORTED] + [UNDECIDED] * 9
@@ -322,7 +322,7 @@ def test_a_large_family_of_real_declines_is_found() -> None:
     ],
     ids=["areas", "average", "pooled", "ties"],
 )
-def test_no_spread_is_no_certainty(effect: Student) -> None:
+def test_zero_variance_gives_no_verdict(effect: Student) -> None:
     for side in (-1, 1):
         found = verdict(effect, side=side, bound=0.02)
         assert found["verdict"] == UNDECIDED or (found["p"] == 1.0 and found["low"] <= 0 <= found["high"])

@@ -70,7 +70,7 @@ def later(network: nn.Module, epoch: int, change: float = 0.03) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_fmn_from_a_start_is_cheaper_and_level(norm: Norm, trained_digits: Trained) -> None:
+def test_fmn_from_a_start_is_cheaper_with_equal_margins(norm: Norm, trained_digits: Trained) -> None:
     network, images = trained_digits[0], trained_digits[1][:120]
     start = measure(network, images, FMN(), norm).witness
     cold, warm = (
@@ -99,7 +99,7 @@ def test_images_without_a_start_are_measured_cold(norm: Norm, trained_digits: Tr
     assert (warm.forwards + warm.backwards)[8:].max() < 75 < (cold.forwards + cold.backwards).min()
 
 
-def test_a_start_is_pushed_on_until_it_is_a_witness() -> None:
+def test_a_start_is_moved_outward_until_it_is_a_witness() -> None:
     class Threshold(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.stack([0.5 - images.mean((1, 2, 3)), images.mean((1, 2, 3)) - 0.5], 1)
@@ -163,7 +163,7 @@ def test_without_a_start_the_image_itself_is_used(trained_digits: Trained) -> No
     torch.testing.assert_close(seen[0], ((start[0] + 50) / 100).clamp(0, 1))
 
 
-def test_forms_of_estimators() -> None:
+def test_warm_and_cold_forms_of_estimators() -> None:
     named = {"deepfool": DeepFool(), "fmn:steps=40": FMN(steps=40), "fmn:warm=7": FMN(warm=7)}
     found, cold, lines = warm_starts(named)
     assert list(found) == ["deepfool", "fmn:steps=40,warm=20", "fmn:steps=40", "fmn:warm=7", "fmn"]
@@ -257,7 +257,7 @@ def test_epochs_out_of_order_are_refused_and_change_nothing(tmp_path: Path, trai
     track(tmp_path, images, "linear").update(2, later(network, 2))
 
 
-def test_witnesses_that_are_gone_are_missed(tmp_path: Path, trained_digits: Trained) -> None:
+def test_missing_witnesses_are_reported(tmp_path: Path, trained_digits: Trained) -> None:
     network, images = trained_digits[0], trained_digits[1][:40]
     tracker = track(tmp_path, images, WARM)
     for epoch in (0, 1):
@@ -309,7 +309,7 @@ def interrupted(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
-def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path: Path, whole: Path) -> None:
+def test_a_warm_run_interrupted_at_every_file_gives_the_same_result(tmp_path: Path, whole: Path) -> None:
     codes = interrupted(tmp_path / "run")
     assert codes[-1] == 0
     assert len(codes) > 20
@@ -318,7 +318,7 @@ def test_interrupted_at_every_file_in_turn_a_warm_run_ends_up_the_same(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
-def test_thinning_before_the_margins_are_there_would_be_noticed(
+def test_control_thinning_before_the_margins_exist_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep = harness.measuring.margins.keep_witnesses
@@ -358,7 +358,7 @@ def test_compare_gives_the_margins_of_tracking_or_refuses(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
-def test_the_command_says_what_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_saved_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OPTIONS, "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
     assert "deepfool:steps=5 has no warm start: measured cold" in printed
@@ -417,7 +417,7 @@ def told(factors: list[float], count: int = 400, *, noise: float = 0.002, lost: 
     return table
 
 
-def test_numbers_of_a_warm_start() -> None:
+def test_savings_of_a_warm_start_match_hand_calculation() -> None:
     row = told([1, 1, 1, 0.95])
     # 25 passes instead of 100; 65 + 9 * 25 and four samples of 100 instead of ten
     assert row["passes"] == 25
@@ -459,7 +459,7 @@ def run_of(folder: Path, trained: Trained, estimator: Settings) -> Any:
 
 
 @pytest.mark.slow
-def test_an_estimator_that_returns_its_start_unmoved_is_called_out(tmp_path: Path, trained_digits: Trained) -> None:
+def test_an_estimator_that_returns_its_start_is_reported(tmp_path: Path, trained_digits: Trained) -> None:
     bad = run_of(tmp_path / "stale", trained_digits, Stale())
     good = run_of(tmp_path / "fmn", trained_digits, FMN(steps=40))
     assert bad.savings["verdict"].tolist() == [FARTHER]
@@ -478,7 +478,7 @@ def test_an_estimator_that_returns_its_start_unmoved_is_called_out(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_sample_of_epochs_costs_no_other_estimator_its_envelope_or_verdicts() -> None:
+def test_sampling_epochs_of_one_estimator_keeps_the_envelope_and_verdicts_of_others() -> None:
     draw = np.random.default_rng(0)
     values = draw.lognormal(-1, 0.4, (40, 10))
     tables = [simulate.margin_rows(values * factor, estimator=name) for name, factor in (("a", 1.0), ("w", 0.98))]

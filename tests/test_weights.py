@@ -47,7 +47,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     "prefix", ["", "module.", "_orig_mod.module.", "model._orig_mod.", "module._orig_mod.module.model.", "net."]
 )
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
-def test_state_dicts_of_others_are_read(tmp_path: Path, trained: nn.Module, prefix: str, key: str | None) -> None:
+def test_external_state_dicts_are_read(tmp_path: Path, trained: nn.Module, prefix: str, key: str | None) -> None:
     state = {prefix + name: value for name, value in trained.state_dict().items()}
     torch.save({key: state, "epoch": 7} if key else state, tmp_path / "weights.pt")
     model = net()
@@ -65,7 +65,7 @@ def test_a_wrapper_around_a_part_is_read(tmp_path: Path, trained: nn.Module) -> 
 
 
 @pytest.mark.parametrize("key", ["model_ema", "ema_state_dict", "state_dict_ema"])
-def test_of_plain_and_averaged_weights_the_plain_ones_are_read_and_reported(
+def test_plain_weights_are_preferred_to_averaged_ones_and_reported(
     tmp_path: Path, trained: nn.Module, key: str
 ) -> None:
     averaged = {f"module.{name}": torch.zeros_like(value) for name, value in trained.state_dict().items()}
@@ -90,7 +90,7 @@ def test_an_averaged_model_is_read(tmp_path: Path, trained: nn.Module) -> None:
     assert same(model, trained)
 
 
-def test_what_is_no_part_of_the_model_is_left_and_told(tmp_path: Path, trained: nn.Module) -> None:
+def test_entries_outside_the_model_are_skipped_with_a_note(tmp_path: Path, trained: nn.Module) -> None:
     state: dict[str, object] = {f"model.{name}": value for name, value in trained.state_dict().items()}
     state |= {"criterion.weight": torch.ones(3), "train_acc.tp": torch.zeros(2), "model.1.total_ops": torch.zeros(1)}
     torch.save(state | {"total_params": torch.zeros(1), "a.b": torch.zeros(1), "epoch": 3}, tmp_path / "weights.pt")
@@ -102,7 +102,7 @@ def test_what_is_no_part_of_the_model_is_left_and_told(tmp_path: Path, trained: 
     assert same(model, trained)
 
 
-def test_counts_of_batches_may_be_missing(tmp_path: Path, trained: nn.Module) -> None:
+def test_batch_norm_counters_may_be_missing(tmp_path: Path, trained: nn.Module) -> None:
     state = {name: value for name, value in trained.state_dict().items() if "batches" not in name}
     save_file(state, tmp_path / "weights.safetensors")
     model = net()
@@ -113,7 +113,7 @@ def test_counts_of_batches_may_be_missing(tmp_path: Path, trained: nn.Module) ->
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
 
-def test_what_was_left_is_said_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_skipped_entries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = build("dense", (1, 8, 8), 10, seed=5).state_dict()
     save_file(state | {"criterion.weight": torch.ones(3)}, tmp_path / "weights.safetensors")
     command = f"--model dense --weights {tmp_path / 'weights.safetensors'} --out {tmp_path / 'run'} --epochs 0"
@@ -156,7 +156,7 @@ class Trap:
         ("FIFO", "got none; give the path of one"),
     ],
 )
-def test_what_are_no_weights_of_the_model_is_one_line(
+def test_weights_that_do_not_fit_the_model_give_a_one_line_error(
     tmp_path: Path, trained: nn.Module, kind: str, words: str
 ) -> None:
     path, state = tmp_path / "weights.pt", dict(trained.state_dict())
@@ -188,7 +188,7 @@ def test_what_are_no_weights_of_the_model_is_one_line(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_distances_of_a_normalised_model_are_in_pixels() -> None:
+def test_distances_of_a_normalised_model_are_in_pixel_units() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(12, 4)
     model = Normalized(nn.Sequential(nn.Flatten(), layer), [0.1, 0.5, 0.9], [0.5, 0.25, 0.2])
@@ -211,7 +211,7 @@ def test_normalisation_is_read(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5:0", "0.5:-1", "a:b", "1,2:3", "nan:1", ":", "1:2:3"])
-def test_what_is_no_normalisation_is_one_line(text: str) -> None:
+def test_an_invalid_normalisation_gives_a_one_line_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected --normalize as MEAN:STD, .*, got .*; write it so"):
         parse_normalize(text)
 
@@ -243,7 +243,7 @@ def is_robustbench_here() -> bool:
 
 
 @pytest.mark.skipif(is_robustbench_here(), reason="RobustBench is installed")
-def test_torchattacks_folder_is_not_robustbench() -> None:
+def test_the_torchattacks_folder_is_not_mistaken_for_robustbench() -> None:
     assert importlib.util.find_spec("robustbench") is not None
     with pytest.raises(ValueError, match=r"expected the package robustbench, got none \(torchattacks") as caught:
         build("robustbench:Standard", (3, 32, 32), 10, seed=0)
