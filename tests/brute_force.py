@@ -1,4 +1,4 @@
-"""Exact margins of tiny ReLU networks by trying every activation pattern: slow, and plain enough to be believed."""
+"""Exact margins of tiny ReLU networks by trying every activation pattern: a slow but simple reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tiny(seed: int, *widths: int) -> nn.Sequential:
 
 
 def brute_force(model: nn.Module, image: np.ndarray, norm: Norm, low: np.ndarray, high: np.ndarray) -> float:
-    """The margin of a flattened image over all moves between ``low`` and ``high``, of every pattern and other class."""
+    """The margin of a flattened image over all perturbations in ``[low, high]``, all patterns and all other classes."""
     *hidden, (last, offset) = layers(model)
     point = image
     for weight, bias in hidden:
@@ -49,7 +49,7 @@ def brute_force(model: nn.Module, image: np.ndarray, norm: Norm, low: np.ndarray
     own = int((last @ point + offset).argmax())
     best = math.inf
     for pattern in itertools.product((0.0, 1.0), repeat=sum(len(bias) for _, bias in hidden)):
-        # the network is ``a @ move + c`` wherever its units are on and off as in the pattern
+        # the network is ``a @ move + c`` where its units are active as in the pattern
         a, c, rows, gaps, first = np.eye(len(image)), image.copy(), [], [], 0
         for weight, bias in hidden:
             on = np.array(pattern[first : first + len(bias)])
@@ -76,7 +76,7 @@ def _shortest(rows: np.ndarray, gaps: np.ndarray, low: np.ndarray, high: np.ndar
         b_ub=np.concatenate([-gaps, np.zeros(2 * n)]),
         bounds=[*zip(low, high, strict=True), (0.0, None)],
     )
-    # no L2 norm is below the L-infinity norm
+    # the L2 norm is at least the L-infinity norm
     if linear.status == 2 or linear.fun >= best:
         return math.inf
     assert linear.status == 0
@@ -95,7 +95,7 @@ def _shortest(rows: np.ndarray, gaps: np.ndarray, low: np.ndarray, high: np.ndar
 
 
 def lines_of_low_chords(*args: Any, **options: Any) -> Lines:
-    """A planted defect: `upper_lines` whose chords are 5% too low, so that they do not bound their ReLUs."""
+    """A planted defect: `upper_lines` whose chords are 5% too low, so that they are no upper bounds."""
     lines = upper_lines(*args, **options)
     offsets = lines.offsets.copy()
     for slack in lines.slack:

@@ -19,7 +19,7 @@ def seeds() -> None:
 
 @pytest.fixture(scope="session")
 def trained_digits() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network trained on real digits for a second, 297 images that it has not seen, and their labels."""
+    """A small network trained on real digits for a second, 297 held-out images, and their labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -1,4 +1,4 @@
-"""Grids of test parameters whose ordinary cells meet every value; the other cells are slow."""
+"""Grids of test parameters: the default cells cover every value; the other cells are marked slow."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 
 
 def covering(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
-    """Cells (first, second): of the ordinary ones, each value of the longer axis is in one.
+    """Cells (first, second); the cells that are not slow contain each value of the longer axis once.
 
-    The shorter axis's values take turns. A value may be a ``pytest.param`` of one value, whose marks its cells keep.
+    The values of the shorter axis alternate. A value may be a ``pytest.param`` of one value; its cells keep its marks.
     """
     rows, columns = [_cell(value) for value in first], [_cell(value) for value in second]
     grid = []

@@ -1,8 +1,8 @@
-"""The exact L-infinity margin of a ReLU network by mixed-integer programming: a check of `exact` from outside.
+"""The exact L-infinity margin of a ReLU network by mixed-integer programming: an independent check of `exact`.
 
 Tjeng et al. 2019, Evaluating Robustness of Neural Networks with Mixed Integer Programming,
-https://arxiv.org/abs/1711.07356, with plain interval bounds, solved by HiGHS. It shares nothing with the search but the
-network that was read, and is slower.
+https://arxiv.org/abs/1711.07356, with plain interval bounds, solved by HiGHS. It shares only the reading of the network
+with the search, and is slower.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from scipy.sparse import csr_array, eye_array, hstack
 from attacks.certify.branch_and_bound.region import Array
 from attacks.certify.branch_and_bound.relu_network import ReluNetwork
 
-# HiGHS ends at absolute gaps of about 1e-6 whatever is asked for
+# HiGHS stops at absolute gaps of about 1e-6 for any requested tolerance
 RELATIVE_GAP = 1e-6
 INFEASIBLE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What HiGHS says of one image's margin.
+    """HiGHS' result for the margin of one image.
 
     Attributes:
-        lower, upper: of the margin, to HiGHS' tolerances; inf where no other class is within reach.
-        move: ``(n,)``, of length ``upper``; of zeros without one.
+        lower, upper: bounds of the margin, to HiGHS' tolerances; inf if no other class is within reach.
+        move: ``(n,)`` perturbation of length ``upper``; zeros if there is none.
     """
 
     lower: float
@@ -40,13 +40,13 @@ class Program:
 def linf_margin(
     network: ReluNetwork, image: Array, low: Array, high: Array, *, reach: float, seconds: float = 60.0
 ) -> Program:
-    """The least L-infinity distance at which another class leads, over all other classes.
+    """The smallest L-infinity distance at which another class has the largest logit.
 
     Args:
         image: ``(n,)`` flattened.
-        low, high: ``(n,)`` how far each pixel may move; infinite in the free domain.
-        reach: how far to look; the smaller, the tighter the bounds. A margin right at it counts.
-        seconds: for each class.
+        low, high: ``(n,)`` bounds of each pixel's perturbation; infinite in the free domain.
+        reach: largest distance searched, inclusive; smaller values give tighter bounds.
+        seconds: time limit per class.
     """
     own = int(network.logits(image).argmax())
     best = Program(lower=math.inf, upper=math.inf, move=np.zeros_like(image))
@@ -61,7 +61,7 @@ def linf_margin(
 
 
 class _Model:
-    """The variables ``(d, t, a_0, q_0, a_1, q_1, ...)``: move, its length, units after their ReLU, and which are on."""
+    """The variables ``(d, t, a_0, q_0, a_1, q_1, ...)``: perturbation, its length, units after ReLU, their activity."""
 
     def __init__(self, network: ReluNetwork, image: Array, low: Array, high: Array) -> None:
         self.pixels = len(image)
@@ -79,7 +79,7 @@ class _Model:
         self.last, self.offset = (network.weights[-1], inputs), network.biases[-1] + network.weights[-1] @ shift
 
     def solve(self, functional: Array, reach: float, seconds: float) -> Program:
-        """The shortest move with ``functional @ logits >= 0``."""
+        """The shortest perturbation with ``functional @ logits >= 0``."""
         weight, inputs = self.last
         lead = self._row((inputs, (functional @ weight)[None]))
         positive = LinearConstraint(lead, lb=-float(functional @ self.offset))
@@ -99,7 +99,7 @@ class _Model:
         none = np.zeros(self.pixels)
         if result.status == INFEASIBLE:
             return Program(lower=math.inf, upper=math.inf, move=none)
-        # without binaries it is a linear program, which has no dual bound of its own
+        # without binary variables it is a linear program, for which no dual bound is reported
         known = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
         lower = 0.0 if known is None else float(known)
         if result.x is None:
@@ -107,7 +107,7 @@ class _Model:
         return Program(lower=lower, upper=float(result.fun), move=result.x[: self.pixels])
 
     def _relu(self, weight: Array, bias: Array, inputs: slice, after: slice, on: slice) -> None:
-        """``a = max(z, 0)`` of ``z = W v + b`` with z between bounds l and u of its own, by intervals.
+        """``a = max(z, 0)`` for ``z = W v + b``, with interval bounds l and u of z.
 
         ``a >= z``, ``a <= z - l (1 - q)``, ``a <= u q`` with q 0 or 1, and ``a >= 0``.
         """
@@ -115,7 +115,7 @@ class _Model:
         positive, negative = np.maximum(weight, 0.0), np.minimum(weight, 0.0)
         low, high = positive @ least + negative @ most + bias, positive @ most + negative @ least + bias
         self.least[after], self.most[after] = 0.0, np.maximum(high, 0.0)
-        # units that are always on or off need no choice
+        # units that are always active or inactive need no binary variable
         self.most[on] = high > 0
         self.least[on] = (low >= 0) & (high > 0)
         self.whole[on] = 1
@@ -128,7 +128,7 @@ class _Model:
         ]
 
     def _row(self, *blocks: tuple[slice, Any]) -> csr_array:
-        """Rows of the constraints' matrix that are zero but for these columns, from left to right."""
+        """Rows of the constraint matrix that are nonzero only in these columns, from left to right."""
         parts, at, rows = [], 0, blocks[0][1].shape[0]
         for columns, block in blocks:
             parts += [csr_array((rows, columns.start - at)), csr_array(block)]

@@ -1,4 +1,4 @@
-"""Models whose margins are known exactly: the truth that every estimator is held against."""
+"""Models with known exact margins: the ground truth for every estimator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBLONG: Shape = (3, 5, 4)
 
 
 class Affine(nn.Module):
-    """``z = scale * (W (x - 0.5) + b)``: centred, so that rounding is small beside the margins.
+    """``z = scale * (W (x - 0.5) + b)``: centred, so that rounding is small relative to the margins.
 
     ``weight`` ``(K, D)`` and ``bias`` ``(K,)`` are those of ``W x + b``, for `affine_margins`.
     """
@@ -60,7 +60,7 @@ class FlatAround(nn.Module):
 class TiltedBall(nn.Module):
     """Two classes that meet on a sphere, the first outside: ``((|x - c|^2 - r^2) exp(tilt . (x - c)), 0)``.
 
-    Off the sphere the gradient leans along ``tilt``, so that steps down it do not reach the nearest point.
+    Off the sphere the gradient is tilted towards ``tilt``, so that gradient steps do not reach the nearest point.
     """
 
     def __init__(self, centre: Tensor, radius: float, tilt: Tensor) -> None:
@@ -95,7 +95,7 @@ class Oracle:
 
 
 def generator(*parts: int) -> torch.Generator:
-    """A generator that no other oracle shares."""
+    """A random generator of this oracle only."""
     seed = 0
     for part in parts:
         seed = 1000 * seed + part
@@ -103,8 +103,9 @@ def generator(*parts: int) -> torch.Generator:
 
 
 def affine_model(classes: int, shape: Shape = DIGITS, *, scale: float = 1.0, spread: float = 0.5) -> Affine:
-    """Normal rows. Of many classes the longest is four times the shortest, so that the nearest boundary is often
-    not the runner-up logit's, which most attacks follow."""
+    """Normally distributed rows. With more than two classes the longest row is four times the shortest.
+
+    The nearest boundary is then often not that of the runner-up class, which most attacks follow."""
     draw, pixels = generator(classes, math.prod(shape)), math.prod(shape)
     least, most = (0.5, 2.0) if classes > 3 else (0.8, 1.25)
     lengths = torch.linspace(least, most, classes)[torch.randperm(classes, generator=draw)]
@@ -113,26 +114,26 @@ def affine_model(classes: int, shape: Shape = DIGITS, *, scale: float = 1.0, spr
 
 
 def grey_images(count: int, shape: Shape = DIGITS, seed: int = 1) -> Tensor:
-    """Around 0.5, where the box is far."""
+    """Pixels around 0.5, far from the bounds of the box."""
     draw = generator(count, math.prod(shape), seed)
     return (0.5 + 0.05 * torch.randn(count, *shape, generator=draw)).clamp(0.25, 0.75)
 
 
 def inked_images(count: int, shape: Shape = DIGITS, seed: int = 2) -> Tensor:
-    """Like handwriting: half of the pixels 0, a fifth of them 1, the rest between, so that the box binds."""
+    """Like handwriting: half of the pixels are 0, a fifth are 1 and the rest between, so that the box binds."""
     draw = generator(count, math.prod(shape), seed)
     return (3.0 * torch.rand(count, *shape, generator=draw) - 1.4).clamp(0.0, 1.0)
 
 
 def exact_margins(model: Affine, images: Tensor, domain: Domain) -> dict[Norm, Tensor]:
-    """Of an affine model, in every norm."""
+    """Exact margins of an affine model in every norm."""
     return {norm: affine_margins(model.weight, model.bias, images, norm, domain=domain) for norm in NORMS}
 
 
 def affine(
     classes: int, shape: Shape = DIGITS, *, count: int = 64, scale: float = 1.0, domain: Domain = "box"
 ) -> Oracle:
-    """Affine, images far from the box: its margin and the free one are the same."""
+    """Affine, images far from the bounds: margins in the box and in the free domain are equal."""
     model, images = affine_model(classes, shape, scale=scale), grey_images(count, shape)
     exact = exact_margins(model, images, "free")
     for norm, boxed in exact_margins(model, images, "box").items():
@@ -141,7 +142,7 @@ def affine(
 
 
 def boxed(classes: int, shape: Shape = DIGITS, *, count: int = 64, domain: Domain = "box") -> Oracle:
-    """Affine with many pixels at 0 and 1; in the free domain the nearest points lie outside of the box."""
+    """Affine with many pixels at 0 and 1; in the free domain the nearest points lie outside the box."""
     model, images = affine_model(classes, shape, spread=4.0), inked_images(count, shape)
     return Oracle(f"boxed{classes}-{domain}", model, images, exact_margins(model, images, domain), domain)
 
@@ -190,7 +191,7 @@ def flat(*, count: int = 64, shape: Shape = DIGITS) -> Oracle:
 
 
 def ball(*, inside: bool, count: int = 64, shape: Shape = DIGITS, radius: float = 0.75, tilt: float = 3.0) -> Oracle:
-    """Images 0.05 to 0.45 (L2) inside or outside of a sphere; its normals, unlike the gradients, lead to its centre."""
+    """Images 0.05 to 0.45 (L2) inside or outside of a sphere; its normals, not the gradients, point to its centre."""
     draw, pixels = generator(11, math.prod(shape)), math.prod(shape)
     way = nn.functional.normalize(torch.randn(count, pixels, generator=draw), dim=1)
     lean = tilt * nn.functional.normalize(torch.randn(pixels, generator=draw), dim=0)

@@ -1,4 +1,4 @@
-"""Made-up reports: every number is another one, of any size, with any names, and with nothing in them."""
+"""Synthetic reports: all numbers differ; of any size, with any names, or empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = [
     *("margins", "subsets", "distributions", "flow", "ratios", "classes", "confidence"),
     *("reliability", "calibration", "boundary", "changes", "paths", "composition"),
 ]
-# what is added to the names of static figures of which a run has several, or none
+# suffixes of the names of static figures that a run has several of, or none
 PARTS = {"distributions": ("-l2", "-linf"), "flow": ("-train", "-test"), "brackets": ()}
 # the static figures of a run without certifiers, of both norms and splits
 STATIC_FIGURES = [name + part for name in static.FIGURES for part in PARTS.get(name, ("",))]
@@ -90,7 +90,7 @@ def run(
     whole: int = 120,
     seed: int = 0,
 ) -> RunContent:
-    """A run with all its tables; ``whole`` images in each whole set."""
+    """A run with all its tables; each whole set has ``whole`` images."""
     draw = np.random.default_rng(seed + 1)
     rows = margins(estimators, norms, splits, epochs, images, seed)
     found = rows[np.isfinite(rows["distance"])]
@@ -205,7 +205,7 @@ def _card(estimator: str, norm: str, split: str, image: int, draw: np.random.Gen
 
 
 def findings(run_names: Sequence[str], units: pd.DataFrame) -> pd.DataFrame:
-    """A test for every observation, run, estimator, norm and split; a third of each verdict."""
+    """One test per observation, run, estimator, norm and split; a third of the tests has each verdict."""
     draw = np.random.default_rng(5)
     parts = [units.assign(observation=number, run=name) for number in (1, 2, 3) for name in run_names]
     table = pd.concat(parts, ignore_index=True)
@@ -232,7 +232,7 @@ def findings(run_names: Sequence[str], units: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(*runs: RunContent) -> ReportContent:
-    """A report of made-up verdicts on the runs."""
+    """A report with synthetic verdicts on the runs."""
     units = runs[0].summary[["estimator", "norm", "split"]].drop_duplicates() if len(runs[0].summary) else None
     names = [one.name for one in runs]
     tests = findings(names, units) if units is not None else pd.DataFrame()
@@ -253,7 +253,7 @@ def report(*runs: RunContent) -> ReportContent:
 
 
 def emptied(one: RunContent, *, columns: bool) -> RunContent:
-    """The run without any row: with the tables' columns, or without them."""
+    """The run with empty tables, with or without their columns."""
     tables = {
         field.name: value.iloc[:0] if columns else pd.DataFrame()
         for field in dataclasses.fields(one)
@@ -263,7 +263,7 @@ def emptied(one: RunContent, *, columns: bool) -> RunContent:
 
 
 def all_failed(one: RunContent) -> RunContent:
-    """The run as it would be had no estimator found anything."""
+    """The run if no estimator had found a witness."""
     rows = one.margins.assign(distance=math.inf, attack_distance=math.inf, status="failed", target=-1)
     empty = emptied(one, columns=True)
     return dataclasses.replace(
@@ -279,7 +279,7 @@ def all_failed(one: RunContent) -> RunContent:
 
 
 def all_correct(one: RunContent) -> RunContent:
-    """The run as it would be were every image classified correctly."""
+    """The run if every image were classified correctly."""
     rows = one.margins.assign(correct=True, prediction=one.margins["label"])
     return dataclasses.replace(
         one,
@@ -292,7 +292,7 @@ def all_correct(one: RunContent) -> RunContent:
 
 
 def without_predictions(one: RunContent) -> RunContent:
-    """The run as `MarginTracker` leaves it in a loop of one's own."""
+    """The run as `MarginTracker` writes it in a custom training loop."""
     return dataclasses.replace(
         one,
         epochs=one.epochs.iloc[:0],
@@ -303,7 +303,7 @@ def without_predictions(one: RunContent) -> RunContent:
 
 
 def hostile() -> ReportContent:
-    """A report with a script for every name and text that comes from outside, beside a harmless run."""
+    """A report whose external names and texts are all scripts, with a harmless run."""
     first = run(HOSTILE, estimators=[HOSTILE, "fmn"], splits=[HOSTILE, "test"], norms=["l2"], epochs=range(3))
     first = dataclasses.replace(
         first, warnings=[HOSTILE], manifest={HOSTILE: HOSTILE, "config": {HOSTILE: {HOSTILE: HOSTILE}}}

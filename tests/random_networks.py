@@ -1,4 +1,4 @@
-"""Random networks that are easily misread, and whether certifiers are sound on them.
+"""Soundness of certifiers on random networks whose structure is easily misread.
 
 ``python -m tests.random_networks --networks 1000`` prints the counts.
 """
@@ -29,7 +29,7 @@ POINTS = 200
 
 
 class Tripled(nn.Module):
-    """A parametrization of one's own."""
+    """A custom parametrization."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return 3 * weight
@@ -55,7 +55,7 @@ class Body(nn.Module):
 
 
 def rectified(values: Tensor) -> Tensor:
-    """In place, as a statement whose result is dropped."""
+    """ReLU in place, as a statement whose result is discarded."""
     values.relu_()
     return values
 
@@ -67,20 +67,20 @@ def half_rectified(values: Tensor) -> Tensor:
 
 
 def written(values: Tensor) -> Tensor:
-    """One entry is overwritten by another one's."""
+    """One entry is overwritten by another entry."""
     values = values.clone()
     values[:, 0] = 2 * values[:, 1]
     return values
 
 
 def added_to_itself(values: Tensor) -> Tensor:
-    """The result of an operation in place, and its argument, which it has changed."""
+    """The sum of the result of an in-place operation and of its changed argument."""
     changed = values.relu_()
     return values + changed
 
 
 def behind(values: Tensor) -> Tensor:
-    """A rectifier whose result is dropped, and which has changed its argument all the same."""
+    """An in-place ReLU whose result is discarded, though it has changed its argument."""
     F.relu(values, inplace=True)
     return values
 
@@ -133,7 +133,7 @@ PLACES = ("first", "second", "last", "")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a network is made of; ``dressings`` are (place, name), the place of the model itself is empty."""
+    """The parts of a network; ``dressings`` are (place, name), where the model itself has an empty place."""
 
     front: str
     twists: tuple[str, ...]
@@ -157,7 +157,7 @@ class Recipe:
 
 
 def fitting(place: str) -> list[str]:
-    """Dressings that a place may have: the whole model has no weight to parametrize."""
+    """Dressings that are possible at a place: the whole model has no weight to parametrize."""
     return [name for name in DRESSINGS if place or "hook" in name]
 
 
@@ -173,11 +173,11 @@ def draw_recipe(draw: random.Random) -> Recipe:
 
 @dataclass
 class Counts:
-    """What came of some networks; one certifier in one norm on one network is a proof.
+    """Counts over networks; one certifier in one norm on one network counts as one proof.
 
     Attributes:
         refused: proofs that were refused. alarms: those that ended in an UnsoundError.
-        points: sampled points and witnesses that bounds were held against.
+        points: sampled points and witnesses that bounds were compared with.
         false: bounds above the distance of a point of another class.
     """
 
@@ -191,7 +191,7 @@ class Counts:
 
 
 def examine(recipe: Recipe, counts: Counts, certifiers: Sequence[str] = CERTIFIERS, images: int = 2) -> None:
-    """Hold every certifier to "sound or refused" on a network: against attacks and points sampled within the bounds."""
+    """Check that every certifier is sound on a network or refuses it, by attacks and by sampling within the bounds."""
     draw = torch.Generator().manual_seed(recipe.seed)
     pixels = torch.rand(images, *SHAPE, generator=draw)
     counts.networks += 1
@@ -228,7 +228,7 @@ def _nearer(model: nn.Module, pixels: Tensor, norm: Norm, radii: Tensor, draw: t
     share = torch.rand(POINTS, len(pixels), 1, 1, 1, generator=draw).sqrt() * (1 - 1e-5)
     reach = radii.clamp_max(10.0).float().view(1, -1, 1, 1, 1)
     points = (pixels + share * reach * move).clamp(0.0, 1.0)
-    # each image by itself: a model may mix a batch
+    # one image at a time: a model may mix the images of a batch
     own = torch.cat([model(one[None]) for one in pixels]).argmax(1)
     others = torch.cat([model(one[None]) for one in points.flatten(0, 1)]).argmax(1).view(POINTS, -1)
     return (others != own).any(0)

@@ -28,7 +28,7 @@ def tracker(folder: Path) -> MarginTracker:
 
 
 def plain(rank: int, folder: Path) -> None:
-    """A loop of one's own: both ranks make a tracker at the same moment, rank 0 measures, all go on."""
+    """A custom loop: both ranks create a tracker at the same time, rank 0 measures, and both continue."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=PATIENCE
     )
@@ -49,7 +49,7 @@ def plain(rank: int, folder: Path) -> None:
 
 
 def lightning(rank: int, folder: Path) -> None:
-    """The same by Lightning's trainer and our callback."""
+    """The same with Lightning's trainer and our callback."""
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.strategies import DDPStrategy
 

@@ -1,4 +1,4 @@
-"""Small models, an estimator that fails, and what a folder holds, for the tests that run the command."""
+"""Small models, failing estimators and snapshots of folders, for tests that run the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE_LINE = re.compile(
 
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every path under a folder but the lock: its time of change and SHA-256 (none for folders)."""
+    """Modification time and SHA-256 (None for folders) of every path under a folder except the lock."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name != LOCK):
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -37,19 +37,19 @@ def state(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file under a folder and the SHA-256 of its bytes."""
+    """SHA-256 of every file under a folder."""
     return {name: digest for name, (_, digest) in state(folder).items() if digest}
 
 
 def net() -> nn.Module:
-    """A small network with everything that a checkpoint must hold and a resumed training must repeat."""
+    """A small network with every kind of state that a checkpoint must hold and resumed training must repeat."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 10)
     )
 
 
 class Dropping(nn.Module):
-    """Dropout that its owner leaves on."""
+    """Dropout that stays active in evaluation mode."""
 
     def __init__(self, pixels: int = 64, classes: int = 10) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Dropping(nn.Module):
 
 
 class Rounding(Dropping):
-    """Pixels in few levels: there is no gradient."""
+    """Rounds pixels to few levels, so that there is no gradient."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.inner((images.flatten(1) * 8).round() / 8)
@@ -91,7 +91,7 @@ def no_model() -> int:
 
 
 class Anywhere:
-    """What is declared of the estimators below."""
+    """The declarations of the estimators below."""
 
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
     domains: ClassVar[frozenset[Domain]] = frozenset(DOMAINS)
@@ -141,7 +141,7 @@ class Writing(Anywhere, Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Deadly(Anywhere, Settings):
-    """Proposes ``1 - x``; kills its process as long as there are files in a folder, of which it takes one away."""
+    """Proposes ``1 - x``; while a folder has files, removes one of them and kills its process."""
 
     name: ClassVar[str] = "deadly"
 
@@ -165,7 +165,7 @@ class Deadly(Anywhere, Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Endless(Anywhere, Settings):
-    """Proposes ``1 - x``, but never answers while there is a file."""
+    """Proposes ``1 - x``, but never returns while a file exists."""
 
     name: ClassVar[str] = "endless"
 

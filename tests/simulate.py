@@ -17,19 +17,19 @@ SURE = 0.999
 
 
 def band(rate: float, trials: int) -> tuple[int, int]:
-    """Counts that a binomial of this rate stays within with a probability of 99.9%."""
+    """The interval that holds a binomial count of this rate with a probability of 99.9%."""
     tail = (1 - SURE) / 2
     return int(stats.binom.ppf(tail, trials, rate)), int(stats.binom.isf(tail, trials, rate))
 
 
 def is_rate(hits: int, rate: float, trials: int) -> bool:
-    """Whether the count may come of exactly this rate."""
+    """Whether the count is consistent with exactly this rate."""
     low, high = band(rate, trials)
     return low <= hits <= high
 
 
 def is_at_most(hits: int, rate: float, trials: int) -> bool:
-    """Whether the count may come of this rate or a smaller one."""
+    """Whether the count is consistent with this rate or a smaller one."""
     return hits <= band(rate, trials)[1]
 
 
@@ -70,9 +70,9 @@ def margin_rows(
     """Rows of `MARGIN_COLUMNS` from ``(N, E)`` distances; NaN is an image not found.
 
     Args:
-        correct: ``(N, E)`` bool, or all.
+        correct: ``(N, E)`` bool; default all correct.
         overshoot: ``attack_distance`` over ``distance``.
-        columns: other columns, ``(N, E)`` or one value.
+        columns: further columns, each ``(N, E)`` or one value.
     """
     values = np.asarray(values, dtype=float)
     count, width = values.shape
@@ -135,7 +135,7 @@ def run(
     estimators: tuple[str, ...] = ("deepfool", "fmn"),
     **options: Any,
 ) -> Run:
-    """A run in memory; without options it is one of `MarginTracker`, which says nothing of its training."""
+    """A run in memory; without options it is one of `MarginTracker`, which has no training options."""
     config = {"dataset": "digits", "training": "standard", "seed": 0, "pgd_epsilon": None} | options if options else {}
     manifest: dict[str, Any] = {
         "schema": 1,

@@ -1,6 +1,6 @@
 """docs/adding.md: each part on the page is added to a copy of the packages as the page says, and used there.
 
-Also the rows of certifiers, engines, data sources and model sources: what each registered one is held to.
+Also the requirements for each registered certifier, engine, data source and model source, one row each.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ SECTIONS = [
 PLACE = re.compile(r"# (?P<path>[\w/.]+\.py)(: \"?(?P<table>\w+)\"?)?$")
 SHAPE = (1, 8, 8)
 
-# What each registered part is held to. A part joins by a row.
+# The requirements for each registered part, one row per part.
 
-# certifier -> norm -> least median of lower bound / exact margin on affine models
+# certifier -> norm -> required median of lower bound / exact margin on affine models
 PROVED: dict[str, dict[Norm, float]] = {
     "crown": {"l2": 0.999, "linf": 0.999},
     "ibp": {"l2": 0.999, "linf": 0.999},
     "exact": {"l2": 0.999, "linf": 0.999},
 }
-# engines whose rows are those of `InProcess`; Ray is an extra, with tests of its own
+# engines whose rows must equal those of `InProcess`; Ray is an optional extra with its own tests
 SAME_ROWS = [
     "local",
 ]
-# data set -> classes, shape of an image, training and test images; the others need files, and have tests of their own
+# data set -> classes, shape of an image, training and test images; the others need files and have their own tests
 DATA: dict[str, tuple[int, tuple[int, int, int], int, int]] = {
     "digits": (10, (1, 8, 8), 1397, 400),
 }
@@ -72,7 +72,7 @@ PARAMETERS: dict[str, int] = {
 
 
 def assert_proves(certifier: Certifier, norm: Norm, least: float) -> None:
-    """Lower bounds of an affine model are below its exact margins, and not by much."""
+    """Lower bounds of an affine model are below its exact margins and close to them."""
     truth = oracles.affine(10).head(4)
     exact = truth.exact[norm]
     found = certifier.certify(truth.model, truth.images, norm, domain="box", upper=torch.full_like(exact, torch.inf))
@@ -87,7 +87,7 @@ def test_certifiers_prove_affine_margins(text: str, norm: Norm) -> None:
 
 
 def rows_by(folder: Path, engine: str) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a network's margins, but for the seconds, by part."""
+    """The rows of a network's margins without the seconds, by part."""
     truth = oracles.affine(10).head(6)
     probes = {"test": (truth.images, torch.zeros(6, dtype=torch.int64))}
     tracker = MarginTracker(
@@ -153,7 +153,7 @@ def sections() -> dict[str, str]:
 
 
 def put(root: Path, block: str) -> str:
-    """Write a block where its first line says: a new file, or lines at the end of a table; returns the path."""
+    """Write a block to the path in its first line, as a new file or appended to a table; return the path."""
     first, rest = block.split("\n", 1)
     place = PLACE.fullmatch(first)
     if place is None:
@@ -183,7 +183,7 @@ def put(root: Path, block: str) -> str:
 
 
 def copied(root: Path, *changes: tuple[str, str]) -> Path:
-    """A copy of the packages and tests with all parts of the page; ``changes`` are made to its text first."""
+    """A copy of the packages and tests with all parts of the page, after ``changes`` to the page's text."""
     for package in ("attacks", "harness", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "corpus")
         shutil.copytree(ROOT / package, root / package, ignore=ignored)
@@ -199,7 +199,7 @@ def copied(root: Path, *changes: tuple[str, str]) -> Path:
 
 
 def use() -> None:
-    """In the copy: use every part through the public interface, and write what came out into result.json."""
+    """In the copy: use every part through the public interface and write the results to result.json."""
     torch.set_num_threads(1)
     run = Path("run")
     options = ["--dataset", "blobs:3", "--model", "mlp:16x2", "--engine", "cpu", "--log", "csv:averages.csv"]
@@ -236,7 +236,7 @@ def use() -> None:
 
 
 def check_rows() -> None:
-    """In the copy: what the rows of the page are for holds of the parts."""
+    """In the copy: the parts meet the requirements of the page's rows."""
     from tests import test_conformance, test_figures, test_imports, test_statistics
 
     test_conformance.test_table_covers_the_registry()
@@ -338,7 +338,7 @@ def test_the_statistic_of_the_page_is_a_column(result: dict[str, Any]) -> None:
     assert sorted(result["beyond"]) == sorted((distance > 8 / 255).mean(axis=1))
 
 
-# Planted faults: the same blocks with one thing wrong.
+# Planted faults: the same blocks with one error each.
 
 
 def planted(section: str, name: str, old: str, new: str) -> Any:

@@ -17,11 +17,11 @@ BOUNDS = {"unit": (0.0, 1.0), "pixels": (0.0, 255.0), "symmetric": (-1.0, 1.0)}
 
 
 def problem(seed: int, classes: int, pixels: int, bounds: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, bias and one image with pixels at both bounds and between, of a boundary near enough to matter."""
+    """Weight, bias and one image with pixels at both bounds and between; the boundary is near the box."""
     draw = torch.Generator().manual_seed(seed)
     low, high = bounds
     weight = torch.randn(classes, pixels, generator=draw, dtype=torch.float64)
-    weight[torch.rand(classes, pixels, generator=draw) < 0.1] = 0.0  # pixels that a class does not look at
+    weight[torch.rand(classes, pixels, generator=draw) < 0.1] = 0.0  # pixels with zero weight for a class
     image = (2.0 * torch.rand(pixels, generator=draw, dtype=torch.float64) - 0.5).clamp(0.0, 1.0) * (high - low) + low
     bias = (high - low) * torch.randn(classes, generator=draw, dtype=torch.float64) - weight @ image
     return weight, bias, image.view(1, 1, 1, pixels)
@@ -30,7 +30,7 @@ def problem(seed: int, classes: int, pixels: int, bounds: tuple[float, float]) -
 def solved(
     weight: Tensor, bias: Tensor, image: Tensor, norm: Norm, domain: Domain, bounds: tuple[float, float]
 ) -> float:
-    """The least norm over the other classes, each by a linear or quadratic program."""
+    """The smallest norm over the other classes, each by a linear or quadratic program."""
     x = image.flatten().numpy()
     logits = weight.numpy() @ x + bias.numpy()
     own = int(logits.argmax())
@@ -43,9 +43,9 @@ def solved(
 
 
 def program(slope: np.ndarray, gap: float, low: np.ndarray, high: np.ndarray, norm: Norm) -> float:
-    """Least norm of ``d`` with ``slope @ d >= gap`` and ``low <= d <= high``."""
+    """Smallest norm of ``d`` with ``slope @ d >= gap`` and ``low <= d <= high``."""
     n = len(slope)
-    # the L-infinity program tells whether there is a solution and where to start from
+    # the L-infinity program decides feasibility and gives the starting point
     sides = np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]])
     linear = linprog(
         np.append(np.zeros(n), 1.0),
@@ -81,7 +81,7 @@ def test_margins_match_numerical_solvers(norm: Norm, domain: Domain, bounds: tup
         expected = solved(weight, bias, image, norm, domain, bounds)
         assert exact == pytest.approx(expected, rel=1e-5)
         unreachable += math.isinf(expected)
-    # the random problems hold some that the box makes unsolvable, not only such
+    # some of the random problems are infeasible in the box, and some are feasible
     assert 2 <= unreachable <= 20 if domain == "box" else unreachable == 0
 
 
@@ -129,7 +129,7 @@ def test_a_boundary_outside_the_box_has_infinite_margin(norm: Norm) -> None:
     # z0 - z1 = 3 - a - b never falls below 1 in the box
     assert margins([[0.0, 0.0], [1.0, 1.0]], [3.0, 0.0], [0.5, 0.5], norm, "box") == math.inf
     assert margins([[0.0, 0.0], [1.0, 1.0]], [3.0, 0.0], [0.5, 0.5], norm, "free") < math.inf
-    # one corner of the box just reaches it
+    # one corner of the box lies on the boundary
     corner = {"l2": math.sqrt(0.5), "linf": 0.5}[norm]
     assert margins([[0.0, 0.0], [1.0, 1.0]], [2.0, 0.0], [0.5, 0.5], norm, "box") == pytest.approx(corner)
 
@@ -144,9 +144,9 @@ def test_parallel_classes_have_infinite_margin(norm: Norm, domain: Domain) -> No
 @pytest.mark.parametrize("norm", NORMS)
 def test_ties(norm: Norm, domain: Domain) -> None:
     assert margins([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], [0.5, 0.5], norm, domain) == 0.0
-    # everywhere tied
+    # a tie everywhere
     assert margins([[1.0, 2.0], [1.0, 2.0]], [0.0, 0.0], [0.5, 0.5], norm, domain) == 0.0
-    # a tie for second place is no tie
+    # a tie for second place does not count
     assert margins([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0.5, 0.0, 0.0], [0.5, 0.5], norm, domain) > 0.0
 
 

@@ -23,7 +23,7 @@ ONE_LINE = re.compile(r"expected .+, got .+; .+")
 
 
 class Affine(nn.Module):
-    """Random directions over 36 grey pixels; the boundaries pass near the middle grey."""
+    """Random directions over 36 grey pixels; the boundaries pass near mid-grey."""
 
     def __init__(self, classes: int = 5, channels: int = 1) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def some_images(count: int = 4, channels: int = 1) -> Tensor:
     return 0.4 + 0.2 * torch.rand(count, channels, 6, 6, generator=torch.Generator().manual_seed(22))
 
 
-# text, norm, how many times the exact margin it may take: attacks differ (random starts cost most), but none goes below
+# text, norm, largest allowed distance / exact margin (largest for random starts); the ratio is never below 1
 EXAMPLES = [
     # minimisation
     ("foolbox:L2DeepFoolAttack", "l2", 1.01),
@@ -103,7 +103,7 @@ def test_an_attack_with_a_norm_parameter_supports_both_norms() -> None:
     estimator = create("torchattacks:APGD:steps=10")
     model, images = Affine(), some_images()
     by_l2, by_linf = (measure(model, images, estimator, norm) for norm in ("l2", "linf"))  # type: ignore[arg-type]
-    # each is better in its own norm
+    # each has the smaller distance in its own norm
     assert (row_norm(by_linf.witness - images, "l2") > by_l2.distance).all()
     assert (row_norm(by_l2.witness - images, "linf") > by_linf.distance).all()
 
@@ -164,12 +164,12 @@ def test_one_epsilon_costs_one_rung() -> None:
     ladder = measure(model, images, create("foolbox:LinfFastGradientAttack"), "linf", noise_retries=0)
     alone = measure(model, images, create("foolbox:LinfFastGradientAttack:epsilon=0.3"), "linf", noise_retries=0)
     assert alone.backwards.item() == 1 < ladder.backwards.item()
-    # too small an epsilon finds nothing: a budget is no margin
+    # an epsilon that is too small finds nothing: epsilon is not a margin
     small = measure(model, images, create("foolbox:LinfFastGradientAttack:epsilon=0.0001"), "linf", noise_retries=0)
     assert small.status == (Status.NOT_FOUND,)
 
 
-# --- what cannot be had ---
+# --- what is refused ---
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_lists_of_attacks_hold_supported_attacks_only() -> None:
     "name", [*(f"foolbox:{n}" for n in foolbox_attacks()), *(f"torchattacks:{n}" for n in torchattacks_attacks())]
 )
 def test_every_listed_attack_can_be_constructed(name: str) -> None:
-    if name == "foolbox:VirtualAdversarialAttack":  # its steps have no default
+    if name == "foolbox:VirtualAdversarialAttack":  # its number of steps has no default
         name += ":steps=5"
     if "BrendelBethge" in name:
         pytest.importorskip("numba")

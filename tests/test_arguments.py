@@ -1,4 +1,4 @@
-"""What a caller gives of the wrong type or value is answered in one line, and what can be converted is."""
+"""Arguments of wrong type or value give one-line errors; convertible arguments are converted."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     one = tracker(tmp_path, noise_retries=np.int64(2), seed=np.int32(3), bounds=(np.float32(0), np.float32(1)))
     assert one.update(np.int64(1), dense())["epoch"].tolist() == [1, 1, 1]  # type: ignore[arg-type]
     assert one.folder.margins(1, one.units[0]).exists()
-    # the same run, of plain numbers
+    # the same run, with plain numbers
     assert tracker(tmp_path, noise_retries=2, seed=3).has(1)
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.compare` says of estimators: numbers worked out by hand, planted defects called out by name."""
+"""`benchmarks.compare`: numbers against hand calculation, and remarks on estimators with planted defects."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_ties_count_as_wins_and_missed_images_do_not() -> None:
 
 
 def area(distance: np.ndarray, correct: np.ndarray, end: float) -> float:
-    """The area under robust accuracy, by a sum of many thin rectangles."""
+    """The area under the robust accuracy curve, by numerical integration."""
     own = np.where(correct, distance, 0.0)
     grid = (np.arange(200_000) + 0.5) * end / 200_000
     return float((own[None] > grid[:, None]).mean() * end)
@@ -93,7 +93,7 @@ def test_attackbench_optimality_matches_hand_calculation_and_definition() -> Non
     most = correct.mean() * 3.0
     by_area = (most - area(own, correct, 3.0)) / (most - area(best, correct, 3.0))
     assert audit.local_optimality(own, best, correct) == pytest.approx(by_area, abs=1e-4)
-    # the control: distances of the predicted class would give another number
+    # control: distances of the predicted class give a different number
     assert audit.local_optimality(own, best, np.ones(4, dtype=bool)) != pytest.approx(by_area, abs=1e-2)
     assert audit.local_optimality(np.full(4, INF), best, correct) == 0.0
     assert audit.local_optimality(best / 2, best, correct) == 1.0  # clipped: better than the reference
@@ -112,7 +112,7 @@ def test_rank_correlation_matches_spearman() -> None:
 def test_the_pareto_front_holds_the_undominated_points() -> None:
     passes = np.array([10.0, 20.0, 20.0, 30.0, 5.0, 40.0, 10.0])
     quality = np.array([1.2, 1.1, 1.15, 1.1, INF, 1.0, 1.2])
-    # the first and the last are the same point, and neither is better
+    # the first and the last are the same point, and neither dominates the other
     assert audit.pareto_front(passes, quality).tolist() == [True, True, False, False, False, True, True]
     assert not audit.pareto_front(passes, np.full(7, INF)).any()
 
@@ -131,14 +131,16 @@ TRACE = pd.DataFrame(
 
 def test_the_best_within_a_budget_matches_hand_calculation() -> None:
     best = best_within(TRACE, FINAL, np.array([2.0, 3.0, 8.0, 9.0, 99.0]))
-    np.testing.assert_array_equal(best[:, 0], [INF, 2.0, 0.6, 0.5, 0.5])  # 0.49 is nearer than the judge trusted
+    np.testing.assert_array_equal(
+        best[:, 0], [INF, 2.0, 0.6, 0.5, 0.5]
+    )  # 0.49 is smaller than the final verified distance
     np.testing.assert_array_equal(best[:, 1], 0.0)  # tied
-    np.testing.assert_array_equal(best[:, 2], INF)  # seen, but not found in the end
+    np.testing.assert_array_equal(best[:, 2], INF)  # seen on the way, but not found in the end
     np.testing.assert_array_equal(best[:, 3], [INF, INF, 0.4, 0.4, 0.4])
 
 
 def units(**distances: list[float]) -> pd.DataFrame:
-    """Rows of one problem as `evaluate` makes them, plain but for their distances."""
+    """Rows of one problem as `evaluate` makes them, with these distances."""
     tables = []
     for name, values in distances.items():
         found = np.isfinite(values)
@@ -190,7 +192,7 @@ def test_a_bare_name_excludes_all_of_its_settings() -> None:
     table = audit.ratio_table(rows, leaving=["good", "good:steps=9"]).set_index(["estimator", "against"])
     assert table.loc[("good", "without good"), "mean"] == pytest.approx(2 / 3)
     assert table.loc[("good", "without good:steps=9"), "mean"] == 1.0
-    assert table.loc[("good:steps=9", "the others"), "mean"] == pytest.approx(1.2)  # good is another one
+    assert table.loc[("good:steps=9", "the others"), "mean"] == pytest.approx(1.2)  # "good" is a different estimator
 
 
 def test_unsolved_images_count_against_every_estimator() -> None:
@@ -200,14 +202,14 @@ def test_unsolved_images_count_against_every_estimator() -> None:
     rows["exact_upper"] = np.tile([1.0, 0.995, 3.1, INF], 2)
     table = audit.ratio_table(rows)
     exact = table[table["against"] == "exact"].set_index("estimator")
-    assert (exact["images"] == 3).all()  # there is no margin of an image without a boundary
+    assert (exact["images"] == 3).all()  # an image without a boundary has no margin
     assert (exact["open"] == 1).all()
     assert exact.loc[["good", "envelope"], "within_1"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert exact.loc["good", "mean"] == pytest.approx((1 + 1 / 0.995) / 2)
     assert exact.loc["good", "worst"] == pytest.approx(1 / 0.995)
     assert exact["missed"].to_dict() == {"good": 0, "bad": 1, "envelope": 0}
     assert exact.loc["bad", "within_5"] == 0.0
-    # the control: an open image says nothing against other references
+    # control: an unsolved image has no effect for other references
     assert (table.loc[table["against"] == "envelope", "open"] == 0).all()
     (left,) = audit.open_table(rows).to_dict("records")
     assert left == {
@@ -327,12 +329,12 @@ def test_the_same_estimator_without_a_defect_is_not_reported(planted: Results) -
     levels = [LEVELS.index(item.level) for item in planted.remarks]
     assert levels == sorted(levels)
     table = planted.estimators.set_index("estimator")
-    # noise found what the attack did not, and its distances are no margins
+    # the noise retries found these witnesses, so the distances are not margins of the attack
     assert table.loc["clean", "after_noise"] == 40
     assert table.loc["clean", "median"] > 5
     assert table.loc["aside", "median"] == pytest.approx(1.5, abs=0.01)
     assert table.loc["aside", "within_5"] == 0.0
-    assert table.loc["beyond", "median"] == pytest.approx(1.0, abs=2e-4)  # refinement mends it
+    assert table.loc["beyond", "median"] == pytest.approx(1.0, abs=2e-4)  # refinement corrects it
     assert table.loc["foolbox:L2FMNAttack", "attack_rank"] < 0.5 < 0.95 < table.loc["foolbox:L2FMNAttack", "rank"]
 
 
@@ -361,7 +363,7 @@ def test_on_affine_problems_the_envelope_is_exact(measured: Measured) -> None:
         assert exact.loc[(norm, "deepfool"), "median"] <= 1.0002
     assert exact["least"].min() > 1 - 1e-4
     assert measured.skipped == ("ddn:steps=40 has no linf: skipped in that norm",)
-    # the control: most of these are not exact everywhere
+    # control: most of these are not exact on every problem
     assert exact.loc[("l2", "fmn:steps=40"), "worst"] > 1.05
 
 
@@ -527,7 +529,7 @@ def test_exact_margins_of_a_relu_network_are_listed_with_the_estimators(
     exact = table[table["against"] == "exact"].set_index("estimator")
     assert (exact["least"] > 1 - 1e-5).all()
     assert exact.loc["envelope", "worst"] < 1.01
-    # the control: one step of linearisation is not exact
+    # control: one step of linearisation is not exact
     assert exact.loc["linear", "worst"] > exact.loc["envelope", "worst"]
     assert len(list((tmp_path / ".exact").iterdir())) == 6
     monkeypatch.setattr(built_in, "exact_margins", partial(built_in.exact_margins, nodes=1))
@@ -554,11 +556,11 @@ def test_an_estimator_that_missed_images_is_drawn_hollow_and_off_the_front() -> 
     table["passes"] = [10.0, 100.0, 5.0]
     (panel,) = cost_figure(table).axes
     drawn = {line.get_marker(): line for line in panel.lines if line.get_marker() not in ("None", "")}
-    assert len(drawn) == 2  # nothing was found by the third
+    assert len(drawn) == 2  # the third estimator found nothing
     cheap, good = (drawn[marker] for marker in "os")
     assert (cheap.get_markerfacecolor(), good.get_markerfacecolor()) == ("white", good.get_color())
     assert cheap.get_ydata()[0] == pytest.approx(0.1)
-    assert good.get_ydata()[0] == 1e-4  # level with the envelope
+    assert good.get_ydata()[0] == 1e-4  # equal to the envelope
     (front,) = [line for line in panel.lines if line.get_marker() in ("None", "")]
     assert front.get_xdata()[0] == 100.0
 

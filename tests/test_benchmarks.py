@@ -25,17 +25,17 @@ def test_ratios_are_to_the_exact_margin() -> None:
     exact, runner_up = rows[0], rows[1]
     assert exact.found == 1.0
     assert 1.0 < exact.worst < 1.001
-    # the control: fmn follows the runner-up logit, which is not always the nearest class here
+    # control: fmn follows the runner-up class, which is not always the nearest class on this problem
     assert runner_up.worst > 1.05
     assert exact.forwards == pytest.approx(20)
-    # one for each other class, and one where it turns out to be across
+    # one per other class, and one at the point where the class has changed
     assert exact.backwards == pytest.approx(9 + 1)
 
 
 def test_statistics_of_no_images_are_nan() -> None:
     problem = benchmark.affine_problem(4, boxed=False)
     _, bias = problem.model.parameters()
-    bias.data[0] += 1e6  # no other class can be reached in the box
+    bias.data[0] += 1e6  # no other class is reachable in the box
     rows = benchmark.compare(problem, ["deepfool:steps=3"])
     assert [row.found for row in rows] == [0.0, 0.0]
     assert all(math.isnan(row.median) and math.isnan(row.within_1_percent) for row in rows)
@@ -82,6 +82,6 @@ def test_margins_of_the_slab_are_those_to_the_nearer_plane(norm: Norm) -> None:
     found = measure(problem.model, problem.images, create("cascade:budget=100"), norm).distance / truth
     assert found.min() >= 1 - 1e-5
     assert found.quantile(0.9) <= 1.001
-    # the control: other images have other margins
+    # control: other images have other margins
     moved = measure(problem.model, 0.9 * problem.images, create("cascade:budget=100"), norm).distance / truth
     assert (moved - 1).abs().median() > 0.05

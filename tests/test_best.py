@@ -1,4 +1,4 @@
-"""The envelope as an estimator: each image's nearest member, named; a member that fails loses no other."""
+"""The envelope as an estimator: each image has its nearest member; a failing member does not affect the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_cascade import digits
 
 @dataclass(frozen=True, kw_only=True)
 class Brittle(Settings):
-    """Twice too far for every image, perfect for none, and raises for images whose first pixel is below ``limit``."""
+    """Witnesses at twice the margin for every image; raises for images whose first pixel is below ``limit``."""
 
     name: ClassVar[str] = "brittle"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
@@ -64,7 +64,7 @@ def alone(text: str, norm: Norm) -> Margins:
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
-    """Alone or as a member: the same candidates, also of one that draws random numbers."""
+    """An estimator gives the same candidates alone and as a member, even if it draws random numbers."""
     texts = ["deepfool", "pgd:rounds=3,restarts=2", "fmn:steps=15,gamma=0.2", "torchattacks:PGDL2:steps=5"]
     able = [text for text in texts if norm in create(text).norms]
     members = {text: alone(text, norm) for text in able}
@@ -93,7 +93,7 @@ def test_passes_are_the_sum_over_members_plus_a_small_overhead() -> None:
 
 @pytest.mark.slow
 def test_a_raising_member_affects_neither_other_members_nor_its_other_rows() -> None:
-    """Inverted images are witnesses of this network; those of dark corners raise."""
+    """Inverted images are witnesses of this network; images with a dark corner raise."""
     truth = oracles.affine(2)
     dark = truth.images.flatten(1)[:, 0] < 0.5
     assert 8 < dark.sum() < 56

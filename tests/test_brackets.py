@@ -1,4 +1,4 @@
-"""Lower bounds in the harness: rows, resuming, the alarm, what is certain, the report and the commands."""
+"""Lower bounds in the harness: rows, resuming, the alarm, certain changes, the report and the commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.runs import ONE_LINE
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Settings):
-    """Claims so many times the distances that it is given."""
+    """Claims a multiple of the distances that it receives."""
 
     times: float = 0.5
 
@@ -71,7 +71,7 @@ def test_bounds_are_below_the_distances_and_are_not_computed_again(
     joined = rows.merge(margins, on=["epoch", "split", "norm", "image"])
     np.testing.assert_array_equal(joined["upper"], joined["distance"])
     assert (joined["domain_x"] == joined["domain_y"]).all()
-    # a second time nothing is done
+    # the second call computes nothing
     monkeypatch.setattr("harness.measuring.plan.create_certifier", lambda text: Claims(times=3.0))
     again = MarginTracker(tmp_path / "run", probes, ["deepfool"], certify_every=2, certify_probe=5)
     again.update(3, model)
@@ -127,7 +127,7 @@ def test_a_certifier_must_have_the_norm(tmp_path: Path, probes: dict[str, tuple[
         MarginTracker(tmp_path / "run", probes, ["deepfool"], ["linf"], certifiers=[OnlyL2()])
 
 
-# --- what is certain ---
+# --- certain changes ---
 
 
 def rows_of(lower: list[float], upper: list[float], epoch: int, correct: list[bool] | None = None) -> pd.DataFrame:
@@ -188,7 +188,7 @@ def test_an_estimator_added_later_narrows_a_bracket() -> None:
         {"epoch": 1, "split": "test", "norm": "l2", "domain": "box", "image": [0, 0, 1], "distance": [1.5, 1.7, 3.0]}
     )
     assert bracketed(rows, margins)["upper"].tolist() == [1.5, 2.0]
-    # distances of another domain are not joined
+    # distances in another domain are not joined
     assert bracketed(rows, margins.assign(domain="free"))["upper"].tolist() == [2.0, 2.0]
 
 

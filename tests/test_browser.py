@@ -1,4 +1,4 @@
-"""The report in a browser: drawn, toggled, read and saved, by mouse and by keyboard, without an error or a request."""
+"""The report in a browser: drawing, toggling, reading and saving by mouse and keyboard, without errors or requests."""
 
 import csv
 import io
@@ -23,12 +23,12 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
 )
-HANG = 20_000  # milliseconds: a guard, not a measurement
+HANG = 20_000  # milliseconds: a time limit, not a measurement
 
 
 @dataclass
 class Opened:
-    """A page and everything that went wrong in it."""
+    """A page and its errors and requests."""
 
     page: Page
     wrong: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ def open_page(browser: Browser, path: Path, width: int = 1280) -> Opened:
 
 @pytest.fixture
 def opened(browser: Browser, path: Path) -> Iterator[Opened]:
-    """The page of two runs; nothing may go wrong in any test."""
+    """The page of two runs; no test may cause an error or a request."""
     opened = open_page(browser, path)
     yield opened
     opened.page.close()
@@ -240,7 +240,7 @@ def test_the_hover_shows_the_tables_number(opened: Opened, content: ReportConten
 
 
 def _significant(value: float, digits: int) -> str:
-    """As d3 writes ``.4g`` of the number that the page holds: with its zeros."""
+    """The number as d3 formats it with ``.4g``: with trailing zeros."""
     return f"{float(f'{value:.5g}'):#.{digits}g}"
 
 
@@ -318,7 +318,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, path: Path, width: i
 @pytest.mark.slow
 def test_printing_draws_every_figure_at_the_width_of_the_paper(opened: Opened) -> None:
     page = opened.page
-    # at the moment that the browser would print, without waiting
+    # when the browser would print, without waiting
     found = page.evaluate("""() => {
         dispatchEvent(new Event("beforeprint"));
         const plots = [...document.querySelectorAll(".plotly-graph")];
@@ -350,7 +350,7 @@ def test_the_page_prints(opened: Opened) -> None:
     assert content.startswith(b"%PDF")
     assert 5 < content.count(b"/Type /Page\n") < 60
     assert opened.page.evaluate("window.printed") == 1
-    # a page without its figures prints to much less
+    # a page without its figures gives a much smaller file
     opened.page.add_style_tag(content=".panels { display: none !important; }")
     assert len(opened.page.pdf(format="A4")) < 0.8 * len(content)
 
@@ -418,7 +418,7 @@ def test_pages_with_little_in_them_have_no_error(browser: Browser, tmp_path: Pat
 def test_the_largest_runs_page_opens(browser: Browser, tmp_path: Path) -> None:
     names = ("deepfool", "fmn", "ddn", "pgd:steps=40")
     path = tmp_path / "large.html"
-    # few images in the rows, for the page's size does not depend on them
+    # few images in the rows, as the size of the page does not depend on them
     path.write_text(render(pages.report(pages.run(estimators=names, epochs=range(41), images=60))), encoding="utf-8")
     opened = open_page(browser, path)
     draw_all(opened)

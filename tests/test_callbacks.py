@@ -1,4 +1,4 @@
-"""Loops of others give the margins of a plain one; each test needs its library (`tox -e libraries`)."""
+"""Training loops of libraries give the margins of a plain loop; each test needs its library (`tox -e libraries`)."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def tracker(folder: Path) -> MarginTracker:
 
 
 def plain(folder: Path, model: nn.Module) -> MarginTracker:
-    """A loop that anybody would write: SGD over the batches in order."""
+    """A plain loop: SGD over the batches in order."""
     found, optimizer = tracker(folder), torch.optim.SGD(model.parameters(), lr=0.1)
     found.update(0, model)
     for epoch in range(1, EPOCHS + 1):
@@ -93,7 +93,7 @@ def test_a_lightning_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -> N
     first.fit(Module(), batches)
     assert one.state_dict() == {"measured": [0, 1, 2]}
     first.save_checkpoint(tmp_path / "two.ckpt")
-    # gone on with from a checkpoint, by a new process's callback
+    # resumed from a checkpoint, by the callback of a new process
     again = callback()
     trainer(EPOCHS, again).fit(Module(), batches, ckpt_path=tmp_path / "two.ckpt", weights_only=False)
     assert again.measured == [0, 1, 2, 3]
@@ -152,7 +152,7 @@ def test_a_hugging_face_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["plain", "lightning"])
 def test_two_ranks_track_a_single_run(tmp_path: Path, loop: str) -> None:
-    """Each makes a tracker, rank 0 measures a network with batch norm, and neither waits for the other for ever."""
+    """Each rank creates a tracker, rank 0 measures a network with batch norm, and neither rank waits forever."""
     if loop == "lightning":
         pytest.importorskip("lightning")
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""The cascade: its budget holds for every image, its parts earn their passes, and starts are used."""
+"""The cascade: its budget holds for every image, its parts reduce distances, and starts are used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT = 32
 
 @cache
 def digits() -> tuple[nn.Module, Tensor]:
-    """A small network trained on real digits, and images that it has not seen."""
+    """A small network trained on real digits, and held-out images."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -65,7 +65,7 @@ def passes(margins: Margins) -> Tensor:
 
 @cache
 def envelope(norm: Norm) -> Tensor:
-    """The nearest that anything here finds, a cascade of five times the budget among it."""
+    """The smallest distances that any estimator of this module finds, including a cascade of five times the budget."""
     texts = ["cascade", "cascade:budget=1500,targets=6", "apgd", "fmn:steps=300", "deepfool"]
     return torch.stack([on_digits(text, norm).distance for text in texts]).amin(0)
 
@@ -99,7 +99,7 @@ def test_smaller_margins_than_others_at_equal_cost(text: str, norm: Norm) -> Non
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("text", "least"), [("cascade:targets=1", 0.003), ("cascade:budget=60", 0.01)])
 def test_control_without_targets_or_without_steps_it_is_worse(text: str, least: float, norm: Norm) -> None:
-    """One class only; and hardly more passes than DeepFool's and the judge's."""
+    """One class only; and hardly more passes than those of DeepFool and of verification."""
     assert excess(text, norm) >= excess("cascade", norm) + least
 
 
@@ -113,7 +113,7 @@ def test_a_larger_budget_never_increases_margins(norm: Norm) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_walk_matches_fmn_from_the_same_start(norm: Norm) -> None:
-    """From DeepFool's witness, with as many passes."""
+    """From DeepFool's witness, with the same number of passes."""
     network, images = digits()
     start = on_digits("deepfool", norm).witness
     theirs = measure(network, images, FMN(steps=100), norm, start=start)
@@ -141,7 +141,7 @@ def test_every_image_stays_within_the_budget(budget: int, norm: Norm) -> None:
 @pytest.mark.parametrize("retries", [0, 6, 14])
 def test_the_budget_holds_where_nothing_is_found(retries: int, budget: int, norm: Norm) -> None:
     class Walled(nn.Module):
-        """Class 0 everywhere, though the gradient says otherwise."""
+        """Class 0 everywhere, though the gradient points to another class."""
 
         def forward(self, images: Tensor) -> Tensor:
             rise = torch.sin(4 * images.flatten(1).sum(1, keepdim=True))
@@ -159,7 +159,7 @@ def test_a_zero_gradient_costs_one_check_and_no_walk() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, Cascade(), "l2", noise_retries=0)
     assert set(margins.status) == {Status.NOT_FOUND}
-    assert passes(margins).tolist() == [1 + 1 + 2 + 1] * 8  # clean, forward, two other classes, the judge's look
+    assert passes(margins).tolist() == [1 + 1 + 2 + 1] * 8  # clean pass, forward, two other classes, verification
 
 
 def test_walks_that_are_optimal_stop() -> None:
@@ -189,7 +189,7 @@ def test_a_thousand_classes(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", [pytest.param("l2", marks=pytest.mark.slow), "linf"])
 def test_a_start_is_used_and_can_only_help(norm: Norm) -> None:
-    """With one target and few passes the witnesses of a long run are better than what is found."""
+    """With one target and few passes, the witnesses of a long run are nearer than the estimator's own."""
     network, images = digits()
     known = on_digits("cascade:budget=1500,targets=6", norm)
     cold = measure(network, images, Cascade(budget=70, targets=1), norm)

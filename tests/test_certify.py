@@ -1,4 +1,4 @@
-"""What exact margins are made of: reading a model, rounding, regions, lines."""
+"""Parts of the exact solver: reading a model, rounding, regions, linear bounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.milp import linf_margin
 
 
 class Home(nn.Module):
-    """Arithmetic, functions and methods in the place of layers."""
+    """Arithmetic, functions and methods in place of layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Home(nn.Module):
 
 
 def warmed_up(*modules: nn.Module) -> nn.Module:
-    """Whose BatchNorms have statistics; in training mode."""
+    """The model with BatchNorm statistics, in training mode."""
     model = nn.Sequential(*modules)
     model(3 * torch.rand(64, 2, 6, 6) - 1)
     return model
@@ -167,7 +167,7 @@ def test_rounding_errors_are_within_their_bound_and_the_bound_is_tight() -> None
             assert (error <= doubt).all()
             ratios.append((error / doubt).max())
             values = [max(v, Fraction(0)) for v in values]
-    # the control: a bound some thousand times smaller would not hold
+    # control: a bound a thousand times smaller does not hold
     assert max(ratios) > 1e-4
 
 
@@ -183,13 +183,13 @@ def region(norm: Norm, domain: Domain, radius: float, seed: int, pixels: int = 5
 
 
 def moves(inside: Region, count: int, seed: int) -> np.ndarray:
-    """Random moves, most of them at the rim."""
+    """Random perturbations, most of them at the boundary of the region."""
     draw = np.random.default_rng(seed)
     ways = draw.standard_normal((count, len(inside.low)))
     ways = np.sign(ways) * np.minimum(1, 2 * draw.random(ways.shape)) if inside.norm == "linf" else ways
     length = np.array([inside.length(way) for way in ways])
     far = inside.radius * np.minimum(1, 1.5 * draw.random(count)) / length
-    # rounding may put the last digit beyond the radius
+    # rounding may exceed the radius in the last digit
     return np.clip(ways * far[:, None] * (1 - 1e-12), inside.low, inside.high)
 
 
@@ -207,7 +207,7 @@ def test_the_largest_gain_of_rows_is_a_tight_upper_bound(norm: Norm, domain: Dom
         for bound, there in ((inside.most(rows), points), (inside.most(rows, within), kept)):
             assert (there @ rows.T <= bound + 1e-12).all()
             closeness.append((there @ rows.T).max(0) / bound)
-    # the control: they are no looser than samples can show
+    # control: the bounds are nearly reached by samples
     assert np.median(np.concatenate(closeness)) > 0.9
 
 
@@ -228,7 +228,7 @@ def test_the_nearest_point_of_a_half_space(norm: Norm, domain: Domain) -> None:
         assert normal @ move >= half.gap - 1e-12
         assert inside.length(move) == pytest.approx(length)
         assert ((move >= inside.low) & (move <= inside.high)).all()
-        # no shorter move gains as much
+        # no shorter perturbation gains as much
         shorter = Region(norm=norm, radius=length * (1 - 1e-6), low=inside.low, high=inside.high)
         assert half.gap <= 0 or shorter.most(normal[None])[0] < half.gap
     assert unreachable > 3 or domain == "free"
@@ -241,11 +241,11 @@ def test_zero_rows_have_zero_gain() -> None:
         assert inside.nearest(HalfSpace(normal=np.zeros(5), gap=0.1))[0] == np.inf
 
 
-# --- lines ---
+# --- linear bounds ---
 
 
 def broken_lines(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> int:
-    """How many of the lines and bounds of tiny networks some sampled move breaks."""
+    """How many of the linear bounds of tiny networks are violated by some sampled perturbation."""
     broken = 0
     for seed in range(12):
         network = read_network(tiny(seed, 5, 3, 3, 3), (1, 1, 5))

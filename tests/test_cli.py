@@ -1,4 +1,4 @@
-"""The command: what a run leaves behind, and one clear line for everything that cannot be done."""
+"""The command: the files that a run writes, and one-line errors for everything that it refuses."""
 
 import json
 import os
@@ -39,7 +39,7 @@ TINY = ["--model", "tests.runs:net", *IMAGES, "--probe", "4", "--epochs", "0", "
 
 @pytest.fixture(scope="module")
 def happy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A whole small run in a process of its own, warnings being errors, into the folder that the command chooses."""
+    """A complete small run in a separate process, with warnings as errors, in the default folder."""
     cwd = tmp_path_factory.mktemp("happy")
     options = [*IMAGES, "--model", "dense", "--probe", "20", "--epochs", "1", "--estimator", "deepfool"]
     command = [sys.executable, "-W", "error", "-m", "harness.track", *options, "--estimator", "ddn:steps=20"]
@@ -161,7 +161,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     capsys.readouterr()
     try:
         code = main(argv)
-    except SystemExit as leaving:  # argparse leaves by itself
+    except SystemExit as leaving:  # argparse exits by itself
         code = int(str(leaving.code))
     said = capsys.readouterr()
     assert said.out == ""
@@ -240,7 +240,7 @@ def test_bad_input_gives_a_one_line_error_and_writes_nothing(
     out: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # with --out, --resume alone is good usage
+    # with --out, --resume alone is valid usage
     folder = ["--out", "deep/run"] if out and argv != "--resume" else []
     code, line = refusal(capsys, *folder, *argv.split())
     assert code == exit_code
@@ -330,7 +330,7 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_options(tiny: Path, capsy
 def test_more_epochs_and_estimators_extend_the_same_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the negative control of the refusals
+    # control for the refusals
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     folder = tmp_path / "run"
     folder.mkdir()
@@ -354,7 +354,7 @@ def test_resume_needs_no_options(
     theirs, ours = pd.read_csv(tiny / "summary.csv"), pd.read_csv(folder / "summary.csv")
     pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"))
     assert "not continued" not in capsys.readouterr().out
-    # the control: other options are other estimators, which is said
+    # control: other options are other estimators, which the message names
     assert main(["--resume", "--out", str(folder), "--estimator", "fmn:steps=3"]) == 0
     left_out = json.loads((tiny / "manifest.json").read_text())["config"]["estimator"]
     said = capsys.readouterr().out
@@ -408,7 +408,7 @@ def test_an_estimator_that_writes_the_weights_exits_with_1_and_the_network_is_re
         "track: error: expected margins from writing l2, got a change of the network's weights (undone); fix it\n"
     )
     assert main([*TINY, "--estimator", "linear", "--out", str(tmp_path / "alone")]) == 0
-    # weights, predictions and the other estimator's margins are those of a run without it
+    # weights, predictions and the other estimator's margins equal those of a run without it
     one, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "alone")
     assert [path.name for path in one.margin_parts()] == ["linear.l2.parquet"]
     weights = [load_file(str(folder.checkpoint(0))) for folder in (one, other)]
@@ -438,7 +438,7 @@ def test_an_estimator_that_fails_on_every_image_exits_with_1_and_the_others_are_
     parts = [path.name for path in RunFolder(folder).margin_parts()]
     assert parts == ["deepfool%3Asteps=3.l2.parquet"]
     before = {name: one for name, one in state(folder).items() if name.startswith("margins/")}
-    # it is tried again, until it is left out
+    # it is retried until it is removed from the options
     assert main([*TINY, *both, "--out", str(folder), "--resume"]) == 1
     assert main([*TINY, *both[2:], "--out", str(folder), "--resume"]) == 0
     assert {name: one for name, one in state(folder).items() if name.startswith("margins/")} == before
@@ -462,7 +462,7 @@ def test_diverging_training_gives_a_one_line_error_and_keeps_earlier_margins(
     assert not RunFolder(folder).checkpoint(1).exists()
 
 
-# models that are no fixed function of the image, or of another form
+# models that are not a deterministic function of the image, or have another form
 
 
 def test_a_stochastic_model_is_refused_before_anything_is_written(

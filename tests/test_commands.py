@@ -17,7 +17,7 @@ from tests.test_docs import ROOT, commands
 
 pytestmark = pytest.mark.slow
 
-# smaller than what the pages say; the last value given counts
+# smaller than on the pages; the last value on the command line counts
 SMALL = {
     "harness.track": (
         *("--epochs", "1", "--train-images", "24", "--test-images", "12", "--probe", "2"),
@@ -25,7 +25,7 @@ SMALL = {
     ),
     "harness.compare": ("--device", "cpu"),
 }
-# they are fetched, or lie on a disk
+# they are downloaded or read from a disk
 ELSEWHERE = {"fashion-mnist": "digits", "mnist": "digits"}
 PLACEHOLDERS = {"RUN": "runs/mine", "[RUN": "runs/other", "...]": None}
 LINES = list(dict.fromkeys((m, tuple(words)) for _, m, words in commands() if m.startswith("harness.")))
@@ -33,7 +33,7 @@ LINES = list(dict.fromkeys((m, tuple(words)) for _, m, words in commands() if m.
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the commands name."""
+    """A folder with every file that the commands name."""
     folder = tmp_path_factory.mktemp("place")
     draw = np.random.default_rng(0)
     arrays = {f"x_{s}": draw.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8) for s in ("train", "test")}
@@ -80,13 +80,13 @@ def test_a_documented_command_runs(
 
 
 def _words(module: str, arguments: tuple[str, ...], number: int) -> list[str]:
-    """The command with what it names in its place, and smaller."""
+    """The command with its files in place and smaller options."""
     replaced = [PLACEHOLDERS.get(word, ELSEWHERE.get(word, word)) for word in arguments if word != "--download"]
     words = [word.rstrip("]") for word in replaced if word]
     if module != "harness.track" or "--list-estimators" in words:
         return words + list(SMALL.get(module, ()) if module != "harness.track" else ())
     if "--resume" in words:
-        # goes on as it was begun
+        # is resumed with the options it started with
         return [*words, "--out", "runs/mine", "--no-report"]
     return [*words, "--out", f"runs/{number}", *SMALL[module]]
 

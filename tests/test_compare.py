@@ -1,4 +1,4 @@
-"""`python -m harness.compare`: the same margins as while training, and whom to trust."""
+"""`python -m harness.compare`: the same margins as while training, and which estimators to trust."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_margins_match_those_of_tracking(
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     named = [entry["estimator"] for entry in RunFolder(one).read_manifest()["estimators"]]
     assert named == ["deepfool:steps=10", LATER]
-    # nothing that was there is touched but what grows
+    # existing files are unchanged except the tables that grow
     changed = {name for name, value in state(one).items() if name in before and value[1] != before[name][1]}
     assert changed == {"manifest.json", "summary.csv"}
-    # and again costs nothing
+    # a second call computes nothing
     after = state(one)
     assert main([str(one), "--estimator", LATER, "--threads", "1"]) == 0
     parts = {name for name in after if name.startswith("margins/")}
@@ -115,7 +115,7 @@ def test_verdicts_are_compared_only_for_the_same_test() -> None:
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table["verdict"].tolist() == ["supported", "supported"]
     assert contradictions(pd.DataFrame(rows)) == []
-    # the control: asked the same question, they differ
+    # control: for the same test they differ
     rows.append(finding("b", "supported", norm="linf"))
     table = verdicts_by_estimator(pd.DataFrame(rows))
     assert table["verdict"].tolist() == ["mixed", "supported"]

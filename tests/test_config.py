@@ -484,7 +484,7 @@ def test_a_usage_error_gives_one_line_without_torch(tmp_path: Path, argv: str, l
 
 
 def test_control_an_import_of_torch_is_detected(tmp_path: Path) -> None:
-    # the negative control of the tests above
+    # control of the tests above
     assert run_without_torch(tmp_path, "import harness.tracking.tracker").returncode == 99
     assert run_without_torch(tmp_path, "import harness, harness.track, attacks").returncode == 0
 

@@ -1,6 +1,6 @@
-"""Every named estimator x norm x oracle, held against exact margins; and estimators that must not pass.
+"""Every named estimator x norm x oracle against exact margins, and planted estimators that must fail.
 
-An estimator joins by a row in ``TABLE``.
+An estimator is added by a row in ``TABLE``.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ FOUND = (Status.FOUND, Status.FOUND_AFTER_NOISE)
 
 @dataclass(frozen=True)
 class Row:
-    """What an estimator is held to, beside its class's own ``tightness`` (the median outside of the box).
+    """The limits of an estimator besides the ``tightness`` of its class (the median outside the box).
 
     Attributes:
         ninetieth: 90th percentile of distance / exact margin on affine models, the box far away.
         boxed: median and 90th percentile where the box binds.
         near: median and 90th percentile within 1e-6 to 1e-4 of the boundary, where float32 has few digits left.
-        coupling: how far apart distances from batches of different sizes may lie, relative: two of the
+        coupling: largest relative difference of distances from batches of different sizes: two of the
             bisection's last steps, or the tolerance of a radius search, which amplifies rounding to it.
-        text: the settings, cheaper ones than the defaults where these hold the same limits.
-        retries: noise retries on models where nothing is to be found.
+        text: the settings, cheaper than the defaults where they meet the same limits.
+        retries: noise retries on models without a boundary.
         marks: pytest's.
     """
 
@@ -60,7 +60,7 @@ TABLE: dict[str, Row] = {
     "deepfool": Row({"l2": 1.0005, "linf": 1.0005}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
     "deepfool:refine=polish": Row({"l2": 1.0002, "linf": 1.0002}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
     "deepfool:engine=foolbox": Row({"l2": 1.0005, "linf": 1.0005}, {"l2": (1.0002, 1.0005), "linf": (1.0002, 1.001)}),
-    # these three follow the runner-up logit, whose boundary need not be the nearest
+    # these three follow the runner-up class, whose boundary need not be the nearest
     "fmn": Row({"l2": 1.25, "linf": 1.2}, {"l2": (1.0005, 1.1), "linf": (1.0002, 1.1)}),
     "cw": Row({"l2": 1.25}, {"l2": (1.001, 1.1)}, retries=1),
     "pgd": Row({"l2": 1.2, "linf": 1.15}, {"l2": (1.002, 1.06), "linf": (1.002, 1.05)}, coupling=1e-2),
@@ -108,18 +108,18 @@ OTHERS: dict[str, Callable[[], Oracle]] = {
 }
 MAKERS = UNBOXED | {f"boxed-{name}": make for name, make in BOXED.items()} | OTHERS
 
-# flat regions, constant classifiers and models without gradients are told of
+# flat regions, constant classifiers and models without gradients give warnings
 pytestmark = pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 
 
 @cache
 def oracle(name: str) -> Oracle:
-    """An oracle, made once; `untouched` sees to it that no test changes it."""
+    """An oracle, made once; `untouched` ensures that no test changes it."""
     return MAKERS[name]()
 
 
 def entry_of(name: str) -> Entry:
-    """The registry's entry of a row, which may be an estimator in another setting."""
+    """The registry entry of a row, whose estimator may have other settings."""
     return ESTIMATORS[name.partition(":")[0]]
 
 
@@ -134,7 +134,7 @@ def pairs(domain: Domain = "box") -> list[Any]:
 
 
 def alternating() -> list[Any]:
-    """Every estimator in one norm, by turns; in the other norm it is slow."""
+    """Every estimator in one norm, alternating; the other norm is marked slow."""
     seen: dict[str, int] = {}
     grid = []
     for pair in pairs():
@@ -146,7 +146,7 @@ def alternating() -> list[Any]:
 
 
 def cells(oracle_names: Collection[str]) -> list[Any]:
-    """(name, norm, oracle): each pair with one oracle, and each oracle with the cheapest; the other cells are slow."""
+    """(name, norm, oracle): each pair with one oracle, each oracle with the cheapest estimator; others are slow."""
     names, grid = list(oracle_names), []
     for number, pair in enumerate(pairs()):
         name, norm = pair.values
@@ -161,7 +161,7 @@ def build(name: str) -> Estimator:
     return create(TABLE[name].text or name)
 
 
-# What every result must be.
+# Requirements for every result.
 
 
 @contextlib.contextmanager
@@ -188,13 +188,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def classes(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Predictions of the original model, as it is called in evaluation."""
+    """Predictions of the original model in evaluation mode."""
     with torch.no_grad():
         return torch.cat([model(chunk).argmax(1) for chunk in images.split(batch_size)])
 
 
 def assert_honest(margins: Margins, truth: Oracle, norm: Norm, batch_size: int = 64) -> None:
-    """Every row has a status that fits it, every witness is one, and no distance is below the exact margin."""
+    """Every status is correct, every witness has another class, and no distance is below the exact margin."""
     model, images, exact = truth.model, truth.images, truth.exact[norm]
     distance, attack_distance, witness = margins.distance, margins.attack_distance, margins.witness
     found = torch.tensor([status in FOUND for status in margins.status])
@@ -214,7 +214,7 @@ def assert_honest(margins: Margins, truth: Oracle, norm: Norm, batch_size: int =
     own = classes(model, images, batch_size)
     assert torch.equal(margins.prediction, own)
     assert (margins.target[found] != own[found]).all()
-    # so near to the boundary the composition of a batch can decide: the same batches as `measure` used
+    # near the boundary the class may depend on the batch: the same batches as `measure` used
     assert torch.equal(classes(model, witness, batch_size)[found], margins.target[found])
     torch.testing.assert_close(row_norm(witness - images, norm)[found], distance[found], rtol=1e-12, atol=0)
     if truth.domain == "box":
@@ -241,7 +241,7 @@ def assert_tight(margins: Margins, truth: Oracle, norm: Norm, limits: Limits, fo
 def assert_conforms(
     estimator: Estimator, truth: Oracle, norm: Norm, limits: Limits, *, batch_size: int = 64, **options: Any
 ) -> Margins:
-    """The suite's one question, asked of good and of planted estimators alike."""
+    """The checks of the suite, for good and for planted estimators."""
     with untouched(truth.model):
         margins = measure(
             truth.model, truth.images, estimator, norm, domain=truth.domain, batch_size=batch_size, **options
@@ -276,7 +276,7 @@ def test_declared_limits_are_within_the_contract(name: str) -> None:
     assert all(1 <= limit <= 1.4 for limit in TABLE[name].ninetieth.values())
 
 
-# Exact truth.
+# Exact margins.
 
 
 @pytest.mark.parametrize(("name", "norm", "which"), cells(UNBOXED))
@@ -321,20 +321,20 @@ def test_thousandfold_logits_change_no_margin(name: str, norm: Norm) -> None:
 
 @pytest.mark.parametrize(("name", "norm"), alternating())
 def test_images_at_the_boundary(name: str, norm: Norm) -> None:
-    """Nothing may get stuck just inside and be found from afar."""
+    """No estimator may get stuck just inside the boundary and return a distant witness."""
     assert_conforms(build(name), oracle("near"), norm, TABLE[name].near)
 
 
 @pytest.mark.parametrize(("name", "norm"), alternating())
 def test_one_of_a_hundred_classes_far_ahead(name: str, norm: Norm) -> None:
-    """The spread of the logits is small beside the gap, and the softmax all but one-hot: none may need noise."""
+    """The logit gap is large and the softmax nearly one-hot: no estimator may need noise retries."""
     margins = assert_conforms(build(name), oracle("hundred"), norm, (1.15, 1.5))
     assert set(margins.status) == {Status.FOUND}
 
 
 @pytest.mark.parametrize(("name", "norm"), alternating())
 def test_wrong_predictions_and_permuted_classes(name: str, norm: Norm) -> None:
-    """Against the labels that the first model gives, every prediction of the second is wrong: no margin moves."""
+    """With labels of the first model every prediction of the second is wrong: no margin changes."""
     estimator, row, truth = build(name), TABLE[name], oracle("ten").head(32)
     order = torch.tensor([3, 7, 1, 0, 9, 2, 8, 4, 6, 5])
     weight, bias = truth.model.linear.weight.detach(), truth.model.linear.bias.detach()
@@ -350,7 +350,7 @@ def test_wrong_predictions_and_permuted_classes(name: str, norm: Norm) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("name", "norm"), alternating())
 def test_batches(name: str, norm: Norm, dtype: torch.dtype) -> None:
-    """One by one, in sevens, all at once and in reverse: the same margins."""
+    """Batches of one, of seven, of all images and in reverse order give the same margins."""
     estimator, row, truth = build(name), TABLE[name], oracle("ten").head(14).to(dtype)
     seeds = torch.tensor([derive_seed("image", i) for i in range(14)])
     reverse = replace(truth, images=truth.images.flip(0), exact={n: v.flip(0) for n, v in truth.exact.items()})
@@ -364,12 +364,12 @@ def test_batches(name: str, norm: Norm, dtype: torch.dtype) -> None:
         torch.testing.assert_close(other, whole[: len(other)], rtol=tolerance, atol=1e-8)
 
 
-# Where there is little or nothing to find.
+# Models with few or no witnesses.
 
 
 @pytest.mark.parametrize(("name", "norm"), alternating())
 def test_flat_regions(name: str, norm: Norm) -> None:
-    """The gradient is exactly 0 at every image: noise or luck finds a way out, or none is found."""
+    """The gradient is exactly 0 at every image: noise retries find a witness, or the status is not found."""
     truth = oracle("flat")
     with untouched(truth.model):
         margins = measure(truth.model, truth.images, build(name), norm, noise_retries=TABLE[name].retries)
@@ -387,7 +387,7 @@ def test_constant_classifier(name: str, norm: Norm) -> None:
 
 
 class Deaf(nn.Module):
-    """Logits that no gradient connects to the image."""
+    """Logits without a gradient to the image."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.tensor([0.0, 2.0, 1.0]).repeat(len(images), 1)
@@ -415,12 +415,12 @@ def test_ties(name: str, norm: Norm) -> None:
     assert (margins.distance[1::2] <= 1.05 * truth.exact[norm][1::2]).all()
 
 
-# Estimators that must not pass, and what catches them.
+# Estimators that must fail, and the checks that detect them.
 
 
 @dataclass(frozen=True)
 class Planted:
-    """An estimator that says of itself whatever it likes."""
+    """An estimator with arbitrary declarations."""
 
     propose: Callable[[nn.Module, Tensor, Tensor, Norm], Tensor]
     name: str = "planted"
@@ -446,7 +446,7 @@ LIMITS: Limits = (1.05, 1.4)
 
 
 def exact_step(images: Tensor, norm: Norm, factor: float = 1.0) -> Tensor:
-    """``factor`` times the shortest way to the boundary of oracle "two"."""
+    """``factor`` times the shortest perturbation to the boundary of oracle "two"."""
     model, exact = oracle("two").model, oracle("two").exact[norm]
     normal = (model.weight[1] - model.weight[0]).view_as(images[0])
     unit = normal.sign() if norm == "linf" else normal / normal.norm()
@@ -455,7 +455,7 @@ def exact_step(images: Tensor, norm: Norm, factor: float = 1.0) -> Tensor:
 
 
 def sideways(images: Tensor, norm: Norm) -> Tensor:
-    """A witness just across the boundary and 1.5 times too far, which no bisection towards the image mends."""
+    """A witness just across the boundary at 1.5 times the margin, which bisection towards the image cannot improve."""
     step = exact_step(images, norm, 1.001)
     normal = step.flatten(1)
     if norm == "l2":
@@ -474,7 +474,7 @@ def sideways(images: Tensor, norm: Norm) -> Tensor:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_control_exact_steps_pass(norm: Norm) -> None:
-    """The controls below fail for what is wrong with them, not for how they are made."""
+    """The exact step passes, so the controls below fail because of their defect only."""
     planted = Planted(lambda model, images, labels, norm: images + exact_step(images, norm, 1.001))
     assert_conforms(planted, oracle("two"), norm, LIMITS)
 
@@ -495,7 +495,7 @@ def test_control_witnesses_half_too_far(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_control_witnesses_half_too_far_along_the_segment(norm: Norm) -> None:
-    """`measure` takes it back along the segment; the attack's own distance shows it."""
+    """`measure` refines it along the segment; the attack's own distance reveals it."""
     planted = Planted(lambda model, images, labels, norm: images + exact_step(images, norm, 1.5))
     truth = oracle("two")
     margins = assert_conforms(planted, truth, norm, LIMITS)
@@ -527,7 +527,7 @@ def test_control_outside_of_the_box(norm: Norm) -> None:
     margins = measure(truth.model, truth.images, Planted(lambda m, x, y, n: x + 100 * towards * normal), norm)
     assert_honest(margins, truth, norm)
     assert margins.distance.isfinite().any()
-    beyond = truth.images - truth.images.round() * 0.5 - 0.5  # ink goes below 0
+    beyond = truth.images - truth.images.round() * 0.5 - 0.5  # pixels fall below 0
     with pytest.raises(AssertionError):
         assert_honest(replace(margins, witness=beyond, distance=row_norm(beyond - truth.images, norm)), truth, norm)
 
@@ -558,12 +558,12 @@ def test_control_results_that_a_judge_could_get_wrong(part: str) -> None:
 
 
 def own_oracle() -> Oracle:
-    """One whose model may be spoilt."""
+    """An oracle whose model may be changed."""
     return oracles.affine(2)
 
 
 def test_control_writes_gradients() -> None:
-    """Through a reference of its own to the caller's model, which no view can keep it from."""
+    """Through its own reference to the caller's model, which no view can prevent."""
     truth = own_oracle()
 
     def propose(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
@@ -592,7 +592,7 @@ def reseed(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tens
 
 
 def test_control_reseeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`measure` gives the generators back; without that, the suite sees it."""
+    """`measure` restores the generators; without that, the suite detects the change."""
     assert_conforms(Planted(reseed), oracle("two"), "l2", LIMITS)
     monkeypatch.setattr(judge, "forked_generators", contextlib.nullcontext)
     with pytest.raises(AssertionError, match="generator"):
@@ -600,7 +600,7 @@ def test_control_reseeds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_control_reseeds_outside_the_isolation() -> None:
-    """In a property that is read before the generators are forked."""
+    """In a property that is read before the generators are saved."""
 
     class Reseeding:
         name, domains, tightness, batch_invariant = "planted", frozenset({"box"}), dict[Norm, float](), True
@@ -641,7 +641,7 @@ def test_control_every_part_of_the_isolation_check(spoil: str) -> None:
 
 
 def test_estimators_get_the_predicted_class() -> None:
-    """No label of the caller's comes into a margin."""
+    """No label of the caller enters a margin."""
     seen = []
 
     def propose(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:

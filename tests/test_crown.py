@@ -1,6 +1,6 @@
 """Linear bounds are sound: at points, on samples, under attack, against every pattern, closed forms and exact margins.
 
-The controls at the end plant a relaxation that is wrong, and the same checks must say so.
+The controls at the end plant a wrong relaxation, which the same checks must detect.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def images(count: int = 4) -> Tensor:
 
 
 def points_on(around: Balls, count: int, seed: int = 0) -> Tensor:
-    """Points of every ball, many of them on its edge: ``(count, B, C, H, W)``."""
+    """Points of every ball, many of them on its surface: ``(count, B, C, H, W)``."""
     draw = torch.Generator().manual_seed(seed)
     move = torch.randn(count, *around.images.shape, generator=draw, dtype=torch.float64)
     if around.norm == "linf":
@@ -116,7 +116,7 @@ def climbed(network: PiecewiseNetwork, around: Balls, functionals: Tensor, steps
 
 
 def violations(network: PiecewiseNetwork, norm: Norm, domain: Domain, inner: str = "crown", count: int = 500) -> int:
-    """Logits of points of the balls that are outside of their bounds."""
+    """Logits of points of the balls outside their bounds."""
     around = balls(images(), torch.tensor([0.02, 0.1, 0.3, 1.0]).double(), norm, domain)
     classes = network.blocks[-1].constant.numel()
     functionals = torch.cat([torch.eye(classes), -torch.eye(classes)]).double()
@@ -159,7 +159,7 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
     plain = relax(network, whole)
     uncut = plain.most(last, functionals.expand(4, -1, -1))
     cut = relax(network, around, before=plain.bounds).most(last, functionals.expand(4, -1, -1))
-    # towards the cut and on the edge
+    # towards the cut and on the surface
     toward = normals.sign() if norm == "linf" else F.normalize(normals)
     tried = points_on(whole, 2000) + 0.7 * whole.radii.view(-1, 1, 1, 1) * toward.view(4, *SHAPE)
     move = tried - whole.images
@@ -172,7 +172,7 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
         said = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], 4) @ functionals.T
     assert int(((said > cut + 1e-9) & inside[..., None]).sum()) == 0
     assert (cut <= uncut + 1e-9).float().mean() > 0.9
-    # where units are open, that is; a network that is nearly affine has nothing to gain
+    # only with unstable units: a nearly affine network has no looseness to reduce
     assert (cut < uncut - 1e-5).any()
 
 
@@ -325,7 +325,7 @@ def test_a_tie_has_radius_0() -> None:
     assert (Crown().certify(edge.model, edge.images, "l2", domain="box", upper=upper).lower[::2] == 0).all()
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_agreement_with_auto_lirpa(norm: Norm) -> None:
     torch.testing.assert_close(relaxation.most(2, eye), high, rtol=1e-2, atol=1e-2)
 
 
-# --- controls: what is planted must be found ---
+# --- controls: planted defects must be detected ---
 
 
 def _wrong_dual(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +416,7 @@ def test_planted_defects_are_detected(
     network = PiecewiseNetwork(dense().eval(), SHAPE, CPU)
     assert violations(network, "l2", "free") == 0
     plant(monkeypatch)
-    # a block that is read wrong would be refused at once
+    # a misread block would be refused at once
     monkeypatch.setattr(piecewise, "check_reading", lambda network: None)
     torch.manual_seed(3)
     assert violations(PiecewiseNetwork(dense().eval(), SHAPE, CPU), "l2", "free") > 0

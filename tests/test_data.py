@@ -123,7 +123,7 @@ def test_digits_split_is_fixed_and_stratified() -> None:
     assert int(digits.train.images.max()) == digits.train.levels == 16
     counts = digits.test.labels.bincount() / (digits.test.labels.bincount() + digits.train.labels.bincount())
     assert counts.sub(400 / 1797).abs().max() < 0.005
-    # pins the split itself: it must be the same for everyone, always
+    # fixes the split itself, which must never change
     assert hashlib.sha256(digits.test.images.numpy().tobytes()).hexdigest()[:16] == "06379005f7936649"
     assert digits.checksums["digits.images"][:8] == "8f26b2bd"
     assert torch.equal(digits.test.labels, load("digits").test.labels)
@@ -236,7 +236,7 @@ def test_a_pickle_that_calls_a_command_is_refused(cifar_root: Path, monkeypatch:
     with pytest.raises(DataError, match=r"data_batch_1 is damaged: not a batch of images \(it asks for \w+.system"):
         load("cifar10", cifar_root)
     assert not marker.exists()
-    # the control: a plain unpickler does run it
+    # control: a plain unpickler runs it
     pickle.loads(content)
     assert marker.exists()
 
@@ -321,7 +321,7 @@ def test_download_of_mnist_survives_a_dead_mirror_and_a_bad_file(
     mnist = load("mnist", root, download=True)
     assert torch.equal(mnist.train.images, expected.train.images)
     assert sorted(path.name for path in raw.glob("*.gz")) == sorted(path.name for path in source.iterdir())
-    # nothing is fetched twice
+    # nothing is downloaded twice
     monkeypatch.setattr(datasets.MNIST, "mirrors", [])
     assert load("mnist", root, download=True).checksums == expected.checksums
 
@@ -341,7 +341,7 @@ def test_download_of_cifar10(
 
 
 def test_download_without_a_network_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a port that nothing listens on
+    # a port without a listener
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(DataError) as caught:

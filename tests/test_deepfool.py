@@ -1,4 +1,4 @@
-"""The batched DeepFool: Foolbox's margins, much fewer passes, batches that no straggler holds, memory that runs out."""
+"""The batched DeepFool: Foolbox's margins with fewer passes, refilled batches, and out-of-memory handling."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_margins_match_foolbox(digits: Digits, norm: Norm, domain: Domain) -> No
     theirs = measure(network, images, STOCK, norm, domain=domain)
     torch.testing.assert_close(ours.distance, theirs.distance, rtol=1e-4, atol=0)
     torch.testing.assert_close(ours.attack_distance, theirs.attack_distance, rtol=1e-4, atol=0)
-    assert (ours.target == theirs.target).double().mean() >= 0.95  # two boundaries may be equally near
-    # the control: other settings give other margins
+    assert (ours.target == theirs.target).double().mean() >= 0.95  # two boundaries may be equally close
+    # control: other settings give other margins
     other = measure(network, images, DeepFool(overshoot=0.2), norm, domain=domain)
     assert ((other.attack_distance / theirs.attack_distance - 1).abs() > 1e-3).double().mean() >= 0.8
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_an_image_is_charged_for_its_own_steps_only(digits: Digits, norm: Norm) -> None:
-    """Foolbox passes a batch until its slowest image is across; with ten classes it passes forward for each."""
+    """Foolbox passes the whole batch until its slowest image has changed class, with one forward per class."""
     network, images = digits
     ours, theirs = (measure(network, images, engine, norm) for engine in (DeepFool(), STOCK))
     assert passes(ours).mean() < 0.3 * passes(theirs).mean()
@@ -73,7 +73,7 @@ class Turning(nn.Module):
     ("network", "growth", "seen"),
     [
         (Turning(3.0, 3.0), 4.0, True),
-        (Turning(3.0, 3.0), 1.0, False),  # the control: less is looked at, and the nearer boundary is missed
+        (Turning(3.0, 3.0), 1.0, False),  # control: with fewer reconsidered classes the nearer boundary is missed
         (Turning(30.0, 30.0), 4.0, False),
         (Turning(30.0, 30.0), 1e9, True),
     ],
@@ -93,14 +93,14 @@ def test_gradients_are_computed_only_for_relevant_classes(digits: Digits, norm: 
     network, images = digits
     few, all_of_them = (measure(network, images, DeepFool(growth=growth), norm) for growth in (4.0, 1e9))
     torch.testing.assert_close(few.distance, all_of_them.distance, rtol=1e-5, atol=0)
-    # one a class and step, and one where it turns out to be across
+    # one per class and step, and one at the point where the class has changed
     assert (all_of_them.backwards % 9 == 1).all()
     assert few.backwards.min() >= 9 + 1
     assert few.backwards.mean() < 0.5 * all_of_them.backwards.mean()
 
 
 def test_batches_are_refilled_with_waiting_images(digits: Digits) -> None:
-    """The widths of the passes with gradients: full until few wait; with two candidates none is looked at again."""
+    """Sizes of the gradient passes: full until few images wait; with two candidates no class is reconsidered."""
     network, images = digits
     widths: list[int] = []
     handle = network.register_forward_pre_hook(
@@ -143,7 +143,7 @@ def test_an_unknown_engine_is_an_error() -> None:
 
 
 class Narrow(nn.Module):
-    """A network on a device that has memory for so many images a pass."""
+    """A network on a device with memory for a limited number of images per pass."""
 
     def __init__(self, network: nn.Module, most: int) -> None:
         super().__init__()

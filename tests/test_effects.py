@@ -1,4 +1,4 @@
-"""Effects against scipy, brute force and simulations with a known answer; wrong intervals must fail the same way."""
+"""Effects against scipy, brute force and simulations with known answers; planted wrong intervals must fail."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def test_the_interval_of_the_median_matches_the_percentile_bootstrap(count: int,
         error = 4 * math.sqrt(alpha / 2 / 40_000)
         assert np.mean(below < low) <= alpha / 2 + error
         assert np.mean(above > high) <= alpha / 2 + error
-        # and not wider than that by more than one image at each end
+        # and at most one image wider at each end
         inner = changes[np.searchsorted(changes, low, "right")], changes[np.searchsorted(changes, high) - 1]
         assert np.mean(below <= inner[0]) >= alpha / 2 - error
         assert np.mean(above >= inner[1]) >= alpha / 2 - error
@@ -80,11 +80,11 @@ def test_the_interval_of_the_median_matches_the_percentile_bootstrap(count: int,
 @pytest.mark.parametrize("count", [100, 101, 400, 1000])
 @pytest.mark.parametrize(("alpha", "most"), [(0.05, 1.0), (0.001, 1.4), (5e-5, 1.7)])
 def test_the_interval_of_the_median_has_its_stated_coverage(count: int, alpha: float, most: float) -> None:
-    # of values 1 to n the interval is its own ranks, and its coverage a binomial's
+    # for values 1 to n the interval equals its ranks, and its coverage is binomial
     low, high = MedianChange(np.arange(1.0, count + 1)).interval(alpha)
     missed = stats.binom.cdf(int(low) - 1, count, 0.5) + stats.binom.sf(int(high) - 1, count, 0.5)
     assert 0.4 < missed / alpha < most
-    # the negative control: an interval of half the ranks
+    # control: an interval of half the ranks
     middle, reach = (low + high) / 2, (high - low) / 4
     missed = stats.binom.cdf(math.floor(middle - reach) - 1, count, 0.5)
     assert missed / alpha > most
@@ -139,7 +139,7 @@ def test_the_standard_error_of_a_log_ratio_matches_the_bootstrap(columns: int) -
     assert (effect.images, effect.left_out) == (399, 1)
     drawn = np.log(kept[draw.integers(399, size=(10_000, 399))].mean(axis=1)) @ signs
     assert effect.error == pytest.approx(drawn.std(), rel=0.05)
-    # unpaired, the common part of an image's margins would count
+    # unpaired, the variation between images would enter
     unpaired = math.sqrt(sum(np.var(kept[:, k]) / kept[:, k].mean() ** 2 for k in range(columns)) / 399)
     assert unpaired > 1.3 * effect.error
 
@@ -236,7 +236,7 @@ def test_small_groups_and_groups_without_spread_have_no_ratio_of_variances() -> 
     assert math.isnan(variance_ratio(values, halves(40, 31)))
     assert variance_ratio(values, halves(40, 10)) < 0.2
     assert math.isnan(variance_ratio(np.where(halves(40, 15), 1.0, values), halves(40, 15)))
-    # without the largest value the others hardly vary, and a difference of sums of squares rounds to nothing
+    # without the largest value the others hardly vary, and a difference of sums of squares is lost to rounding
     draw = generator(43)
     for _ in range(20):
         values = np.concatenate([0.1 + 1e-9 * draw.random(11), [1.0], draw.random(100)])
@@ -282,7 +282,7 @@ def test_placements_are_the_averages_of_the_dominance_table(first: np.ndarray, s
 
 
 def newcomers(draw: np.random.Generator, count: int = 120, epochs: int = 6, gap: float = 0.0) -> NewcomerGap:
-    """Images that differ in difficulty; each is new at some epochs and stays at others."""
+    """Images of different difficulty; each is a newcomer at some epochs and a stayer at others."""
     level = draw.normal(5, 1, size=(count, 1))
     state = draw.random((count, epochs))
     new, stayed = state < 0.15, state > 0.4
@@ -309,7 +309,7 @@ def test_the_newcomers_gap_and_its_bootstrap_over_images() -> None:
     assert effect.estimate == pytest.approx(literal_gap(*whole), rel=1e-12)
     drawn = [literal_gap(*(own[places] for own in whole)) for places in draw.integers(120, size=(1500, 120))]
     assert effect.error == pytest.approx(np.std(drawn), rel=0.09)
-    # rows taken for images would be too sure where an image is new often: here four times with one level
+    # rows taken as independent images would give too narrow an interval: each image is a newcomer four times
     level = np.repeat(draw.normal(size=(60, 1)), 4, axis=1)
     new, stayed = np.zeros((60, 4), dtype=bool), np.zeros((60, 4), dtype=bool)
     new[:20], stayed[20:] = True, True
@@ -325,13 +325,13 @@ def test_newcomers_need_stayers_and_enough_images() -> None:
     new, stayed = np.zeros((30, 2), dtype=bool), np.zeros((30, 2), dtype=bool)
     new[:12, 0], new[:5, 1], stayed[12:, 1] = True, True, True
     effect = NewcomerGap(values, new, stayed)
-    assert effect.freedom == 5 - 1  # nobody stayed in the first epoch to compare with
+    assert effect.freedom == 5 - 1  # the first epoch has no stayers to compare with
     assert effect.images == 30
     assert effect.obstacle() == "fewer than 10 images became correct"
     assert NewcomerGap(values, stayed, new).obstacle() == ""
 
 
-# counting an image more than once is repeating it
+# weighting an image by a count is repeating it
 
 
 def effects(draw: np.random.Generator, count: int = 61) -> Iterator[tuple[Effect, Callable[[np.ndarray], float]]]:
@@ -379,11 +379,11 @@ def test_counting_every_image_once_is_the_estimate() -> None:
         assert once == pytest.approx(effect.estimate, abs=0.1 if loose else 1e-12), effect.name
 
 
-# the p-value belongs to the interval
+# p-values agree with intervals
 
 
 def agrees(effect: Effect, alpha: float) -> bool:
-    """Whether p is below alpha exactly where the interval leaves out 0; at alpha itself either may be."""
+    """Whether p is below alpha exactly if the interval excludes 0; at alpha itself both are allowed."""
     low, high = effect.interval(alpha)
     return abs(effect.p - alpha) <= 1e-9 * alpha or (effect.p < alpha) == (low > 0 or high < 0)
 
@@ -444,7 +444,7 @@ def test_p_values_of_newcomers_and_pooled_seeds_agree_with_the_interval(seed: in
 
 @dataclass(frozen=True)
 class Narrow:
-    """The negative control: another effect's interval, drawn in by a factor."""
+    """The control: another effect's interval, shrunk by a factor."""
 
     effect: Effect
     factor: float = 0.6
@@ -495,7 +495,7 @@ def make_gap(draw: np.random.Generator) -> tuple[Effect, float]:
 
 
 def make_gain(draw: np.random.Generator) -> tuple[Effect, float]:
-    # two scores of equal worth that share half of their noise
+    # two equally good scores that share half of their noise
     member = halves(240, 40)
     common = draw.normal(size=240) + 1.5 * member
     return DetectionGain(common + draw.normal(size=240), common + draw.normal(size=240), member), 0.0
@@ -530,7 +530,7 @@ def test_intervals_have_their_stated_coverage_and_narrower_ones_do_not(kind: str
         assert not is_at_most(narrow, alpha, REPEATS)
     if kind in EXACT_AT_95:
         assert is_rate(misses([effect.interval(0.05) for effect, _ in made], truth), 0.05, REPEATS)
-        # one that is too wide is caught too
+        # a too wide interval is detected too
         wide = misses([Narrow(effect, 1.6).interval(0.05) for effect, _ in made], truth)
         assert not is_rate(wide, 0.05, REPEATS)
 
@@ -547,7 +547,7 @@ def test_existing_effects_are_found() -> None:
 
 
 def test_changes_of_the_same_images_are_paired() -> None:
-    # margins of images differ much more than they change, so an unpaired interval would never see the change
+    # margins differ between images much more than they change, so an unpaired interval would miss the change
     draw = generator(22)
     paired, unpaired = 0, 0
     for _ in range(REPEATS):
@@ -575,7 +575,7 @@ def two_ways(
 
 
 def pigeonhole(values: np.ndarray) -> float:
-    """Variance of the average when seeds and images are drawn independently of each other, worked out."""
+    """Exact variance of the average when seeds and images are resampled independently."""
     count, images = values.shape
     rows, columns = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
     rest = values - rows - columns + values.mean()
@@ -603,7 +603,7 @@ def test_the_pooled_error_matches_the_variance_components(count: int, seed: floa
         values = two_ways(draw, count, 30, seed=seed, image=image, noise=noise)
         squares.append(Pooled(tuple(MeanChange(own) for own in values)).error ** 2)
     truth = seed**2 / count + image**2 / 30 + noise**2 / (count * 30)
-    # never too small; images are widened with the seeds, and what is left over is counted thrice
+    # never too small: the image part is widened with the seeds, and the residual is counted three times
     assert 0.9 * truth < np.mean(squares) < count / (count - 1) * truth + 3 * noise**2 / (count * 30)
 
 
@@ -622,7 +622,7 @@ def test_five_seeds_cover_the_truth_and_one_does_not() -> None:
     assert is_at_most(pooled, 0.05, REPEATS)
     assert pooled > 5
     assert is_at_most(strict, 0.001, REPEATS)
-    # the negative controls: seeds taken as given, and one network taken for all
+    # controls: seeds treated as fixed, and one network treated as representative
     for wrong in (images_only, single):
         assert not is_at_most(wrong, 0.05, REPEATS)
     assert single > 0.6 * REPEATS
@@ -633,17 +633,17 @@ def test_a_random_walk_of_each_seed_is_no_decline() -> None:
     draw = generator(33)
     pooled, single = 0, 0
     for _ in range(REPEATS):
-        # every image of a seed takes the same twenty steps, and some of its own
+        # all images of a seed share the same twenty steps and have individual ones
         walks = draw.normal(size=(5, 1, 20)).sum(axis=2) + draw.normal(size=(5, 40))
         each = tuple(MedianChange(own) for own in walks)
         pooled += Pooled(each).p < 0.05
         single += each[0].p < 0.05
     assert is_rate(pooled, 0.05, REPEATS)
-    # the negative control: one run tells its own network's walk from none, nearly always
+    # control: a single run nearly always detects the random walk of its own network
     assert single > 0.7 * REPEATS
 
 
-# whether there is something to test
+# whether a test is possible
 
 
 def test_few_images_and_small_groups_are_obstacles() -> None:
@@ -673,12 +673,12 @@ def test_soundness_is_a_finite_interval() -> None:
     assert not is_sound(Unbounded(np.arange(20.0)))
 
 
-# what small or degenerate samples cannot say: defects found in review are among these
+# small or degenerate samples, including defects found in review
 
 
 @pytest.mark.parametrize("count", [10, 12, 20])
 def test_the_sign_of_few_changes_is_no_surer_than_coin_flips(count: int) -> None:
-    # all of n changes have one sign with the probability 2^(1 - n) when the median is 0
+    # if the median is 0, all n changes have the same sign with probability 2^(1 - n)
     effect = MedianChange(-np.arange(1.0, count + 1))
     assert effect.p >= 2.0 ** (1 - count) * (1 - 1e-9)
     assert agrees(effect, 2.0 ** (-count))
@@ -687,7 +687,7 @@ def test_the_sign_of_few_changes_is_no_surer_than_coin_flips(count: int) -> None
 def test_ten_nearly_separated_images_are_no_surer_than_ten_separated_ones() -> None:
     values = np.concatenate([np.arange(10.0), np.arange(100.0, 500.0)])
     apart = CliffDelta(values, halves(410, 10))
-    values[9] = 100.5  # above one of the 400
+    values[9] = 100.5  # larger than one of the 400
     almost = CliffDelta(values, halves(410, 10))
     assert -1 < almost.estimate < -0.999
     assert almost.p >= 2.0**-9

@@ -1,4 +1,4 @@
-"""Workers next to each other give the rows of one process, and lose nothing when they die."""
+"""Parallel workers give the same rows as one process, and lose no rows when they die."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ from tests.survive.comparing import compare
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
     *("--model", "tests.runs:net", "--epochs", "1", "--train-images", "96", "--test-images", "60", "--probe", "32"),
-    # an attack that draws noise by chunks, one that fills its batches up, one that starts from the epoch before
+    # an attack that draws noise per chunk, one that refills batches, one that starts from the previous epoch
     *("--estimator", "torchattacks:PGD:steps=5", "--estimator", "deepfool:steps=5", "--estimator", "fmn:steps=10"),
     *("--warm-start", "--measure-batch", "4", "--noise-retries", "1", "--device", "cpu", "--threads", "1"),
 )
@@ -48,7 +48,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    """Two processes for all tests that do not harm them: each takes seconds to start."""
+    """Two processes shared by all tests that do not kill them: each takes seconds to start."""
     engine = Workers(2, threads=1)
     yield engine
     engine.close()
@@ -63,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """But for the engine, which the manifest says."""
+    """Differences except the engine, which the manifest records."""
     found = compare(folder, whole)
     assert found.rows > 300
     return [line for line in found.differences if line != "manifest.json has another config"]
@@ -174,7 +174,7 @@ class Shapeless(Deadly):
         return torch.zeros(4)
 
 
-# what cannot be
+# refusals
 
 
 def test_a_model_that_cannot_be_sent(tmp_path: Path, workers: Workers) -> None:
@@ -231,7 +231,7 @@ def test_ray_does_not_measure_a_cuda_model_on_the_cpu() -> None:
 @pytest.mark.slow
 def test_a_killed_worker_loses_no_rows(tmp_path: Path) -> None:
     engine = Workers(2, threads=1)
-    # both kinds of unit have shards of their own; two of these tasks kill the process they are in
+    # both kinds of unit have their own shards; two of these tasks kill their process
     estimators = "fmn:steps=5", Deadly(folder=str(tmp_path / "lives"))
     lives = tmp_path / "lives"
     lives.mkdir()
@@ -261,7 +261,7 @@ def test_a_task_that_kills_its_workers_is_abandoned(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=f"{DEATHS} workers died at deadly.* images 0 to 7; if memory ran out"):
         beside.update(0, linear())
     beside.close()
-    # the other unit is whole
+    # the other unit is complete
     assert list(rows_of(tmp_path / "run")) == ["linear.l2.parquet"]
 
 
@@ -285,7 +285,7 @@ def _dying(self: Any, content: Any, *given: Any) -> None:
 
 
 class Halfway(Deadly):
-    """Dies once in the middle of what it sends."""
+    """Dies once while it sends its result."""
 
     name = "halfway"
 
@@ -312,7 +312,7 @@ def test_a_worker_killed_while_sending_its_result_loses_no_rows(tmp_path: Path) 
 
 
 class Odd(Exception):
-    """Does not come back from a pickle."""
+    """Cannot be unpickled."""
 
     def __init__(self, one: int, other: int) -> None:
         super().__init__(f"{one}\n{other}")
@@ -347,7 +347,7 @@ def test_classes_that_workers_cannot_import(tmp_path: Path) -> None:
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
     assert "expected workers that can import the model and the estimator, got AttributeError: " in said
-    # a file without the guard: each worker would run it again
+    # a script without the main guard: each worker would run it again
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "mine.py").write_text(script)
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -522,7 +522,7 @@ def test_a_shard_of_another_unit_is_ignored(tmp_path: Path) -> None:
     assert find_shard(folder, 3, task, "other weights") is None
     assert find_shard(folder, 4, task, "weights") is None
     assert find_shard(folder, 3, replace(task, seeds=(0, 1, 2, 3, 5)), "weights") is None
-    # begun from other witnesses
+    # started from other witnesses
     assert find_shard(folder, 3, replace(task, start=task.images), "weights") is None
     assert find_shard(folder, 3, task, "weights") is not None
 
@@ -536,7 +536,7 @@ def test_shards_of_a_complete_unit_are_deleted_on_resume(tmp_path: Path) -> None
         task = task_of(probe, create("linear"), one)
         keep_shard(first.folder, 3, task, run_task(linear(), task), "weights")
     tracker(tmp_path, None, "linear").update(4, linear())
-    # of the other one they may be needed
+    # the shards of the other unit may be needed
     assert len(list(first.folder.shards(3).iterdir())) == 1
     assert find_shard(first.folder, 3, task_of(probe, create("linear"), other), "weights") is not None
 

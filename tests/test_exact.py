@@ -1,6 +1,6 @@
-"""Exact margins of ReLU networks: closed forms, every activation pattern, integer programs, attacks and samples agree.
+"""Exact margins of ReLU networks: checks by closed forms, patterns, integer programs, attacks and samples.
 
-The controls at the end plant a solver that is wrong, and the same checks must say so.
+The controls at the end plant a wrong solver, which the same checks must detect.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
     return trained_digits[1]
 
 
-# --- what is known otherwise ---
+# --- independently known margins ---
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0), (0.0, 255.0)], ids=str)
@@ -78,7 +78,7 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
 def test_affine_models(norm: Norm, domain: Domain, bounds: tuple[float, float]) -> None:
     low, high = bounds
     model, images = oracles.affine_model(5, spread=4.0), oracles.inked_images(12)
-    # the oracle's images and weights in the other bounds
+    # the oracle's images and weights in other pixel bounds
     with torch.no_grad():
         model.linear.weight /= high - low
         model.linear.bias += model.linear.weight.sum(1) * (0.5 - (low + high) / 2)
@@ -112,7 +112,7 @@ def test_margins_behind_a_region_of_constant_logits(norm: Norm) -> None:
 
 
 def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
-    """How many margins of tiny networks are not those of every pattern tried; a raised alarm counts."""
+    """How many margins of tiny networks differ from brute force over patterns; a raised alarm counts."""
     wrong = 0
     for seed, widths in itertools.product(seeds, ((3, 5, 3), (3, 3, 3, 3))):
         model = tiny(seed, *widths)
@@ -125,7 +125,7 @@ def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
             wrong += 1
             continue
         expected = brute_force(model, point, norm, low, high)
-        # free space without a boundary is searched up to a limit only
+        # without a boundary, the free domain is searched up to a limit only
         if math.isinf(expected) and domain == "free":
             wrong += bool(found.upper.item() < FREE)
         elif found.margin.item() != pytest.approx(expected, rel=1e-5):
@@ -175,17 +175,17 @@ def test_no_attack_is_below_the_exact_margin(shallow: nn.Module, digits: Tensor,
     ratios = []
     for text in ("cascade", "apgd:steps=20"):
         distance = measure(shallow, images, create(text), norm).distance
-        # attacks and their judge compute in float32
+        # attacks and verification compute in float32
         assert (distance >= found.lower * (1 - 1e-5)).all()
         ratios.append(distance / found.margin)
-    # the control: they come near enough to have refuted a bound that is 1% too high
+    # control: the attacks are close enough to refute a bound that is 1% too high
     assert torch.stack(ratios).amin(0).median() < 1.01
 
 
 def changed_in_ball(
     model: nn.Module, images: Tensor, norm: Norm, domain: Domain, radius: Tensor, towards: Tensor
 ) -> int:
-    """Of how many images some random point at the radius, or the one towards another, has another class."""
+    """On how many images a random point at the radius, or the one towards another image, has another class."""
     draw, exact, changed = torch.Generator().manual_seed(0), copy.deepcopy(model).double(), 0
     for image, length, end in zip(images.double(), radius, towards, strict=True):
         ways = torch.randn(500, *image.shape, generator=draw, dtype=torch.float64)
@@ -206,11 +206,11 @@ def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor,
     found = exact_margins(deep, images, norm, domain=domain)
     inside = found.lower * (1 - 1e-9)
     assert changed_in_ball(deep, images, norm, domain, inside, found.witness) == 0
-    # the control: right behind the margin one has
+    # control: just beyond the margin a point has another class
     assert changed_in_ball(deep, images, norm, domain, found.upper * (1 + 1e-6), found.witness) == len(images)
 
 
-# --- the results' own promises ---
+# --- properties of results ---
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -338,7 +338,7 @@ def test_a_solved_margin_is_read_from_the_cache(
     other = trained((32,), epochs=1)
     monkeypatch.setattr(Search, "run", no_search)
     assert same(solve(), first)
-    # a larger budget changes nothing about what is solved
+    # a larger budget does not change solved margins
     assert same(solve(nodes=90_000, seconds=9.0), first)
     for changed in (
         {"model": other},
@@ -362,7 +362,7 @@ def test_a_larger_budget_continues_from_an_open_bracket(
     with monkeypatch.context() as patch:
         patch.setattr(Search, "run", no_search)
         assert same(exact_margins(model, images, "linf", nodes=20, cache=tmp_path), little)
-        # a nearer witness is taken all the same
+        # a nearer witness is still used
         near = exact_margins(model, images, "linf", nodes=20, cache=tmp_path, witnesses=little.witness)
         assert same(near, little)
         with pytest.raises(AssertionError, match="in spite"):
@@ -376,21 +376,21 @@ def cut(text: str) -> str:
 
 
 def raised_lower(text: str) -> str:
-    """The lower bound doubled, the checksum as it was."""
+    """The lower bound doubled, with the old checksum."""
     content = json.loads(text)
     content["body"]["answer"]["lower"] *= 2
     return json.dumps(content)
 
 
 def clean_witness(text: str) -> str:
-    """A witness that is the image itself, with a right checksum."""
+    """A witness that is the image itself, with a correct checksum."""
     content = json.loads(text)
     content["body"]["answer"] |= {"move": [0.0] * 64, "upper": 0.0, "lower": 0.0}
     return signed(content)
 
 
 def shorter(text: str) -> str:
-    """A distance that is not the witness's, with a right checksum."""
+    """A distance other than the witness's, with a correct checksum."""
     content = json.loads(text)
     content["body"]["answer"]["upper"] *= 0.5
     content["body"]["answer"]["lower"] *= 0.5
@@ -398,7 +398,7 @@ def shorter(text: str) -> str:
 
 
 def another_image(text: str) -> str:
-    """The answer to another question, with a right checksum."""
+    """The result for another image, with a correct checksum."""
     content = json.loads(text)
     content["body"]["question"]["image"] = "0" * 64
     return signed(content)
@@ -419,12 +419,12 @@ def test_a_damaged_record_is_computed_again(
     again = exact_margins(shallow, image, "l2", cache=tmp_path)
     for name in ("lower", "upper", "witness", "nodes"):
         assert getattr(again, name).equal(getattr(first, name)), name
-    # and it was written anew, nothing else next to it
+    # and it was rewritten, with no other file next to it
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert json.loads(path.read_text(encoding="utf-8"))["body"]["answer"]["lower"] == first.lower.item()
 
 
-# --- controls: a solver that is wrong ---
+# --- controls: a wrong solver ---
 
 
 def test_a_witness_below_a_lower_bound_raises_the_alarm(shallow: nn.Module, digits: Tensor, tmp_path: Path) -> None:

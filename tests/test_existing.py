@@ -1,4 +1,4 @@
-"""Checkpoints that another training left are tracked without training again."""
+"""Checkpoints of another training run are tracked without training again."""
 
 from pathlib import Path
 
@@ -134,13 +134,13 @@ def test_checkpoints_are_tracked_compared_and_resumed(tmp_path: Path, capsys: py
     said = capsys.readouterr().out.splitlines()
     mapping = "checkpoints by epoch: m_000.safetensors -> 0, m_5.pt -> 5, m_010.safetensors -> 10"
     assert said.index(mapping) < next(row for row, line in enumerate(said) if line.startswith("epoch   0"))
-    # the rows are of these weights
+    # the rows belong to these weights
     model = build("dense", (1, 8, 8), 10, seed=5)
     rows, facts = read_part(folder.margins(5, Unit("linear", "l2")))
     from harness.store.tensors import weights_checksum
 
     assert facts["weights"] == weights_checksum(model)
-    # one more appears, and the run goes on with it alone
+    # another checkpoint appears, and the run measures only that one
     state = build("dense", (1, 8, 8), 10, seed=15).state_dict()
     save_file(state, tmp_path / "ckpt" / "m_015.safetensors")
     assert main(["--resume", "--out", str(out)]) == 0
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_model_gives_a_one_line_error(
 
 @pytest.mark.slow
 def test_margins_of_checkpoints_match_the_saved_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's ResNet-18, trained outside of the harness with torchvision's normalisation on an npz file."""
+    """torchvision's ResNet-18, trained outside the harness with torchvision's normalisation on an npz file."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     arrays = {f"x_{split}": draw.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8) for split in ("train", "test")}

@@ -1,4 +1,4 @@
-"""Figure 1 against the plain script: the same margins, the arithmetic of the totals, and a script that errs is seen."""
+"""Figure 1 against the plain script: equal margins, the arithmetic of the totals, and detection of a wrong script."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_totals_add_up(run: Run) -> None:
     rows = list(rows_of(run, [0, 2], ["l2"], "deepfool"))
     whole = totals(run, load("digits"), rows, ours=10.0)
     each = {epoch: sum(row.theirs for row in rows if row.epoch == epoch) for epoch in (0, 2)}
-    # the epoch in between by interpolation
+    # the epoch between them by interpolation
     assert whole.margins == pytest.approx(1.5 * (each[0] + each[2]))
     assert whole.theirs == pytest.approx(whole.training + whole.errors + whole.margins)
     assert min(whole.training, whole.errors) > 0

@@ -1,4 +1,4 @@
-"""What is drawn is what the tables say, number by number, and the same tables give the same bytes."""
+"""Figures show the numbers of the tables, and the same tables give the same bytes."""
 
 import ast
 import inspect
@@ -55,7 +55,7 @@ def summary(
     norms: tuple[str, ...] = ("l2", "linf"),
     splits: tuple[str, ...] = ("train", "test"),
 ) -> pd.DataFrame:
-    """Made-up rows: every average and standard error is another one."""
+    """Synthetic rows: all averages and standard errors differ."""
     draw = np.random.default_rng(0)
     rows = [
         {
@@ -89,7 +89,7 @@ def errors() -> pd.DataFrame:
 
 
 def margins(images: int = 60, epochs: tuple[int, ...] = (0, 1, 10, 20)) -> pd.DataFrame:
-    """Made-up images: a quarter is incorrect and nearer; distances fall over epochs and differ by norm and split."""
+    """Synthetic images: a quarter is incorrect and nearer; distances fall over epochs and differ by norm and split."""
     draw = np.random.default_rng(1)
     parts = []
     for epoch, split, estimator, norm in itertools.product(
@@ -161,7 +161,7 @@ def paths() -> pd.DataFrame:
 
 
 def correctness(epochs: int = 41, images: int = 1000, seed: int = 5) -> pd.DataFrame:
-    """A tenth is right before training, nine of ten after an epoch, and a few change every epoch."""
+    """A tenth is correct before training, nine of ten after one epoch, and a few change every epoch."""
     draw = np.random.default_rng(seed)
     columns = {0: draw.random(images) < 0.1}
     columns |= {epoch: draw.random(images) < 0.9 + 0.002 * epoch for epoch in range(1, epochs)}
@@ -192,7 +192,7 @@ def pick(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 
 
 def legend(figure: Figure) -> list[str]:
-    """Entries of the one legend, which stands under the panels."""
+    """Entries of the single legend below the panels."""
     (found,) = figure.legends
     assert all(axes.get_legend() is None for axes in figure.axes)
     figure.draw_without_rendering()
@@ -202,7 +202,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 def said(figure: Figure) -> str:
-    """The sentence of a figure that has nothing to draw."""
+    """The sentence of a figure without data."""
     assert figure.axes == []
     (text,) = figure.texts
     return text.get_text().replace("\n", " ")
@@ -474,7 +474,7 @@ def test_images_without_a_distance_are_counted_and_few_images_drawn_one_by_one()
     few = chosen[~chosen["correct"] & np.isfinite(chosen["distance"])]["distance"]
     assert 0 < len(few) < 10
     assert lines(axes)["incorrect"].get_xdata().tolist() == few.tolist()
-    # the median counts them as infinitely far
+    # the median counts them as infinite
     every = chosen[chosen["correct"]]["distance"]
     assert f"median {np.median(every):.3g}" in axes.get_title()
     assert np.median(every) > np.median(every[np.isfinite(every)])
@@ -519,7 +519,7 @@ def test_ribbon_widths_are_numbers_of_images() -> None:
         nodes = {"incorrect": (0.0, 0.0), "correct": (100 * (~before).mean(), 100 * (~after).mean())}
         for name, (left, right) in nodes.items():
             inside = [(kind, before.eq(kind == "correct")) for kind in ("incorrect", "correct")]
-            # from below: at the start by where they go, at the end by where they come from
+            # from below: at the start ordered by destination, at the end by origin
             for kind, _ in inside:
                 count = (before.eq(name == "correct") & after.eq(kind == "correct")).sum()
                 low, high, _, _ = drawn[f"flow_{one}_{two}_{name}_{kind}"]
@@ -529,7 +529,7 @@ def test_ribbon_widths_are_numbers_of_images() -> None:
                 _, _, low, high = drawn[f"flow_{one}_{two}_{kind}_{name}"]
                 assert (low, high) == pytest.approx((right, right + count / 10))
                 right = high
-    # consecutive epochs, which are not those shown, would give other widths
+    # consecutive epochs, which are not shown, would give other widths
     drawn_steps = [drawn[f"flow_{one}_{two}_incorrect_correct"][:2] for one, two in itertools.pairwise(epochs)]
     steps = [(~table[one] & table[one + 1]).sum() / 10 for one in epochs[:-1]]
     assert np.diff(drawn_steps)[:, 0].tolist() != pytest.approx(steps)
@@ -549,7 +549,7 @@ def test_a_small_share_is_enlarged_and_the_axis_says_where_it_ends() -> None:
     nodes = [bar.get_height() for bar in rest.containers[0]]
     assert nodes == pytest.approx([100 * (~table[epoch]).mean() for epoch in flow_epochs(list(range(41)), 12)[1:]])
     assert first.get_ylabel() == "share of the 1,000 images (%)"
-    # where as many stay incorrect, nothing is cut, and where few are at once, no panel is apart
+    # if many stay incorrect, the axis is not cut; if few are incorrect from the start, there is no enlarged panel
     (whole,) = image_flow(pd.DataFrame({epoch: np.arange(10) < 3 for epoch in range(4)})).axes
     assert whole.get_ylim() == (0, 100)
     (part,) = image_flow(table.drop(columns=[0])).axes
@@ -613,7 +613,7 @@ def test_class_margins_match_the_table_and_the_last_epochs_are_at_the_side() -> 
         values = mesh.get_array()
         assert np.ma.getmaskarray(values).sum() == 1
         assert values.filled(math.nan) == pytest.approx(expected.to_numpy(), nan_ok=True)
-        # every epoch lies in its own cell
+        # every epoch has its own cell
         assert mesh.get_coordinates()[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 3.5, 6.5]
         side = [text.get_text() for text in axes.child_axes[0].get_yticklabels()]
         assert side == ["" if math.isnan(value) else f"{value:#.3g}" for value in expected[5]]
@@ -729,7 +729,7 @@ def test_names_are_spread_no_further_than_needed() -> None:
     assert spread([], 1.0, 10.0) == []
 
 
-# nothing to draw
+# no data
 
 EVERY: dict[str, Callable[[Callable[[pd.DataFrame], pd.DataFrame]], Figure]] = {
     "margin_curves": lambda cut: margin_curves(cut(summary()), cut(errors())),
@@ -815,7 +815,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     assert all(one != two for one, two in zip(first, other, strict=True))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["margins.png", "margins.svg"]
     assert first[0].startswith(PNG_SIGNATURE)
-    # neither a date nor the program's version
+    # neither a date nor the program version
     assert not re.search(rb"<dc:date>|\d{4}-\d{2}-\d{2}T", first[1])
     assert b"Software" not in first[0]
 
@@ -862,5 +862,5 @@ def test_names_are_not_rendered_as_math(name: str) -> None:
     ElementTree.fromstring(out.getvalue())
     shown = {text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()}
     assert shown == {name.replace(r"\$", "$").replace("\x01", "\ufffd").replace("_h", " _h")}
-    # what is ours still is
+    # our own settings are unchanged
     assert any("$L_2$" in axes.get_ylabel() for axes in figure.axes)

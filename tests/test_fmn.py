@@ -1,4 +1,4 @@
-"""Fast minimum-norm beyond what `tests/test_conformance.py` holds it to: runs towards given classes."""
+"""Fast minimum-norm beyond the checks of `tests/test_conformance.py`: runs towards given classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_runs_towards_every_class_find_the_nearest_class(norm: Norm) -> None:
     each = measure(problem.model, problem.images, FMN(steps=50, targets=9), norm)
     assert (each.distance / problem.exact(norm).margin).quantile(0.9) <= 1.002
     assert (any_class.distance / problem.exact(norm).margin).quantile(0.9) >= 1.05
-    # walks end where nothing is left to gain: of one per image soon, of nine an image not all
+    # walks end when they no longer improve: with one per image early, with nine per image not all of them
     assert (any_class.backwards <= 50).all()
     assert (each.backwards <= 9 * 50).all()
     assert each.backwards.mean() > 8 * any_class.backwards.mean()

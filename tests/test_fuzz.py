@@ -53,7 +53,7 @@ def test_many_damaged_files_are_refused_or_read_unchanged(
     assert total.endswith("| 0 | |")
 
 
-# controls: what is wrong with a reader must be found
+# controls: defects of a reader must be detected
 
 
 def _text(folder: Path) -> Path:
@@ -96,7 +96,7 @@ def _sloppy(path: Path) -> object:
 def test_a_planted_fault_is_found(read: object, verdict: str) -> None:
     reader = Reader("planted", _text, read, (StoreError,), checked=True)  # type: ignore[arg-type]
     if verdict == "code was run":
-        # its whole file has to be one that it can read
+        # it must be able to read its undamaged file
         reader = Reader("planted", _pickled, read, (Exception,), checked=True)  # type: ignore[arg-type]
     tally = fuzz(reader, cases=60, seed=0)
     assert any(found.startswith(verdict) for found, _ in tally.findings), tally.findings

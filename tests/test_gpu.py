@@ -1,4 +1,4 @@
-"""Measuring on a CUDA device: the CPU's distances, nothing moved, generators given back."""
+"""Measuring on a CUDA device: the CPU's distances, tensors stay on their device, generators restored."""
 
 import warnings
 from pathlib import Path
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32, cuDNN's default, rounds what a convolution takes in to 10 bits."""
+    """TF32, cuDNN's default, rounds the inputs of convolutions to 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -49,7 +49,7 @@ def test_distances_match_the_cpu(text: str, norm: Any) -> None:
     assert on_gpu.status == on_cpu.status
     torch.testing.assert_close(on_gpu.distance, on_cpu.distance, rtol=1e-3, atol=0)
     assert {parameter.device.type for parameter in model.parameters()} == {images.device.type} == {"cuda"}
-    # margins are for tables and files
+    # margins are stored on the CPU, for tables and files
     assert on_gpu.distance.device.type == on_gpu.witness.device.type == "cpu"
 
 
@@ -105,7 +105,7 @@ def test_logits_on_another_device_than_the_images_are_refused() -> None:
 
 
 def waits(text: str, norm: Any, images: Tensor, model: nn.Module) -> int:
-    """How often an estimator makes the host wait for the device, from its candidates on."""
+    """How often an estimator synchronises the host with the device after its candidates are chosen."""
     with frozen_view(model, (0.0, 1.0), "box", images.device) as view:
         view.classes, view.batch_size = 5, len(images)
         view.start_chunk(len(images))
@@ -126,14 +126,14 @@ def test_descent_loops_do_not_synchronise_with_the_device(norm: Any) -> None:
     model, images = small_cnn().cuda(), some_images().cuda()
     texts = ("fmn:steps=20", "fmn:steps=40", *(("ddn:steps=20", "ddn:steps=40") if norm == "l2" else ()))
     said = {text: waits(text, norm, images, model) for text in texts}
-    # a look every ten steps at the walks that have nothing left to gain, and a few at the end
+    # a check for converged walks every ten steps, and a few at the end
     assert said["fmn:steps=40"] - said["fmn:steps=20"] <= 10
     if norm == "l2":
         assert said["ddn:steps=40"] == said["ddn:steps=20"] <= 5
 
 
 def test_deepfool_synchronises_with_the_device_a_few_times_per_step() -> None:
-    """To know which images go on, and whether a class is to be looked at again; not for each class."""
+    """Once to select unfinished images and once to reconsider classes, not once per class."""
     model, images = small_cnn().cuda(), some_images().cuda()
     margins = measure(model, images, create("deepfool"), "l2")
     steps = int(margins.forwards.max())

@@ -1,4 +1,4 @@
-"""A table of parts: each read once, in the order that is asked for, as a table and as CSV."""
+"""A table of parts: each is read once, in the requested order, as a table and as CSV."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ def made(read: list[str]) -> GrowingTable:
     def rows_of(path: Path) -> pd.DataFrame:
         read.append(path.name)
         epoch = int(path.name)
-        # one part has no rows, and one a value that is not there
+        # one part has no rows, and one has a missing value
         values = [0.1 * epoch, float("nan")][: epoch % 3]
         return pd.DataFrame({"epoch": epoch, "name": f'n,"{epoch}"', "value": values}, columns=list(COLUMNS))
 
@@ -29,7 +29,7 @@ def test_parts_are_read_once_and_kept_in_the_given_order() -> None:
     read: list[str] = []
     table = made(read)
     assert table.of(parts(1, 4))["epoch"].tolist() == [1, 4]
-    # between them, and before
+    # between them, and before them
     assert table.of(parts(0, 1, 2, 4, 5))["epoch"].tolist() == [1, 2, 2, 4, 5, 5]
     assert table.of(parts(5, 1))["epoch"].tolist() == [5, 5, 1]
     assert table.of(parts(0)).empty

@@ -1,6 +1,6 @@
-"""Bad networks and odd data: each gives right margins, a status that says so, or one clear line.
+"""Unusual networks and data: each gives correct margins, an informative status, or a one-line error.
 
-docs/survival.md sums them up.
+docs/survival.md summarises them.
 """
 
 import copy
@@ -35,7 +35,7 @@ from tests.grids import covering
 from tests.runs import ONE_LINE
 
 ESTIMATORS = ("deepfool", "fmn:steps=40", "cascade")
-# every estimator of the registry that needs no package of its own, with little to do
+# every registered estimator without an optional package, with cheap settings
 ALL = (
     *(*ESTIMATORS, "apgd:rounds=3,steps=10", "deepfool:engine=foolbox", "ddn:steps=40", "sdf", "linear", "fab:steps=5"),
     *("cw:steps=40,binary_search_steps=4", "pgd:rounds=8", "best:of=deepfool+fmn:steps=20"),
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 
 
 class Affine(nn.Module):
-    """Affine logits of the pixels, with whatever ``twist`` does to them on the way."""
+    """Affine logits of the pixels, changed by ``twist``."""
 
     def __init__(self, classes: int = 4, pixels: int = 20, seed: int = 0) -> None:
         super().__init__()
@@ -77,19 +77,19 @@ def margins(model: nn.Module, given: Tensor, text: str = "cascade", norm: Norm =
 
 
 def assert_exact(model: Affine, given: Tensor, **more: Any) -> None:
-    """Every estimator and norm near the exact margin, image by image, and never below it."""
+    """Distances of every estimator and norm are near the exact margin of each image, and never below it."""
     for norm in NORMS:
         exact = model.exact(given, norm)
         for text in ESTIMATORS:
             ratio = margins(model, given, text, norm, **more).distance / exact
             assert (ratio > 1 - 1e-5).all(), (text, norm, ratio)
-            # few steps, from a point that another class may be nearer to
+            # few steps, from a point where another class may be nearer
             most = 1.15 if text.startswith("fmn") else 1.02
             assert (ratio < most).all(), (text, norm, ratio)
 
 
 def assert_statuses(found: Margins) -> None:
-    """A distance is a number where there is a witness, 0 on a tie and inf otherwise; never NaN."""
+    """A distance is finite with a witness, 0 on a tie and inf otherwise; never NaN."""
     for status, distance in zip(found.status, found.distance.tolist(), strict=True):
         if status in (Status.FOUND, Status.FOUND_AFTER_NOISE):
             assert 0 < distance < math.inf
@@ -97,18 +97,18 @@ def assert_statuses(found: Margins) -> None:
             assert distance == (0 if status is Status.TIED else math.inf)
 
 
-# networks that are right but unusual
+# valid but unusual networks
 
 
 class Scaling(Affine):
-    """Writes into its input, as ``relu(inplace=True)`` in a first layer does."""
+    """Writes into its input, as ``relu(inplace=True)`` does in a first layer."""
 
     def twist(self, images: Tensor) -> Tensor:
         return images.mul_(2.0).div_(2.0)
 
 
 class Normalised(Affine):
-    """Normalisation inside the model, where it belongs: distances stay in pixels."""
+    """Normalisation inside the model: distances stay in pixel units."""
 
     def twist(self, images: Tensor) -> Tensor:
         return ((images - 0.13) / 0.3) * 0.3 + 0.13
@@ -127,7 +127,7 @@ class Dropping(Affine):
 
 
 class Shared(Affine):
-    """One weight under two names, and a buffer that is nobody's."""
+    """One weight under two names, and an unused buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def test_shared_parameters(tmp_path: Path) -> None:
     assert other.again.weight is other.linear.weight
 
 
-# data that is right but unusual
+# valid but unusual data
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (3, 4, 5), (1, 1, 20), (2, 10, 1)], ids=str)
@@ -209,7 +209,7 @@ def test_images_that_are_not_contiguous() -> None:
 
 
 def test_images_at_the_bounds() -> None:
-    """Black, white and half of both: there the box stops every step in one direction."""
+    """Black, white and half of each: the box blocks every step in one direction."""
     given = torch.stack([torch.zeros(1, 4, 5), torch.ones(1, 4, 5), torch.tensor([0.0, 1.0]).repeat(10).view(1, 4, 5)])
     model = Affine()
     for norm in NORMS:
@@ -224,13 +224,13 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     model, given = Affine().to(dtype), images().to(dtype)
     found = margins(model, given)
     assert_statuses(found)
-    # logits are right to a unit of their own size, which is up to 4, and gradients are 4 to 6 long
+    # logits are up to 4, correct to rounding at that size, and gradients have norms of 4 to 6
     slack = 8 * torch.finfo(dtype).eps
     assert ((found.distance - model.exact(given, "l2")).abs() < slack + 2e-4).all()
 
 
 class Reduced(Affine):
-    """Logits of a lower precision than the images: computed so under autocast, or at their end."""
+    """Logits of lower precision than the images: computed under autocast, or cast at the end."""
 
     def __init__(self, how: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -260,11 +260,11 @@ def test_logits_of_lower_precision_than_the_images(text: str, reduced: tuple[str
     how, dtype = reduced
     model = Reduced(how, dtype)
     exact = model.exact(images(12), "l2")
-    # nearer, all other classes are within a step or two of the logits
+    # at smaller distances all other classes are within a rounding step or two of the logits
     given, exact = images(12)[exact > 0.05][:2], exact[exact > 0.05][:2]
     found = margins(model, given, text)
     assert found.status == (Status.FOUND, Status.FOUND)
-    # logits and pixels are up to 0.5, gradients of logit gaps 4 to 7 long
+    # logits and pixels are up to 0.5, gradients of logit gaps have norms of 4 to 7
     assert ((found.distance - exact).abs() < torch.finfo(dtype).eps + 0.02 * exact).all(), found.distance / exact
 
 
@@ -281,11 +281,11 @@ def test_logits_are_cast_once_and_never_to_less() -> None:
             assert str(view.precision) == str(logits)
 
 
-# models that return something else than one row of logits per image
+# models that do not return one row of logits per image
 
 
 class Returning(nn.Module):
-    """Another model's logits in other words."""
+    """Another model's logits in another form."""
 
     def __init__(self, inner: nn.Module, how: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class Returning(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """As torchvision's GoogLeNet returns while it trains, the logits not in front."""
+    """Returned as by torchvision's GoogLeNet in training mode, with the logits not first."""
 
     auxiliary: Tensor | None
     logits: Tensor
@@ -370,7 +370,7 @@ def test_a_binary_classifier_is_tracked_with_its_own_weights(tmp_path: Path) -> 
     assert "binary" not in plain.folder.read_manifest()["fingerprint"]
 
 
-# networks that are no fixed function of the image, or have no gradient
+# networks that are not a deterministic function of the image, or have no gradient
 
 
 def by_torch(self: Affine, images: Tensor) -> Tensor:
@@ -444,7 +444,7 @@ def cut_off(self: Affine, images: Tensor) -> Tensor:
 
 
 class Normalising(Affine):
-    """Batch norm that its owner leaves in training mode, of pixels or of logits."""
+    """Batch norm that stays in training mode, on pixels or on logits."""
 
     def __init__(self, early: bool) -> None:
         super().__init__()
@@ -505,7 +505,7 @@ def test_batch_norm_that_takes_no_single_image_is_refused_or_averaged() -> None:
 
 
 def test_rounding_is_not_reported() -> None:
-    """Logits of 1e4 and a batch's own order of sums."""
+    """Logits of 1e4, whose rounding depends on the order of summation in a batch."""
 
     class Far(Affine):
         def forward(self, images: Tensor) -> Tensor:
@@ -518,7 +518,7 @@ def test_rounding_is_not_reported() -> None:
 
 
 class Antithetic(Affine):
-    """Noise of which each draw stands in the batch with its opposite: the average is even where no noise is."""
+    """Noise with antithetic pairs in the batch: the average equals the output without noise."""
 
     def forward(self, images: Tensor) -> Tensor:
         half = torch.randn(len(images) // 2, 1) * torch.tensor([1.0, -1.0])
@@ -544,7 +544,7 @@ def test_every_draw_counts_as_a_pass() -> None:
 
 @pytest.mark.parametrize("text", ["deepfool:steps=5", "fmn:steps=5", "torchattacks:PGDL2:steps=3"])
 def test_an_averaged_networks_margins_depend_on_the_image_alone(text: str) -> None:
-    """To the bit: twice, in another batch size, order and division, also of an attack that draws by itself."""
+    """Bitwise: repeated, and in other batch sizes, orders and divisions, also for an attack with random draws."""
     model, given, seeds = twisted(by_dropout), images(3), [5, 6, 7]
 
     def found(rows: list[int], **more: Any) -> Margins:
@@ -557,7 +557,7 @@ def test_an_averaged_networks_margins_depend_on_the_image_alone(text: str) -> No
     assert torch.equal(again.witness, whole.witness)
     assert torch.equal(found([2, 0, 1]).distance, whole.distance[[2, 0, 1]])
     assert torch.equal(found([1]).distance, whole.distance[1:2])
-    # the control: each image has draws of its own
+    # control: each image has its own draws
     twins = torch.cat([given[:1], given[:1] + 1e-6])
     apart = margins(model, twins, text, seeds=[5, 5], noise_retries=0, expect_over=3).logit_margin
     assert not torch.allclose(apart[0], apart[1], rtol=1e-3)
@@ -584,11 +584,11 @@ def test_an_averaged_network_counts_in_the_fingerprint(tmp_path: Path) -> None:
         assert "expected expect_over" in refused(margins, Affine(), images(), expect_over=wrong)
 
 
-# networks that cannot be measured, or not everywhere
+# networks that cannot be measured, or only on some images
 
 
 class Broken(nn.Module):
-    """Affine logits, but for those of bright images, which are ``value``."""
+    """Affine logits, but ``value`` for bright images."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -606,7 +606,7 @@ def test_logits_that_are_not_finite(value: float) -> None:
     given[2] = 0.95
     with pytest.raises(InputError, match="expected finite logits, got NaN or inf for 1 of 6 images"):
         margins(Broken(value), given)
-    # met on the way only, such a point is no witness
+    # a point of this kind on the way is not a witness
     assert_statuses(margins(Broken(value), images()))
 
 
@@ -685,7 +685,7 @@ def test_logits_and_log_probabilities_are_not_warned_of() -> None:
     assert_exact(Affine(2), images())
 
 
-# data and models that are refused in one line
+# data and models that are refused with a one-line error
 
 
 def refused(action: Any, *given: Any, **named: Any) -> str:

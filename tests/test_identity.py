@@ -1,4 +1,4 @@
-"""A file of a run is what its name says: files in another's place, other names, older versions, revisions, pipes."""
+"""Files of a run match their names: misplaced files, other names, older versions, revisions, pipes."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def line(error: pytest.ExceptionInfo[Exception]) -> str:
     return str(error.value)
 
 
-# a file in another's place
+# misplaced files
 
 PLACES = {
     "another norm": (
@@ -216,7 +216,7 @@ def test_files_with_other_names_are_skipped_with_one_warning(run: RunFolder, nam
     (run.path / name).parent.mkdir(exist_ok=True)
     shutil.copy(kinds[name.partition("/")[0]], run.path / name)
     found = read_run(run.path)
-    # a folder with another name is named as such
+    # a folder with another name is reported as such
     shown = name.rpartition("/")[0] if "epoch-0001/" in name or "epoch-1/" in name or " (copy)/" in name else name
     said = f"{run.path}: {shown} left out: not the name of a file of a run"
     assert (whole.remarks, found.remarks) == ((), (said,))
@@ -260,7 +260,7 @@ def test_epochs_beyond_999_have_four_digits() -> None:
 
 
 def as_before(path: Path) -> None:
-    """Write a file as version 0.1.0 did."""
+    """Write a file in the format of version 0.1.0."""
     if path.suffix == ".parquet":
         rows, facts = tables.read_part(path)
         tables.write_part(path, rows, **{n: v for n, v in facts.items() if n in tables.FACTS and n != "epoch"})
@@ -286,7 +286,7 @@ def test_files_of_earlier_versions_are_accepted_with_one_warning(run: RunFolder)
     for epoch in (1, 2, 3):
         again.update(epoch, network(epoch))
     assert [str(warning.message) for warning in warned] == [said]
-    # their rows say of what epoch, estimator and norm they are
+    # their rows hold their epoch, estimator and norm
     for other, wanted in ((run.margins(1, Unit("linear", "linf")), "norm linf"), (run.margins(2, UNIT), "epoch 2")):
         kept = other.read_bytes()
         shutil.copy(run.margins(1, UNIT), other)
@@ -350,7 +350,7 @@ def test_probes_that_differ_from_the_manifest_are_refused(run: RunFolder) -> Non
         run.start(manifest | {"probes": {"test": "other"}}, resume=True)
 
 
-# a manifest edited by hand
+# edited manifests
 
 EDITS: dict[str, object] = {
     "estimators": "linear",
@@ -403,7 +403,7 @@ def test_options_that_are_missing_or_of_another_type_are_named(run: RunFolder) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Second(Linear):
-    """`Linear`, of which the numbers have changed."""
+    """`Linear` with changed results, as another revision."""
 
     revision: ClassVar[int] = 2
 
@@ -422,7 +422,7 @@ def test_a_run_refuses_to_extend_units_of_another_revision(run: RunFolder) -> No
     )
     assert state(run.path) == before
     assert len(read_run(run.path).margins) == 72
-    # another estimator may be added, and a new run begun
+    # another estimator may be added, and a new run started
     tracker(run.path, ("deepfool:steps=2",)).update(0, network(0))
     for path in run.margin_parts():
         if path.name.startswith("linear."):
@@ -448,7 +448,7 @@ def test_a_revision_covers_every_part_of_an_estimator(monkeypatch: pytest.Monkey
     assert describe({"deepfool": DeepFool()})[0]["revision"] == 3
 
 
-# names that no file can have
+# invalid file names
 
 
 @pytest.mark.slow
@@ -460,7 +460,7 @@ def test_an_estimator_whose_text_is_no_file_name_is_refused_before_measuring(tmp
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
-# pipes, folders, bombs, leftovers
+# pipes, folders, oversized files, leftovers
 
 
 def places(run: RunFolder) -> Iterator[Path]:

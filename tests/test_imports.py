@@ -38,7 +38,7 @@ def modules(root: Path, package: str) -> dict[str, Path]:
 
 @functools.cache
 def imports(package: str, text: str) -> tuple[tuple[str, str], ...]:
-    """(module, name) of every import in a module of the package, under ``TYPE_CHECKING`` too; the name may be empty."""
+    """(module, name) of every import in the package, also under ``TYPE_CHECKING``; the name may be empty."""
     pairs: list[tuple[str, str]] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -51,7 +51,7 @@ def imports(package: str, text: str) -> tuple[tuple[str, str], ...]:
 
 
 def imported(name: str, path: Path, known: set[str]) -> set[str]:
-    """The modules of ``known`` that a module imports anywhere in it."""
+    """The modules of ``known`` that a module imports at any place."""
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     pairs = imports(package, path.read_text(encoding="utf-8"))
     # `from harness import store` imports a module; `from harness.store import RunFolder` a name of one
@@ -145,7 +145,7 @@ def test_a_foreign_package_with_our_name_is_reported(tmp_path: Path, foreign: st
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import harness"
-    # -S: an editable installation would find our modules in the foreign package's stead
+    # -S: an editable installation would find our modules instead of the foreign package
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert f"expected margin-harness's package 'attacks', got {path}; " in done.stderr

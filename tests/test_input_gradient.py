@@ -1,4 +1,4 @@
-"""Input gradients by folding: those of the convolution, forward passes the very same, the caller's model untouched."""
+"""Input gradients by folding: equal to the convolution's; forward passes and the caller's model are unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attacks.measure import measure
 
 
 class Special(nn.Conv2d):
-    """A layer of somebody's own."""
+    """A custom layer."""
 
 
 SHAPES = [
@@ -40,7 +40,7 @@ def test_folded_gradients_match_the_convolution(plain: nn.Conv2d) -> None:
     (expected,) = torch.autograd.grad((expected * weights).sum(), one)
     (got,) = torch.autograd.grad((got * weights).sum(), other)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
-    # the control: the gradient is no constant
+    # control: the gradient is not constant
     assert got.std() > 1e-3
 
 

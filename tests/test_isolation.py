@@ -1,4 +1,4 @@
-"""Nothing that measuring does reaches the caller's model, images or generators; every pass is counted."""
+"""Measuring does not change the caller's model, images or generators; every pass is counted."""
 
 import logging
 import random
@@ -26,7 +26,7 @@ from attacks.trace import Record
 from attacks.types import Domain, EstimatorError, Norm
 from tests.grids import covering
 
-# cheaper settings than the defaults; a name that is not here runs with its own
+# cheaper settings than the defaults; other names run with their defaults
 CHEAP = {
     "best": "best:of=deepfool+fmn:steps=5",
     "fmn": "fmn:steps=10",
@@ -87,7 +87,7 @@ class WithLock(Awkward):
 
 
 class WithNonLeaf(Awkward):
-    """Cannot be deep-copied: keeps the result of a computation, and replaces it at every pass."""
+    """Cannot be deep-copied: stores the result of a computation and replaces it in every pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class WithNonLeaf(Awkward):
 
 
 def awkward(kind: type[Awkward] = Awkward) -> Awkward:
-    """A model in mixed train/eval flags, gradients and requirements, as training may leave it."""
+    """A model with mixed train/eval flags, gradients and requires_grad, as training may leave it."""
     torch.manual_seed(1)
     model = kind()
     for module in model.modules():
@@ -110,7 +110,7 @@ def awkward(kind: type[Awkward] = Awkward) -> Awkward:
             nn.init.uniform_(module.weight, 0.5, 1.5)
     with torch.no_grad():  # centred logits, so that boundaries are near
         model.eval().head.bias.sub_(model(torch.rand(64, 1, 4, 4)).mean(0))
-    # training, but for one batch norm that is frozen on purpose
+    # in training mode, except one deliberately frozen batch norm
     model.train()
     model.frozen.eval()
     model.frozen.requires_grad_(False)
@@ -125,7 +125,7 @@ def some_images(count: int = 4) -> Tensor:
 
 
 class Same:
-    """Equal to itself alone; keeps its object alive, so that no other takes its address."""
+    """Equal only to itself; keeps its object alive, so that its address is not reused."""
 
     def __init__(self, thing: object) -> None:
         self.thing = thing
@@ -141,13 +141,13 @@ def bits(tensor: Tensor | None) -> bytes | None:
 
 
 def world(model: nn.Module) -> dict[str, object]:
-    """All that an attack might disturb, by name."""
+    """All state that an attack might change, by name."""
     numpy_state = np.random.get_state()
     seen: dict[str, object] = {
         "torch generator": bits(torch.get_rng_state()),
         "numpy generator": (numpy_state[1].tobytes(), numpy_state[2:]),  # type: ignore[index, union-attr]
         "python generator": random.getstate(),
-        # what torch.manual_seed leaves for a CUDA that has not started
+        # what torch.manual_seed stores while CUDA is not initialised
         "cuda generator": [Same(call) for call in torch.cuda._lazy_seed_tracker.get_calls()],
         "handlers": [Same(handler) for handler in logging.root.handlers],
         "log level": logging.root.level,
@@ -166,7 +166,7 @@ def world(model: nn.Module) -> dict[str, object]:
 
 
 def disturbed(before: dict[str, object], model: nn.Module) -> list[str]:
-    """Names of what is no longer as it was."""
+    """Names of changed state."""
     after = world(model)
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
@@ -197,7 +197,7 @@ class Planted:
 
 @contextmanager
 def no_handlers() -> Iterator[None]:
-    """As in a program that configured no logging: then `logging.info` installs a handler. Pytest has its own."""
+    """As in a program without configured logging, where `logging.info` installs a handler; pytest has its own."""
     kept, logging.root.handlers = logging.root.handlers, []
     try:
         yield
@@ -211,7 +211,7 @@ def _own_generators() -> Iterator[None]:
         yield
 
 
-# --- what is left behind ---
+# --- state afterwards ---
 
 
 @pytest.mark.parametrize(("text", "kind"), covering(ALL, [Awkward, WithLock, WithNonLeaf]))
@@ -236,7 +236,7 @@ def test_copied_and_locked_models_give_the_same_margins(text: str) -> None:
 
 
 def vandalise(model: nn.Module) -> None:
-    """Everything that an attack has been seen to do, and some more."""
+    """Every side effect observed in attacks, and some more."""
     model.train()
     torch.manual_seed(0)
     np.random.seed(0)
@@ -260,7 +260,7 @@ def test_an_exception_leaves_all_state_unchanged(kind: type[Awkward], error: typ
         raise error("it broke")
 
     before = world(model)
-    if error is RuntimeError:  # the library's own: rows, not an end
+    if error is RuntimeError:  # an exception of the library: failed rows, not an error
         margins = measure(model, images, Planted(break_down), "l2")
         assert statuses(margins) == {Status.FAILED}
         assert margins.message == ("RuntimeError: it broke",) * 4
@@ -271,7 +271,7 @@ def test_an_exception_leaves_all_state_unchanged(kind: type[Awkward], error: typ
 
 
 def test_verification_runs_in_eval_mode_whatever_mode_the_estimator_leaves() -> None:
-    """A row's class must not hang on dropout, nor on its batch's statistics."""
+    """A row's class must depend neither on dropout nor on the statistics of its batch."""
 
     def leave_training(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         view.train()
@@ -359,7 +359,7 @@ def test_measuring_between_forward_and_backward() -> None:
 
 
 def test_a_seed_pending_for_cuda_is_preserved() -> None:
-    """`torch.manual_seed` on a machine whose CUDA has not started is remembered until it does."""
+    """`torch.manual_seed` is stored until CUDA is initialised."""
     if torch.cuda.is_initialized():
         pytest.skip("CUDA has started in this process")
     model = awkward()
@@ -371,7 +371,7 @@ def test_a_seed_pending_for_cuda_is_preserved() -> None:
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
-# --- the helper itself sees what upstream attacks do to an unprotected model ---
+# --- controls: the helper detects what library attacks do to an unprotected model ---
 
 
 def backward(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -392,7 +392,7 @@ def draw(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def recover_mode(view: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     view.eval()
-    view.train()  # as torchattacks does when its root was training
+    view.train()  # as torchattacks does if the model was in training mode
     return 1 - images
 
 
@@ -429,7 +429,7 @@ def test_disturbing_estimators_change_a_bare_model_but_not_a_measured_one(
 
 
 def test_foolbox_disturbs_a_bare_model() -> None:
-    """The stock library writes gradients and installs a log handler: why the isolation is there."""
+    """The stock library writes gradients and installs a log handler: the reason for the isolation."""
     model = awkward().eval()
     with no_handlers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -459,9 +459,9 @@ def middle_images(count: int = 3) -> Tensor:
 @pytest.mark.parametrize(
     ("text", "forwards", "backwards"),
     [
-        # the ranking; the first step's 3 other classes; the pass that sees all rows outside
+        # the ranking; the first step's 3 other classes; the pass that finds all rows outside
         ("deepfool:engine=foolbox", 1 + 3 + 1, 3 + 1),
-        # the first step; the second one, which sees all rows outside
+        # the first step; the second one, which finds all rows outside
         ("deepfool", 1 + 1, 3 + 1),
     ],
 )
@@ -486,7 +486,7 @@ def test_finished_rows_cost_no_further_passes() -> None:
         return images
 
     margins = measure(affine(), middle_images(4), Planted(ladder), "l2", noise_retries=0)
-    assert margins.forwards.tolist() == [4, 6, 8, 8]  # 2 a rung, the clean pass and the check
+    assert margins.forwards.tolist() == [4, 6, 8, 8]  # 2 per rung, the clean pass and the check
     assert margins.backwards.tolist() == [1, 2, 3, 3]
 
 
@@ -499,7 +499,7 @@ def test_nested_rows_and_shares_add_up() -> None:
             view(images[[1, 3]])
             with view.rows(torch.tensor([1])):
                 view(images[[3]])
-            # a library that hides which row it passes: shared out over the active ones
+            # a library that hides which row it passes: divided over the active rows
             leaf = images[:1].clone().requires_grad_()
             view(leaf).sum().backward()
         assert view.forwards.tolist() == [1.0, 2.5, 1.0, 3.5]
@@ -511,7 +511,7 @@ def test_nested_rows_and_shares_add_up() -> None:
 
 
 class Tally(nn.Module):
-    """Counts the rows that really pass, on the class, which is not copied."""
+    """Counts the rows of all passes on the class, which is not copied."""
 
     forwards = backwards = 0
 
@@ -537,12 +537,12 @@ def test_every_pass_is_counted(text: str) -> None:
     margins = measure(
         Tally(affine()),
         middle_images(5),
-        # polishing passes images through what was read of the model, where the tally does not stand
+        # polishing passes images through the read network, which the tally does not count
         create(text.replace("best:", "best:polish=false,")),
         norm_of(text),
         batch_size=3,
         noise_retries=1,
-        checked=True,  # those of the door belong to no image
+        checked=True,  # passes of the input checks belong to no image
     )
     assert margins.forwards.sum().item() == pytest.approx(Tally.forwards)
     assert margins.backwards.sum().item() == pytest.approx(Tally.backwards)
@@ -550,7 +550,7 @@ def test_every_pass_is_counted(text: str) -> None:
 
 
 def test_passes_of_hidden_rows_are_divided_over_their_chunk() -> None:
-    """torchattacks' DeepFool takes one image at a time and does not say which."""
+    """torchattacks' DeepFool passes single images without their row."""
     margins = measure(affine(), middle_images(4), create("torchattacks:DeepFool"), "l2")
     assert len(set(margins.backwards.tolist())) == 1
 
@@ -582,7 +582,7 @@ def recorded(points: list[list[float]], image: float = 0.2) -> tuple[float, floa
     ("points", "point", "distance"),
     [
         ([[0.9], [0.6], [0.8]], 0.6, 0.4),  # the nearest, whatever the order
-        ([[0.3], [0.45]], 0.2, float("inf")),  # never one of the image's own class
+        ([[0.3], [0.45]], 0.2, float("inf")),  # never a point of the predicted class
         ([[0.9], [0.4]], 0.9, 0.7),
         ([[1.5], [-3.0]], 0.2, float("inf")),  # never outside the box
         ([[1.5], [1.0]], 1.0, 0.8),
@@ -598,22 +598,22 @@ def test_the_record_keeps_the_nearest_verified_iterate(
 
 
 def test_the_record_never_keeps_the_image_itself() -> None:
-    """An image of another class than its label is no witness at distance 0."""
+    """A misclassified image is not a witness at distance 0."""
     assert recorded([[0.7]], image=0.7) == (pytest.approx(0.7), float("inf"))
 
 
 def test_at_equal_distance_the_record_keeps_the_deepest_point() -> None:
-    """Iterates on a sphere differ in distance by rounding alone, which must not choose between them."""
+    """Iterates on a sphere differ in distance only by rounding, which must not decide between them."""
     angles = torch.tensor([0.2, 0.9, 0.5])
     around = 0.5 + torch.stack([angles.cos(), angles.sin()], 1).view(3, 1, 1, 2) * 0.3
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         record = Record(torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.int64), "l2", (0.0, 1.0))
         for index in order:
-            # the class is another's by the second pixel
+            # the second pixel determines the class
             logits = torch.tensor([[0.0, around[index, 0, 0, 1] - 0.5]])
             record.see(around[index : index + 1] * (1 + 1e-7 * index), logits, torch.tensor([0]))
         torch.testing.assert_close(record.points, around[1:2])
-    # however often, the distance does not creep up
+    # the distance does not grow with repetitions
     nearest = record.distance.item()
     for step in range(100):
         farther = 0.5 + (around[1:2] - 0.5) * (1 + 4e-6 * step)
@@ -632,7 +632,7 @@ def test_the_record_follows_rows() -> None:
             view.rows(third_and_first),
         ):
             view(torch.tensor([0.6, 0.9]).view(2, 1, 1, 1))
-            view(torch.tensor([0.55]).view(1, 1, 1, 1))  # whose? unknown, so nobody's
+            view(torch.tensor([0.55]).view(1, 1, 1, 1))  # the row is unknown, so the point is not recorded
         view(torch.full((5, 1, 1, 1), 0.51))  # after the record is closed
     torch.testing.assert_close(record.distance, torch.tensor([0.8, torch.inf, 0.3]).double())
     improved = record.improve(torch.zeros_like(images))
@@ -697,7 +697,7 @@ def test_the_scale_free_view_has_the_argmax_and_no_scale() -> None:
 
 def test_the_scale_free_view_has_a_gradient_where_cross_entropy_has_none() -> None:
     saturated, images = Scaled(affine(), 1e5), middle_images(8)
-    # the control: raw cross-entropy is exactly flat here
+    # control: raw cross-entropy is exactly flat here
     assert gradient_of_loss(saturated, images).eq(0).all()
     rows = gradient_of_loss(ScaleFree(saturated, 10.0), images).flatten(1)
     assert rows.ne(0).any(1).all()
@@ -713,7 +713,7 @@ def test_the_scale_free_view_survives_equal_logits() -> None:
 
 
 class Meddler(Settings):
-    """Leaves the view in training mode after a pass that moves batch norm's statistics."""
+    """Leaves the view in training mode after a pass that changes the statistics of batch norm."""
 
     name: ClassVar[str] = "meddler"
     norms: ClassVar[frozenset[Norm]] = frozenset({"l2", "linf"})
@@ -740,7 +740,7 @@ def test_changes_to_the_view_do_not_affect_the_judge() -> None:
         assert torch.equal(margins.prediction, model(images).argmax(1))
         found = margins.target >= 0
         assert torch.equal(model(margins.witness[found]).argmax(1), margins.target[found])
-        # the control: with the statistics that the attack left, predictions differ
+        # control: with the statistics that the attack left, predictions differ
         model.train()
         for _ in range(20):
             model(1.0 - images)
@@ -778,7 +778,7 @@ def test_an_attack_that_writes_the_weights_fails_and_they_are_restored(
     before = world(model)
     margins = measure(model, images, Planted(late), "l2", batch_size=2, noise_retries=0, on_progress=progress.append)
     assert disturbed(before, model) == []
-    assert margins.status == (Status.FAILED,) * 6  # also of the first two, which came before
+    assert margins.status == (Status.FAILED,) * 6  # including the first two, which were measured before
     assert set(margins.message) == {"a change of the network's weights (undone)"}
     assert margins.distance.isinf().all()
     assert torch.equal(margins.witness, images)

@@ -1,4 +1,4 @@
-"""What may not move a margin: the logits' scale and offset, the images' order, the pixels' unit."""
+"""Invariances of margins: scale and offset of the logits, order of the images, unit of the pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import oracles
 from tests.oracles import Affine, Oracle
 
 COUNT = 12
-# two distances after bisection to 1e-4 each
+# tolerance of two distances, each bisected to 1e-4
 TOLERANCE = 3e-4
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 each = [pytest.param(name, norm, id=f"{name}-{norm}") for name in ("deepfool", "fmn:steps=30") for norm in NORMS]
@@ -40,7 +40,7 @@ class Changed(nn.Module):
 
 @cache
 def truth() -> Oracle:
-    """In float64, where a law holds beyond rounding; and not linear, where paths have more than one step."""
+    """In float64, where laws hold up to 1e-16; and nonlinear, where attacks take more than one step."""
     affine = oracles.affine(10).to(torch.float64).head(COUNT)
     assert isinstance(affine.model, Affine)
     draw = oracles.generator(5)
@@ -83,7 +83,7 @@ def test_offset_of_all_logits(name: str, norm: Norm, offset: float) -> None:
 
 @pytest.mark.parametrize(("name", "norm"), each)
 def test_control_scale_of_one_logit(name: str, norm: Norm) -> None:
-    """A change that does move the boundary is seen."""
+    """A change that moves the boundary is detected."""
     factor = torch.ones(10, dtype=torch.float64)
     factor[truth().model(truth().images).argmax(1).mode().values] = 1.1
     with pytest.raises(AssertionError):

@@ -28,7 +28,7 @@ def ratios(truth: Oracle, norm: Norm, estimator: Linear) -> Tensor:
 
 
 class Bent(nn.Module):
-    """Two classes whose logits differ by 1 at grey, less with slope 1 along ``normal`` for 0.5, then with ``slope``."""
+    """Two classes whose logit gap is 1 at grey and falls along ``normal`` with slope 1 for 0.5, then with ``slope``."""
 
     def __init__(self, normal: Tensor, slope: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Bent(nn.Module):
 
 
 class Times(nn.Module):
-    """Logits, larger."""
+    """Scaled logits."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_free_pixels_compensate_for_pixels_at_their_bounds() -> None:
     end, _, short = crossing([3.0, 4.0], [0.0, 0.875], 1.5, "l2")
     torch.testing.assert_close(end, torch.tensor([1 / 3, 1.0], dtype=torch.float64))
     assert short == 0.0
-    # the control: the plain step, clipped, falls short of the plane
+    # control: the plain step, clipped, falls short of the plane
     plain = (torch.tensor([0.0, 0.875]) + 1.5 / 25 * torch.tensor([3.0, 4.0])).clamp(0.0, 1.0)
     assert float(plain @ torch.tensor([3.0, 4.0])) < 0.875 * 4 + 1.5 - 0.4
 
@@ -88,7 +88,7 @@ def test_an_unreachable_plane_gives_the_corner_and_the_remaining_gap(norm: Norm)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), FREE], ids=["box", "free"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_zero_normal_gives_no_move(norm: Norm, bounds: tuple[float, float], value: float) -> None:
-    """And ends, beside a live one."""
+    """And ends, next to a nonzero one."""
     normal = torch.tensor([[value, value], [1.0, 0.0]])
     _, length, short = plane_crossing(torch.full((2, 2), 0.5), normal, torch.full((2,), 0.25), norm, bounds)
     assert length.tolist() == [0.0, 0.25]
@@ -110,7 +110,7 @@ def test_exact_on_affine_models(norm: Norm, classes: int) -> None:
         oracles.affine(classes, scale=1000.0),
     ):
         assert ratios(truth, norm, Linear()).median() < 1.0002, truth.name
-        # some margins are a few of float32's last digits
+        # some margins are a few units in the last place of float32
         assert ratios(truth.to(torch.float64), norm, Linear()).max() < 1.001, truth.name
 
 
@@ -124,7 +124,7 @@ def test_the_runner_up_class_alone_is_not_exact(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_first_length_matches_the_paper(norm: Norm, trained_digits: Digits) -> None:
-    """The witness as it was left is 1.001 of eq. 3's smallest distance, or that doubled."""
+    """The attack's witness lies at 1.001 times the smallest distance of eq. 3, or a doubling of that."""
     model, images, _ = trained_digits
     model, images = copy.deepcopy(model).double(), images[:32].double()
     margins = measure(model, images, Linear(), norm, domain="free", noise_retries=0)
@@ -139,10 +139,10 @@ def test_the_first_length_matches_the_paper(norm: Norm, trained_digits: Digits) 
     assert 0.3 < (doublings.round() == 0).double().mean() < 1
 
 
-# two classes whose outputs happen to add up to 1
+# two classes whose outputs sum to 1 by chance
 @pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
 def test_the_length_is_doubled_until_the_class_changes() -> None:
-    """The boundary lies 5.5 times as far as the linearised one: three doublings, four looks."""
+    """The boundary lies at 5.5 times the linearised margin: three doublings, four checks."""
     draw = torch.randn(64, generator=oracles.generator(3))
     model, images = Bent(draw, slope=0.1), torch.full((2, 1, 8, 8), 0.5)
     margins = measure(model, images, Linear(), "l2", domain="free", noise_retries=0)
@@ -155,10 +155,10 @@ def test_the_length_is_doubled_until_the_class_changes() -> None:
     assert three.forwards.tolist() == [value - 1 for value in margins.forwards.tolist()]
 
 
-# two classes whose outputs happen to add up to 1
+# two classes whose outputs sum to 1 by chance
 @pytest.mark.filterwarnings("ignore::attacks.checks.ProbabilityWarning")
 def test_the_linearised_margin_is_neither_an_upper_nor_a_lower_bound() -> None:
-    """Too short where the slope falls, too long where it grows; the verified distance is never too short."""
+    """Too small where the slope falls, too large where it grows; the verified distance is never too small."""
     draw, images = torch.randn(64, generator=oracles.generator(3)), torch.full((1, 1, 8, 8), 0.5)
     for slope, true in ((0.1, 5.5), (5.0, 0.6)):
         margins = measure(Bent(draw, slope), images, Linear(), "l2", domain="free", noise_retries=0)
@@ -168,7 +168,7 @@ def test_the_linearised_margin_is_neither_an_upper_nor_a_lower_bound() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_cost_is_a_forward_a_backward_per_class_and_a_check(classes: int, norm: Norm) -> None:
-    """A forward, a backward for each other class, and one look where the first length suffices."""
+    """A forward, a backward for each other class, and one check if the first length suffices."""
     truth = oracles.affine(classes)
     nothing = measure(truth.model, truth.images, Linear(doublings=0), norm, noise_retries=0)
     margins = measure(truth.model, truth.images, Linear(), norm, noise_retries=0)
@@ -199,7 +199,7 @@ def test_images_with_zero_gradients_are_not_found(norm: Norm) -> None:
         assert set(margins.status) == {Status.NOT_FOUND}
         assert margins.distance.isinf().all()
         assert margins.witness.isfinite().all()
-        # no looks along a direction that there is not: the judge's two passes and the estimator's one
+        # no checks without a direction: two passes of verification and one of the estimator
         assert (margins.forwards == 3).all()
 
 
@@ -216,7 +216,7 @@ def test_a_row_with_zero_gradient_does_not_affect_the_others() -> None:
 
 
 def test_a_class_with_zero_gradient_is_skipped() -> None:
-    """The nearest class by its gap has no slope at all; the other is taken."""
+    """The class with the smallest gap has zero gradient; the other class is used."""
     weight = torch.zeros(3, 64)
     weight[2] = torch.randn(64, generator=oracles.generator(5))
     model, images = Affine(weight, torch.tensor([1.0, 0.9, 0.0])), torch.full((2, 1, 8, 8), 0.5)

@@ -1,4 +1,4 @@
-"""Averages arrive in the real loggers, once an epoch; each test needs its library (`tox -e libraries`)."""
+"""Averages reach the real loggers once per epoch; each test needs its library (`tox -e libraries`)."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ NAMES = {f"margin/{split}/linear/{norm}" for split in ("train", "test") for norm
 
 
 class Notes:
-    """A logger that keeps what it gets."""
+    """A logger that stores its calls."""
 
     def __init__(self) -> None:
         self.got: list[tuple[int, dict[str, float]]] = []
@@ -54,7 +54,7 @@ def test_averages_of_every_measured_epoch_are_logged_once(tmp_path: Path) -> Non
         rows = summary[(summary["epoch"] == epoch) & (summary["subset"] == "all")]
         wanted = {f"margin/{r.split}/{r.estimator}/{r.norm}": r.avg for r in rows.itertuples()}
         assert values == pytest.approx(wanted)
-    # gone on with, nothing is measured and nothing logged
+    # on resuming, nothing is measured and nothing logged
     again = Notes()
     tracked(tmp_path, again).close()
     assert again.got == []

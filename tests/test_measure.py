@@ -1,4 +1,4 @@
-"""The judge: statuses, noise, halving around what raises, refinement, units, and answers to bad input."""
+"""`measure`: statuses, noise, halving of raising batches, refinement, units, and errors for bad input."""
 
 import math
 import re
@@ -23,7 +23,7 @@ Propose = Callable[[Classifier, Tensor, Tensor, Tensor], Any]
 
 
 class Planted:
-    """An estimator made of a function (model, images, labels, seeds) -> candidates; remembers what it was given."""
+    """An estimator made of a function (model, images, labels, seeds) -> candidates; records its arguments."""
 
     name = "planted"
     norms = frozenset({"l2", "linf"})
@@ -54,7 +54,7 @@ class Planted:
 
 
 def always(point: float) -> Planted:
-    """Proposes one grey for every image."""
+    """Proposes the same grey for every image."""
     return Planted(lambda model, images, labels, seeds: torch.full_like(images, point))
 
 
@@ -64,7 +64,7 @@ def hopeless() -> Planted:
 
 
 class Line(nn.Module):
-    """Class 1 where the mean pixel has passed an odd number of ``crossings``; logit margins grow off them."""
+    """Class 1 where the mean pixel has passed an odd number of ``crossings``; logit gaps grow off them."""
 
     def __init__(self, *crossings: float, slope: float = 1.0) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Line(nn.Module):
 
 
 class Affine(nn.Module):
-    """``classes`` random directions over ``pixels`` in ``bounds``, all boundaries near the middle grey."""
+    """``classes`` random directions over ``pixels`` in ``bounds``, all boundaries near mid-grey."""
 
     def __init__(self, classes: int = 4, pixels: int = 16, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def small_cnn() -> nn.Module:
 
 
 def check(margins: Margins, model: nn.Module, images: Tensor, norm: str = "l2") -> None:
-    """What holds whatever the estimator does."""
+    """Properties that hold for any estimator."""
     count = len(images)
     logits = model(images)
     assert torch.equal(margins.prediction, logits.argmax(1))
@@ -142,7 +142,7 @@ def test_every_status_in_one_batch() -> None:
     def propose(view: Classifier, points: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
         if (points == greys(0.4)).flatten(1).all(1).any():
             raise RuntimeError("never this one")
-        # the first image is easy; the second only from where noise has put it; the others never
+        # the first image is always found, the second only from a noisy start, the others never
         result = points.clone()
         for row, point in enumerate(points):
             noisy = len(point.unique()) > 1
@@ -193,7 +193,7 @@ def test_a_classifier_with_a_boundary_out_of_the_box_is_found_in_free_space_only
     assert free.distance.tolist() == pytest.approx([1.3, 0.9], rel=2e-4)
 
 
-# --- estimators that break things ---
+# --- misbehaving estimators ---
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_one_nan_pixel_invalidates_only_its_row() -> None:
 
 
 def test_the_clean_image_is_never_a_witness() -> None:
-    """Nor where the batch decides the class: `hopeless` gives a margin of 0 no chance."""
+    """Not even if the class depends on the batch: a candidate equal to the image never gives a margin of 0."""
     model, images = Line(0.5), greys(0.2, 0.7)
     margins = measure(model, images, hopeless(), "l2", noise_retries=0)
     check(margins, model, images)
@@ -324,7 +324,7 @@ def test_our_own_exceptions_are_raised_and_not_recorded_as_failures(error: Excep
 
 
 def own_noise(seed: int, attempt: int, size: int) -> Tensor:
-    """Standard normal noise that only the image's seed decides."""
+    """Standard normal noise that depends only on the image's seed."""
     generator = torch.Generator().manual_seed(derive_seed("noise", seed, attempt))
     return torch.randn(1, size, size, generator=generator, dtype=torch.float64)
 
@@ -335,13 +335,13 @@ def noises(estimator: Planted, clean: Tensor) -> list[Tensor]:
 
 
 def test_noise_grows_and_depends_only_on_the_images_seed() -> None:
-    # far from the boundary, so that noise alone does not cross it
+    # far from the boundary, so that noise alone does not change the class
     model, images = Line(5.0), greys(0.5, 0.5, 0.5, size=32)
     together, alone, again = hopeless(), hopeless(), hopeless()
     margins = measure(model, images, together, "l2", seeds=[7, 8, 9])
     check(margins, model, images)
     assert margins.noise_retries.tolist() == [6, 6, 6]
-    # clean, attack's check; then of each retry the noisy point's check and its witness's
+    # clean, the attack's check; then per retry the checks of the noisy point and of its witness
     assert margins.forwards.tolist() == [2 + 6 * 2] * 3
     measure(model, images[1:2], alone, "l2", seeds=[8])
     measure(model, images.flip(0), again, "l2", seeds=[9, 8, 7], batch_size=2)
@@ -397,7 +397,7 @@ def test_distance_is_from_the_image_and_not_from_the_noise() -> None:
     check(margins, model, images)
     assert margins.status == (Status.FOUND_AFTER_NOISE,)
     assert margins.noise_retries.tolist() == [1]
-    # the witness's mean lies at the boundary, its pixels are noisy: a little longer than straight there
+    # the witness's mean lies at the boundary and its pixels are noisy, so it is slightly beyond the margin
     assert 0.2 * 4 < margins.distance.item() < 0.2 * 4 * 1.02
 
 
@@ -424,7 +424,7 @@ def test_refinement_removes_the_overshoot(norm: Any, overshoot: float) -> None:
 
 
 def test_a_witness_782_times_too_far_is_refined_to_the_boundary() -> None:
-    # grey 0.001 under the boundary, white 782 times as far
+    # grey 0.001 below the boundary; white is 782 times as far
     crossing = 1 - 781 * 0.001
     model, images = Line(crossing), greys(crossing - 0.001, size=3)
     margins = measure(model, images, always(1.0), "linf", noise_retries=0)
@@ -444,7 +444,7 @@ def test_bisection_stops_after_24_passes() -> None:
 
 
 def test_a_witness_behind_three_boundaries_gives_a_verified_point() -> None:
-    """The segment goes 0, 1, 0, 1: any of its crossings may come out, but a verified one."""
+    """The classes along the segment are 0, 1, 0, 1: any verified crossing is a valid result."""
     model, images = Line(0.3, 0.5, 0.7), greys(0.05, 0.1, 0.2, 0.25)
     margins = measure(model, images, always(0.97), "linf", noise_retries=0)
     check(margins, model, images, "linf")
@@ -502,7 +502,7 @@ def test_estimators_see_unit_pixels_and_their_witnesses_are_mapped_back() -> Non
     ),
 )
 def test_margins_do_not_depend_on_batch_size(text: str, norm: Any) -> None:
-    """Beyond rounding, which is 1e-16 here: what is larger comes of rows that look at each other."""
+    """Up to rounding, 1e-16 here: larger differences would mean that rows depend on each other."""
     model = small_cnn().double()
     images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(15)).double()
     whole = measure(model, images, create(text), norm, noise_retries=1)
@@ -535,7 +535,7 @@ def test_library_generators_are_seeded_by_the_seeds_of_the_chunk() -> None:
         return images
 
     for seeds in ([1, 2], [1, 2], [3, 4]):
-        torch.rand(5)  # what the caller has drawn before does not matter
+        torch.rand(5)  # earlier draws of the caller have no effect
         measure(Line(0.5), greys(0.1, 0.2), Planted(draw), "l2", seeds=seeds, noise_retries=0)
     assert draws[0] == draws[1] != draws[2]
 
@@ -544,7 +544,7 @@ def test_derived_seeds_are_stable() -> None:
     assert derive_seed("image", 0) == derive_seed("image", 0)
     assert derive_seed("a", 1) != derive_seed("a", 2) != derive_seed("a1", 2)
     assert 0 <= derive_seed("image", 3) < 2**63
-    # the same on every machine and version, or resumed runs would mix two
+    # equal on every machine and version, as resumed runs rely on it
     assert derive_seed("noise", 8, 2) == 5252201512514804315
 
 
@@ -594,7 +594,7 @@ def test_models_are_measured_in_their_own_precision(text: str, dtype: torch.dtyp
     torch.testing.assert_close(margins.distance[found], single.distance[found], rtol=rough, atol=0)
 
 
-# --- bad input: one line each ---
+# --- bad input: one-line errors ---
 
 
 def lambda_model(forward: Callable[[Tensor], Any]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""One finished model's margins as a table, from whatever holds its images."""
+"""Margins of a finished model as a table, from any container of images."""
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,7 @@ def test_the_ids_of_a_subset_are_its_indices(model: nn.Module, images: torch.Ten
     whole = measure_margins(model, (images, LABELS), ["fmn:steps=10"], ["linf"])
     part = measure_margins(model, data.Subset(Pairs(images, LABELS), [4, 1]), ["fmn:steps=10"], ["linf"])
     assert part["image"].tolist() == [4, 1]
-    # seeds are the images' own, so that they are measured as before
+    # seeds belong to the images, so that the results are equal
     np.testing.assert_allclose(part["distance"], whole["distance"].to_numpy()[[4, 1]], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Batches by memory: what autograd keeps of an image, and that no margin depends on it."""
+"""Batch size from memory: what autograd saves per image, and that margins do not depend on it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def images(count: int) -> torch.Tensor:
 
 
 def test_autograd_keeps_only_the_activations() -> None:
-    """Of frozen layers a linear one keeps nothing but its weights, and a ReLU what it returned."""
+    """With frozen weights a linear layer saves nothing per image, and a ReLU saves its output."""
     image = images(1)
     with frozen_view(network(), (0.0, 1.0), "box", image.device) as view:
         assert kept_bytes(view, image) == 4 * (32 + 16)
-    # the control: a wider network keeps more
+    # control: a wider network saves more
     wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 320), nn.ReLU(), nn.Linear(320, 3))
     with frozen_view(wide, (0.0, 1.0), "box", image.device) as view:
         assert kept_bytes(view, image) == 4 * 320

@@ -23,7 +23,7 @@ DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
         # as counted for Wong & Kolter's network in the verification literature
         ("cnn", MNIST, 166_406),
         ("cnn", CIFAR, 48 * 16 + 16 + 256 * 32 + 32 + 2048 * 100 + 100 + 1010),
-        # as everyone counts the CIFAR form of ResNet-18
+        # the usual count of the CIFAR variant of ResNet-18
         ("resnet18", CIFAR, 11_173_962),
     ],
 )
@@ -145,7 +145,7 @@ number = 3
 
 @pytest.fixture
 def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module in the working directory, which is not on the path."""
+    """A module in the working directory, which is not on sys.path."""
     (tmp_path / "my_factories.py").write_text(FACTORIES)
     (tmp_path / "my_broken_module.py").write_text("import my_missing_dependency")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The three observations on simulated runs with a known answer, alone and gathered for a report."""
+"""The three observations on simulated runs with known answers, individually and in a report."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ NO_ERRORS = pd.DataFrame(columns=["epoch", "split", "error"])
 
 
 def curves(draw: np.random.Generator, averages: list[float], count: int, spread: float = 0.1) -> np.ndarray:
-    """``(N, E)`` margins about a curve of averages; images keep their own level and vary a little."""
+    """``(N, E)`` margins around a curve of averages; each image has its own level and varies a little."""
     level = draw.lognormal(sigma=spread, size=(count, 1))
     return level * np.array(averages) * draw.lognormal(sigma=0.02, size=(count, len(averages)))
 
@@ -157,7 +157,7 @@ def decline_rate(make: Callable[[np.random.Generator], Panel], claim: str = obse
 
 
 def walks(draw: np.random.Generator) -> Panel:
-    """Each image's margin walks at random and for itself, so that the averages are autocorrelated."""
+    """Each image's margin is an independent random walk, so that the averages are autocorrelated."""
     return panel(20 + draw.normal(size=(101, 21)).cumsum(axis=1))
 
 
@@ -175,7 +175,7 @@ def test_control_kendalls_tau_finds_a_trend_in_random_walks() -> None:
     draw = np.random.default_rng(5)
     made = [walks(draw) for _ in range(WALKS)]
     wrong = sum(stats.kendalltau(own.later, own.averages[1:]).pvalue < 0.05 for own in made)
-    # the negative control: why tau and the slope are told without p-values
+    # control: the reason why tau and the slope have no p-values
     assert not is_at_most(wrong, 0.05, WALKS)
     assert wrong > 0.5 * WALKS
     rows = describe_trend(1, made[0], NO_ERRORS)
@@ -192,7 +192,7 @@ def test_control_starting_from_the_peak_finds_a_decline_in_noise() -> None:
         made = noise(draw)
         peak = int(np.argmax(made.averages[1:-1])) + 1
         wrong += MedianChange(made.at(20) - made.at(peak)).p < 0.05
-    # the negative control
+    # control
     assert not is_at_most(wrong, 0.05, WALKS)
 
 
@@ -206,7 +206,7 @@ def test_a_walk_that_all_images_share_is_a_change_of_this_network() -> None:
         ).effect
         assert effect is not None
         decided += effect.p < 0.05
-    # true of the network, and no evidence about training: that is what seeds are for
+    # true of the network, but no evidence about the training, which needs several seeds
     assert decided > 85
 
 
@@ -304,7 +304,7 @@ def test_a_pair_that_cannot_be_compared_says_why() -> None:
 def hardness(
     draw: np.random.Generator, count: int, epochs: int, *, share: float = 0.2, factor: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Margins, and whether they are correct; wrong images stay wrong mostly and are nearer by a factor."""
+    """Margins and correctness; incorrect images mostly stay incorrect and are nearer by a factor."""
     hard = draw.random((count, 1)) < share
     correct = ~(hard ^ (draw.random((count, epochs)) < 0.04))
     values = draw.lognormal(sigma=0.3, size=(count, 1)) * draw.lognormal(sigma=0.05, size=(count, epochs))
@@ -407,7 +407,7 @@ def test_whether_incorrect_images_stay_incorrect(again: float, expected: str) ->
     wrong = np.zeros((2000, 3), dtype=bool)
     wrong[:200, 2] = True
     wrong[: int(200 * again), 1] = True
-    wrong[500:900, 1] = True  # and many that are not wrong any more
+    wrong[500:900, 1] = True  # and many that are no longer incorrect
     table = pd.DataFrame(~wrong, columns=[0, 1, 2])
     trial = observation3.persistence("run", "train", table)
     assert (trial.epochs, trial.split, trial.estimator) == ("1 → 2", "train", "")
@@ -420,7 +420,7 @@ def test_whether_incorrect_images_stay_incorrect(again: float, expected: str) ->
     assert observation3.persistence("run", "train", table[[0, 1]]).obstacle == "fewer than two epochs from 1 on"
 
 
-# everything of a report
+# whole reports
 
 
 def simulated(
@@ -434,7 +434,7 @@ def simulated(
     whole: bool = True,
     **options: Any,
 ) -> Run:
-    """A run of two splits and two estimators with known margins; its seed is ``source`` unless given."""
+    """A run of two splits and two estimators with known margins; its seed defaults to ``source``."""
     draw = np.random.default_rng(source)
     tables, kept = [], []
     for split in ("train", "test"):
@@ -584,7 +584,7 @@ def test_pairs_of_five_seeds_are_pooled_seed_by_seed() -> None:
     ratio = own[own["claim"] == observation2.TRANSFER]
     assert len(ratio) == 12
     assert ((ratio["value"] > 1.5) & (ratio["value"] < 2.4)).all()
-    # four of five have a partner: each pair by itself
+    # four of five have a partner: each pair is reported separately
     fewer = gather([*plain, *robust[1:]]).findings
     own = fewer[(fewer["observation"] == 2) & (fewer["claim"] == observation2.TRANSFER)]
     assert sorted(set(own["run"])) == [f"robust-{seed} / plain-{seed}" for seed in range(4)]
@@ -607,7 +607,7 @@ def test_a_run_given_twice_does_not_count_as_a_second_seed() -> None:
     assert not gather(runs).findings["effect"].str.contains("seeds").any()
 
 
-# runs that cannot say much
+# degenerate runs
 
 
 def degenerate() -> dict[str, Run]:
@@ -649,7 +649,7 @@ def degenerate() -> dict[str, Run]:
 
 
 def check(found: Evidence) -> None:
-    """Tables that hold what they should, and no verdict without a test."""
+    """Complete tables, and no verdict without a test."""
     assert list(found.findings.columns) == list(FINDING_COLUMNS)
     assert list(found.descriptions.columns) == list(DESCRIPTION_COLUMNS)
     assert list(found.composition.columns) == list(COMPOSITION_COLUMNS)
@@ -718,5 +718,5 @@ def test_without_predictions_the_probe_images_represent_the_set() -> None:
 def test_a_pair_without_equal_seeds_is_reported() -> None:
     plain = [simulated(f"plain-{seed}", seed, count=20, epochs=3) for seed in (0, 1)]
     found = gather([*plain, simulated("robust", 9, count=20, epochs=3, training="pgd")])
-    # nothing is compared, so something has to say so
+    # nothing is compared, so a sentence must say so
     assert 2 in set(found.findings["observation"]) or any("observation 2" in line for line in found.warnings)

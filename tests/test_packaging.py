@@ -1,6 +1,6 @@
-"""The files that describe the package agree with one another and with the folders.
+"""The files that describe the package agree with each other and with the folders.
 
-Nothing here looks at what is installed: a machine with a GPU may well have another torch.
+Installed packages are not checked: a machine with a GPU may have another version of torch.
 """
 
 import re
@@ -28,7 +28,7 @@ def read(name: str) -> str:
 
 
 def direct_requirements() -> list[Requirement]:
-    """What the project asks for by name: its dependencies, extras and dependency groups."""
+    """The project's direct requirements: dependencies, extras and dependency groups."""
     project = PYPROJECT["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     lists += PYPROJECT["dependency-groups"].values()
@@ -91,7 +91,7 @@ def test_the_listed_data_files_are_those_in_the_packages() -> None:
 
 
 def test_uv_lock_is_ignored_and_not_tracked() -> None:
-    # a lock names the index that it was made with, and the constraints already fix the versions
+    # a lock file names its package index, and the constraints already fix the versions
     assert "uv.lock" in read(".gitignore").splitlines()
     if not (ROOT / ".git").exists():
         return

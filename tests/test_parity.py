@@ -1,6 +1,6 @@
-"""Our adapters beside the stock attacks of Foolbox and torchattacks: the same images, the same points.
+"""Our adapters against the stock attacks of Foolbox and torchattacks: the same images give the same points.
 
-Where stock is wrong, tests say so, to notice when it is mended.
+Tests document defects of the stock attacks, to detect when they are fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEEDS = torch.zeros(COUNT, dtype=torch.int64)
 
 @pytest.fixture(scope="module")
 def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained network, images it has not seen, and its predictions."""
+    """A trained network, held-out images, and its predictions."""
     network, images, labels = trained_digits
     probe = images[:COUNT]
     prediction = network(probe).argmax(1)
@@ -46,7 +46,7 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module,
 
 @contextmanager
 def view_of(model: nn.Module, images: Tensor) -> Iterator[Classifier]:
-    """What `measure` shows to estimators."""
+    """The view that `measure` passes to estimators."""
     with frozen_view(model, (0.0, 1.0), "box", images.device) as view:
         view.classes = 10
         view.start_chunk(len(images))
@@ -54,7 +54,7 @@ def view_of(model: nn.Module, images: Tensor) -> Iterator[Classifier]:
 
 
 class Recorder(nn.Module):
-    """Keeps every batch that passes."""
+    """Records every batch that passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Recorder(nn.Module):
 
 @pytest.fixture
 def plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No gradients by folding, which differ by rounding."""
+    """Disables gradients by folding, which differ by rounding."""
     monkeypatch.setattr(freezing, "quicken", lambda model: None)
 
 
@@ -91,7 +91,7 @@ def test_deepfool_matches_stock_foolbox(norm: Norm, digits: tuple[nn.Module, Ten
         got = create("deepfool:engine=foolbox").perturb(view, images, labels, norm, seeds=SEEDS)
     assert torch.equal(got, expected)
     assert (row_norm(expected - images, norm) > 0).all()
-    # and it is the settings that are compared, not images that any DeepFool would leave alike
+    # control: the result depends on the settings, so that the comparison is not trivial
     with view_of(model, images) as view:
         other = create("deepfool:engine=foolbox,overshoot=0.03").perturb(view, images, labels, norm, seeds=SEEDS)
     assert not torch.allclose(other, expected, atol=1e-6)
@@ -113,7 +113,7 @@ def test_measured_deepfool_starts_from_stock_witnesses(norm: Norm, digits: tuple
 
 @pytest.mark.parametrize("shape", [oracles.DIGITS, oracles.OBLONG], ids=str)
 def test_stock_l2_fmn_does_not_project_and_ours_does(shape: oracles.Shape) -> None:
-    """When this fails, Foolbox has mended `L2FMNAttack.project`."""
+    """If this fails, Foolbox has fixed `L2FMNAttack.project`."""
     truth = oracles.affine(10, shape)
     labels = truth.model(truth.images).argmax(1)
     stock = stock_foolbox(library.L2FMNAttack(), truth.model.eval().requires_grad_(False), truth.images, labels)
@@ -128,11 +128,11 @@ def test_linf_fmn_matches_stock_foolbox_with_fewer_steps(digits: tuple[nn.Module
     model, images, labels = digits
     stock = row_norm(stock_foolbox(library.LInfFMNAttack(), model, images, labels) - images, "linf")
     ours = measure(model, images, create("fmn"), "linf").attack_distance
-    crossed = stock > 0  # stock stops just inside of the boundary for some, and then returns the image
+    crossed = stock > 0  # stock stops just inside the boundary for some images, and then returns the image
     assert crossed.double().mean() > 0.5
     assert (ours[crossed] / stock[crossed]).log().abs().median() < 0.01
     assert (ours[crossed] / stock[crossed]).mean() <= 1.005  # of 300 images 0.9991
-    # the control: with hardly any steps it is not
+    # control: with few steps it is not
     few = measure(model, images, create("fmn:steps=5"), "linf").attack_distance
     assert (few[crossed] / stock[crossed]).mean() > 1.02
 
@@ -169,10 +169,10 @@ def test_pgd_at_one_radius_matches_stock_torchattacks(
     if norm == "linf":
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     else:
-        # ours goes without the constant that stock adds to the gradient's norm
+        # ours omits the constant that stock adds to the gradient's norm
         bare = stock_pgd(shown, images, labels, norm, eps_for_division=1e-30)
         torch.testing.assert_close(got, bare, rtol=0, atol=1e-6)
-        # which decides a few pixels where the gradient has died; how many depends on the machine's rounding
+        # which decides a few pixels with zero gradient; their number depends on the machine's rounding
         assert ((got - expected).abs() <= 1e-3).double().mean() > 0.99
     assert not torch.allclose(got, stock_pgd(shown, images, labels, norm, steps=19), atol=1e-3)
 
@@ -227,10 +227,10 @@ def compare(
     loss: Callable[[Tensor], Tensor],
     least: int,
 ) -> int:
-    """The same points at every step, and the same rows with a witness; returns how many rows, at ``least`` so many.
+    """The same points at every step, and the same rows with a witness; returns the number of rows, at least ``least``.
 
-    Left out are rows that come to where DLR is 1 whatever the image (the label exactly third, or the
-    target first): their gradient is rounding alone.
+    Rows where DLR becomes 1 for every image are excluded (the label exactly third, or the
+    target first): their gradient is only rounding.
     """
     assert len(stock) == len(ours)
     values = torch.stack([loss(model(points)) for points in stock])
@@ -261,7 +261,7 @@ def test_apgd_steps_match_stock_torchattacks(
     stock, ours = paths(attack, model, images, labels, norm, seed, loss)
     assert len(ours) == steps + 1
     compare(stock, ours, model, labels, loss, least=24)
-    # other settings walk elsewhere
+    # control: other settings give other paths
     _, elsewhere = paths(partial(attack, steps=steps - 5), model, images, labels, norm, seed, loss)
     assert (elsewhere[-1] - ours[steps - 5]).abs().max() > 1e-3
 
@@ -287,7 +287,7 @@ def test_targeted_apgd_steps_match_stock_torchattacks(seed: int, digits: tuple[n
 
 
 def test_targeted_l2_apgd_of_stock_takes_the_first_rows_step_size(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """Alone every row walks as ours does; in a batch it follows the first one's step size."""
+    """Alone every row takes the same steps as ours; in a batch it uses the step size of the first row."""
     network, images, labels = digits
     model, images = copy.deepcopy(network).double(), images.double()
     targets = runner_up(model, images)

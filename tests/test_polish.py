@@ -1,6 +1,6 @@
-"""Polished witnesses: never farther, at exact margins where these are known, in both norms and domains.
+"""Polished witnesses: never farther, and equal to known exact margins, in both norms and domains.
 
-The controls at the end plant a polish that is wrong, and the same checks must say so.
+The controls at the end plant a wrong polish, which the same checks must detect.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def task(model: nn.Module, points: Tensor, labels: Tensor, norm: Norm, limits: t
 @pytest.mark.parametrize("limits", [(-0.4, 0.6), FREE], ids=["box", "free"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_moves_have_least_norm(norm: Norm, limits: tuple[float, float]) -> None:
-    """Their weights prove it: the dual of the same problem, by weak duality, has the same value."""
+    """The dual weights prove optimality: by weak duality, the dual problem has the same value."""
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(20, 7, 30, generator=generator, dtype=torch.float64)
     inside = 0.2 * torch.randn(20, 30, generator=generator, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_moves_have_least_norm(norm: Norm, limits: tuple[float, float]) -> None:
         best = pull.clamp(low, high)
         bound = (2 * (gain - (best * (pull - best / 2)).sum(1))).sqrt()
     else:
-        # with weights of total pull 1, no move of length t gains more than t; a pixel at the box frees the others
+        # with weights of dual norm 1 a perturbation of length t gains at most t; pixels at their bounds count apart
         held = torch.where(found.moves.abs() < length[:, None] * (1 - 1e-9), pull * found.moves, 0.0).sum(1)
         bound = (gain - held) / torch.where(found.moves.abs() >= length[:, None] * (1 - 1e-9), pull.abs(), 0.0).sum(1)
     torch.testing.assert_close(length, bound, rtol=1e-4, atol=0)
@@ -192,7 +192,7 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_rounding_loses_no_image_near_the_boundary(norm: Norm) -> None:
-    """In another batch, a point that lies only just beyond the boundary may be put back."""
+    """In another batch, a point just beyond the boundary may have the original class."""
     truth = oracles.near()
     margins = measure(truth.model, truth.images, create("deepfool:refine=polish"), norm, noise_retries=0)
     plain = measure(truth.model, truth.images, create("deepfool"), norm, noise_retries=0)
@@ -294,7 +294,7 @@ def test_best_polishes_its_members() -> None:
 
 @pytest.mark.slow
 def test_control_without_the_confirmation_step_points_are_not_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The solver's own points lie on the boundary and need the step beyond; short of it the judge sees no witness."""
+    """The solver's points lie on the boundary; without the step beyond it verification finds no witness."""
 
     def believed(model: object, x: Tensor, labels: Tensor, witness: Tensor, points: Tensor, norm: Norm) -> Tensor:
         return (x + 0.99 * (points - x)).to(x)
@@ -307,7 +307,7 @@ def test_control_without_the_confirmation_step_points_are_not_witnesses(monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["rows", "starts"])
 def test_control_wrong_parts_are_detected(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients with the wrong sign, or no walks: the polish stays a bound, but is not exact."""
+    """Gradients with the wrong sign, or no walks: the result is still an upper bound, but not exact."""
     if spoil == "rows":
         right = Cells.rows
         monkeypatch.setattr(Cells, "rows", lambda self, regions, numbers: -right(self, regions, numbers))

@@ -1,4 +1,4 @@
-"""Over random networks, shapes, precisions and batches: what every margin must be, whatever it was measured on."""
+"""Properties of every margin over random networks, shapes, precisions and batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from attacks.registry import create
 from attacks.types import NORMS, Domain, Norm
 
 ESTIMATORS = ("deepfool:steps=10", "fmn:steps=15", "linear", "cascade:budget=60", "pgd:rounds=2,steps=5", "sdf")
-# random networks may be dead, which is told
+# random networks may have zero gradients, which gives warnings
 pytestmark = pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 some = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and images of it."""
+    """A network and its images."""
 
     model: nn.Module
     images: Tensor
@@ -38,7 +38,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Dense and convolutional networks of up to three layers, of every size that is quick."""
+    """Small dense and convolutional networks of up to three layers."""
     channels, height, width = draw(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)))
     classes, count = draw(st.integers(2, 12)), draw(st.integers(1, 7))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))

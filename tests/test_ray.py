@@ -1,4 +1,4 @@
-"""Ray gives the rows of one process, starts lost tasks again and says what a cluster has not (`tox -e libraries`)."""
+"""Ray gives the same rows as one process, restarts lost tasks and reports missing resources (`tox -e libraries`)."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ from harness.on_ray import RETRIES, OnRay  # noqa: E402
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster of this machine that says that it has two cores and one GPU; no task here asks for the GPU."""
+    """A local cluster that declares two cores and one GPU; no task of these tests requests the GPU."""
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -40,7 +40,7 @@ def test_ray_gives_the_same_rows_as_one_process(tmp_path: Path) -> None:
     for name, more in (("whole", ()), ("run", ("--engine", "ray"))):
         assert main(["--out", str(tmp_path / name), "--no-report", *OPTIONS, *more]) == 0
     assert differences(tmp_path / "run", tmp_path / "whole") == []
-    # the cluster was there before, and is left there
+    # the cluster existed before, and is kept
     assert ray.is_initialized()
 
 
@@ -79,7 +79,7 @@ def test_a_closed_engine_can_be_started_again(cluster: None) -> None:
     list(engine.run(linear(), [task_of(torch.rand(4, 1, 3, 3), Deadly())], lambda _: None))
     assert ray.cluster_resources()["CPU"] == 1
     engine.close()
-    # what the user starts then is the user's
+    # a cluster that the user starts afterwards is not shut down
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     engine.close()
     assert ray.is_initialized()
@@ -132,7 +132,7 @@ def test_the_number_of_workers_fits_the_cluster() -> None:
     assert OnRay(1).count == 1
     assert OnRay(threads=2).count == 1
     assert OnRay(gpus=1).count == 1
-    # four tasks share a GPU, and there are cores for two
+    # four tasks could share a GPU, but there are cores for two
     assert OnRay(gpus=0.25).count == 2
     with pytest.raises(
         ConfigError, match=r"machine of the Ray cluster with 3 CPU for a task, got 2; give --threads less"
@@ -192,7 +192,7 @@ def test_a_cluster_without_gpus_gives_a_one_line_error(tmp_path: Path, capsys: p
         "less, or take a larger cluster\n"
     )
     assert not (tmp_path / "run").exists()
-    # one that was started for it is ended
+    # a cluster started by the engine is shut down
     assert not ray.is_initialized()
 
 
@@ -206,7 +206,7 @@ def test_a_missing_cluster_gives_a_one_line_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rows_of_a_part_exist(tmp_path: Path) -> None:
-    """What the comparisons above stand on."""
+    """The comparisons above rely on it."""
     tracker(tmp_path, None, "linear").update(0, linear())
     (part,) = RunFolder(tmp_path).margin_parts()
     assert len(read_part(part)[0]) == len(rows_of(tmp_path)[part.name]["distance"]) == 24

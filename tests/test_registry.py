@@ -15,13 +15,13 @@ from attacks.types import DOMAINS, NORMS, EstimatorError
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"(estimator \w+: )?expected .+, got .+; .+")
-# another value of each field that is no number
+# another value of each field that is not a number
 OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "engine": "foolbox", "polish": False}
 NAMED = sorted(set(ESTIMATORS) - set(WRAPPERS))
 
 
 def refusal(text: str) -> str:
-    """The one line that `create` answers this text with."""
+    """The one-line error of `create` for this text."""
     with pytest.raises(EstimatorError) as caught:
         create(text)
     message = str(caught.value)
@@ -171,7 +171,7 @@ class Needy:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A real distribution folder on the path, with entry points that work and that do not."""
+    """A real distribution folder on sys.path, with working and broken entry points."""
     (tmp_path / "outside_estimators.py").write_text(OUTSIDE, encoding="utf-8")
     info = tmp_path / "outside-1.0.dist-info"
     info.mkdir()

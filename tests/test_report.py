@@ -1,4 +1,4 @@
-"""`python -m harness.report` from folders to files: what it writes, what it says, and what it refuses."""
+"""`python -m harness.report` from folders to files: its files, its output and its errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_run(
     classes: int = 3,
     **config: Any,
 ) -> Path:
-    """A run folder whose margins shrink by the same factor at every epoch after the first.
+    """A run folder whose margins shrink by a constant factor at every epoch after the first.
 
     The first ``wrong`` images are misclassified, and three times closer.
     """
@@ -98,7 +98,7 @@ def write_run(
 
 @pytest.fixture
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not written, which takes most of the time; test_figures.py writes them."""
+    """Figures are made but not written, as writing takes most of the time; test_figures.py writes them."""
     monkeypatch.setattr("harness.figures.save", lambda *_: [])
 
 
@@ -160,9 +160,9 @@ def test_a_pair_is_compared_and_the_sentence_has_its_numbers(
     assert any(f"L∞ {1 / 0.8**2:.3g} (" in line.sentence for line in lines)
     figures = {path.stem for path in (tmp_path / "pair-figures").iterdir()}
     assert figures == {"distributions-l2", "distributions-linf", "plain", "robust"}
-    # what a run's figures show depends on the company, so its own folder is left alone
+    # figures of a run depend on the other runs of the report, so the run's folder is unchanged
     assert not (runs[0] / "figures").exists()
-    # the control: without the pair there is nothing to say of observation 2
+    # control: without the pair there is no sentence on observation 2
     alone = headlines(gather([read_run(runs[0])]).findings)[2]
     assert [line.verdict for line in alone] == ["not tested"]
     assert alone[0].sentence.lower().startswith(NOT_TESTED[2][:20].lower())
@@ -294,7 +294,7 @@ def test_limits_of_a_verdict_are_stated(tmp_path: Path) -> None:
     assert "plain and robust are compared although their seeds differ" in evidence.warnings
     assert any(line.startswith("copy is left out of the tests") for line in evidence.warnings)
     assert set(evidence.findings["run"]) == {"plain", "robust", "robust / plain"}
-    # equal names with other parameters are not compared
+    # estimators with equal names and different parameters are not compared
     manifest = json.loads((odd / "manifest.json").read_text())
     manifest["estimators"][0]["parameters"] = {"steps": 999}
     del manifest["sha256"]
@@ -306,7 +306,7 @@ def test_limits_of_a_verdict_are_stated(tmp_path: Path) -> None:
     assert refused_rows["reason"].eq("the runs measured it with other parameters").all()
     assert refused_rows["verdict"].eq("undecided").all()
     assert "the runs measured it with other parameters" not in set(second.loc[second["estimator"] == "fmn", "reason"])
-    # and a run that stopped early says so
+    # and a run that stopped early is marked as such
     short = write_run(tmp_path / "short", epochs=3)
     manifest = json.loads((short / "manifest.json").read_text())
     manifest["config"]["epochs"] = 40

@@ -1,4 +1,4 @@
-"""The page holds the tables' numbers, escapes every name, asks nothing of the network and says what it cannot show."""
+"""The page holds the tables' numbers, escapes every name, makes no request and explains missing content."""
 
 import base64
 import copy
@@ -34,7 +34,7 @@ ASKING = {"src", "href", "srcset", "action", "formaction", "data", "poster", "ba
 
 
 class Reader(HTMLParser):
-    """Elements with their attributes, and the text in them, as a browser reads them."""
+    """Elements, their attributes and their text, as a browser reads them."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -70,7 +70,7 @@ class Reader(HTMLParser):
 
 
 def requests(page: str) -> list[str]:
-    """What the page would ask the network for, or could make it run."""
+    """Network requests and foreign scripts of the page."""
     reader = Reader(page)
     found = []
     for tag, attributes in reader.elements:
@@ -90,13 +90,13 @@ def by_name(content: ReportContent) -> dict[str, Graph]:
 
 
 def unpacked(reader: Reader, name: str) -> pd.DataFrame:
-    """The packed table, all of it text."""
+    """The packed table as text."""
     content = gzip.decompress(base64.b64decode(reader.block(f"table-{name}")))
     return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
 
 
 def equal(found: pd.DataFrame, expected: pd.DataFrame) -> bool:
-    """Whether a table of texts holds every digit of the expected one, blank where it is undefined."""
+    """Whether a table of texts equals the expected one in every digit, with blanks for undefined values."""
     assert list(found) == list(expected)
     assert len(found) == len(expected)
     for name in found:
@@ -175,7 +175,7 @@ def test_every_external_name_is_escaped() -> None:
     assert requests(page) == []
     assert "<img src=x" not in page
     plain = render(pages.report(pages.run(epochs=range(3)), pages.run("other", epochs=range(3))))
-    # no element of any kind more than the same page has with harmless names, but for the names' own places
+    # no more elements of any kind than the same page with harmless names, except where names are inserted
     assert reader.count("script") == Reader(plain).count("script")
     assert reader.visible().count(HOSTILE) > 30
     for name in FIGURES:
@@ -183,7 +183,7 @@ def test_every_external_name_is_escaped() -> None:
         assert HOSTILE in json.dumps(
             [panel["where"] for panel in panels] + [t["where"] for p in panels for t in p["traces"]]
         )
-        # plotly reads HTML in its texts
+        # plotly interprets HTML in its texts
         assert HOSTILE not in json.dumps([[t["trace"] for t in panel["traces"]] for panel in panels])
         assert HOSTILE not in json.dumps([panel["layout"] for panel in panels])
 
@@ -466,7 +466,7 @@ def test_the_largest_runs_page_stays_small() -> None:
     content = pages.report(pages.run(estimators=names, epochs=range(41), images=1000, whole=1000))
     page = render(content)
     assert len(page.encode()) < 15e6
-    # of 820,000 rows of single images, only those that are drawn
+    # of 820,000 rows of single images, only the drawn ones
     assert len(unpacked(Reader(page), "confidence")) <= 2 * 2 * 5 * 1000
 
 

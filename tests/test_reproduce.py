@@ -1,4 +1,4 @@
-"""The study: what its file means, what is kept of runs, and that the page says what the tables say."""
+"""The study: its file, the stored summaries of runs, and a page that agrees with the tables."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_run_of_two_groups_is_run_once_with_the_options_of_both(tmp_path: Path
     )
     shared = study.runs["digits-dense-standard"]
     assert shared.options["estimator"] == ["deepfool", "fmn"]
-    assert shared.added == {"linear": (1, 2)}  # fmn measures every epoch already
+    assert shared.added == {"linear": (1, 2)}  # fmn already measures every epoch
     assert shared.checkpoints == (0, 1, 2)
     own = study.runs["digits-dense-standard-loss-hinge-seed-3"]
     assert (own.options["estimator"], own.options["seed"], own.options["loss"]) == (["deepfool"], 3, "hinge")
@@ -146,7 +146,7 @@ def test_a_step_is_done_once_and_a_failing_one_is_named(tmp_path: Path) -> None:
     assert len(said) == 3
 
 
-# what surrounds the images
+# free margins and random directions
 
 
 def test_random_directions_cross_as_often_as_geometry_predicts() -> None:
@@ -157,12 +157,12 @@ def test_random_directions_cross_as_often_as_geometry_predicts() -> None:
     problem = Problem("plane", model, Probe(images, torch.zeros(200, dtype=torch.int64), torch.arange(200)))
     rows = crossings(problem, "l2", np.full(200, 0.5))
     for row in rows:
-        # the angle to the normal must be below arccos(1 / times), to one side
+        # the angle to the normal must be below arccos(1 / times), on one side
         expected = math.acos(1 / row["times"]) / math.pi  # type: ignore[operator]
         error = math.sqrt(expected * (1 - expected) / 2000)
         assert row["crossed"] == pytest.approx(expected, abs=4 * error + 1e-3)
         assert (row["images"], row["directions"]) == (200, 10)
-    # twice the margin, and the same directions cross later
+    # with twice the margin the same directions cross later
     assert crossings(problem, "l2", np.full(200, 0.25))[1]["crossed"] < rows[1]["crossed"]  # type: ignore[operator]
 
 
@@ -199,7 +199,7 @@ def test_a_run_without_deepfool_is_refused_in_one_line(tmp_path: Path, capsys: p
     assert not (tmp_path / "run.around").exists()
 
 
-# what is kept
+# stored tables
 
 
 def test_flow_and_confidence_count_whole_sets() -> None:
@@ -273,7 +273,7 @@ def summaries(folder: Path, standard: str, pgd: str, changed: dict[Key, pd.DataF
     """Stored tables of the pair, every curve of a run the same.
 
     Args:
-        changed: tables that are others than these.
+        changed: tables that replace the defaults.
     """
     epochs = range(41)
     tables: dict[Key, pd.DataFrame] = {("pair", "observations"): pd.DataFrame({"claim": ["none"]})}

@@ -1,4 +1,4 @@
-"""Wherever a run is interrupted, it goes on to the same rows and the same network, and does nothing twice."""
+"""An interrupted run resumes to the same rows and the same network, and repeats no finished work."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from tests.runs import contents, net, state
 
 IMAGES = ["--train-images", "96", "--test-images", "40", "--device", "cpu"]
 ESTIMATORS = ["--estimator", "deepfool:steps=5", "--estimator", "fmn:steps=10"]
-# 20 images: more than the 16 witnesses that are kept of an epoch when the next one is there
+# 20 images: more than the 16 witnesses that an epoch keeps once the next one exists
 SMALL = ["--model", "tests.runs:net", *IMAGES, "--probe", "20", "--noise-retries", "1", *ESTIMATORS]
 UNITS = 4
 
@@ -54,7 +54,7 @@ DRAWN = ("figures/", "report")
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a resumed run; one slow test here and test_cli.py draw."""
+    """Skip drawing, which takes most of the time of a resumed run; one slow test here and test_cli.py draw."""
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
 
 
@@ -64,7 +64,7 @@ def copy_of(whole: Path, folder: Path) -> Path:
 
 
 def all_rows(folder: Path) -> dict[str, pd.DataFrame]:
-    """Every part's and table's rows without their seconds."""
+    """The rows of every part and table without the seconds."""
     paths = [*RunFolder(folder).margin_parts(), *RunFolder(folder).prediction_parts()]
     found = {str(path.relative_to(folder)): read_part(path)[0] for path in paths}
     found |= {name: pd.read_csv(folder / name) for name in ("epochs.csv", "summary.csv")}
@@ -72,7 +72,7 @@ def all_rows(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and facts: the order of the facts in the file is safetensors' own, and random."""
+    """A checkpoint's tensors and metadata: safetensors writes the metadata in random order."""
     with safe_open(path, framework="pt") as handle:
         return {"facts": handle.metadata(), **load_file(path)}
 
@@ -104,7 +104,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 
 @contextmanager
 def writing(act: Callable[[Path, Callable[[Path], object]], None]) -> Iterator[None]:
-    """Let ``act`` stand where files are written."""
+    """Replace the writing of files by ``act``."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (files, store, tables, tensors):
             patch.setattr(module, "write_atomically", act)
@@ -130,7 +130,7 @@ def test_a_run_interrupted_at_every_file_gives_the_same_result(tmp_path: Path, w
     folder, stopped = tmp_path / "run", list[Path]()
 
     def stop_at_what_is_new(path: Path, write: Callable[[Path], object]) -> None:
-        """Interrupt before the first, after the second, before the third ... file, each once."""
+        """Interrupt before the first file, after the second, before the third and so on, each once."""
         if path in stopped:
             really_write(path, write)
             return
@@ -143,7 +143,7 @@ def test_a_run_interrupted_at_every_file_gives_the_same_result(tmp_path: Path, w
         while not codes or codes[-1] == 130:
             codes.append(run(folder, "--epochs", "2", "--resume"))
     files = {str(path.relative_to(folder)) for path in stopped}
-    # all that a run writes, and the state of epoch 0, which is gone in the end
+    # every file of a run, and the state of epoch 0, which is deleted at the end
     expected = {name for name in contents(whole) if not name.startswith(DRAWN)}
     assert files == expected | {"checkpoints/epoch-000.trainer.pt"}
     assert codes == [130] * len(files) + [0]
@@ -178,12 +178,12 @@ def test_a_run_interrupted_once_gives_the_same_result(
     said = capsys.readouterr().err
     assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
     assert not [name for name in contents(folder) if name.endswith(".tmp")]
-    if count == 33:  # in the midst of the last epoch's margins
+    if count == 33:  # during the measurement of the last epoch
         assert [RunFolder(folder).trainer(epoch).exists() for epoch in range(3)] == [False, True, True]
     kept = {name: one for name, one in state(folder).items() if "margins/" in name and one[1]}
     assert run(folder, "--epochs", "2", "--resume") == 0
     assert_same_run(folder, whole)
-    # what was there was not written again
+    # existing files were not written again
     assert {name: state(folder)[name] for name in kept} == kept
 
 
@@ -195,7 +195,7 @@ def test_a_run_interrupted_in_a_batch_and_in_a_measurement_gives_the_same_result
         if next(calls, None) is None:
             raise KeyboardInterrupt
 
-    # how often each is let through
+    # how often each call succeeds first
     for place, what, count in (
         (Terminal, "batch_done", 1),
         (Terminal, "images_done", 1),
@@ -211,7 +211,7 @@ def test_a_run_interrupted_in_a_batch_and_in_a_measurement_gives_the_same_result
 
 @pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path, whole: Path) -> None:
-    # the negative control of the comparison, and what it must not notice
+    # control for the comparison, and differences that it must ignore
     folder = tmp_path / "run"
     assert run(folder, "--epochs", "1", "--seed", "1", "--norm", "l2", "--estimator", "ddn:steps=3") == 0
     for epoch in (0, 1):
@@ -256,14 +256,14 @@ def test_a_deleted_part_is_restored_and_nothing_else_changes(
     assert run(folder, "--epochs", "2", "--resume") == 0
     before, after = contents(whole), contents(folder)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    # a restored part's own seconds, and the tables that repeat them
+    # the seconds of a restored part, and the tables that repeat them
     allowed = {"manifest.json", "summary.csv", "epochs.csv"}
     if part.startswith("checkpoints/"):
         allowed |= {part, *(f"checkpoints/epoch-{epoch:03d}.trainer.pt" for epoch in (1, 2))}
     assert changed <= allowed | ({part} if part.endswith(".parquet") else set())
     assert_same_run(folder, whole)
     assert len(measured) == (2 if part.startswith("margins/") else 0)
-    # from the last state that there is: of epoch 1, and of none before
+    # from the last existing state: that of epoch 1, and of no earlier epoch
     needed = {"checkpoints/epoch-001.safetensors": 1, "checkpoints/epoch-002.safetensors": 1}
     assert len(trained) == needed.get(part, 0)
 
@@ -293,7 +293,7 @@ def test_all_margins_and_predictions_are_recomputed_from_the_checkpoints(tmp_pat
 
 
 def last_value(path: Path) -> int:
-    """Where the last page of a column of a part ends: other bytes may say nothing of the values."""
+    """The offset of the last value of a part's column: other bytes may not affect the values."""
     group = pq.read_metadata(path).row_group(0)
     column = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "confidence")
     first: int = column.dictionary_page_offset or column.data_page_offset
@@ -354,7 +354,7 @@ def test_adding_epochs_gives_the_same_run_as_a_longer_one(tmp_path: Path, whole:
     assert len(RunFolder(folder).margin_parts()) == 2 * UNITS
     assert run(folder, "--epochs", "2", "--resume") == 0
     assert_same_run(folder, whole)
-    # a resumed run that asks for less keeps what there is
+    # a resumed run with fewer epochs keeps the existing ones
     assert run(folder, "--epochs", "1", "--resume") == 0
     assert_same_run(folder, whole)
 
@@ -369,7 +369,7 @@ def test_epochs_may_be_added_when_the_trainers_states_are_lost(tmp_path: Path, w
     paths = RunFolder(folder)
     tensors.save_checkpoint(longer, trained(3), 3, paths.facts(paths.place(paths.checkpoint(3))))
     assert same_values(checkpoint(paths.checkpoint(3)), checkpoint(longer))
-    # those of the last two epochs, as in a run that lost none
+    # the states of the last two epochs, as in a run that lost none
     assert [RunFolder(folder).trainer(epoch).exists() for epoch in range(4)] == [False, False, True, True]
 
 
@@ -403,7 +403,7 @@ def test_a_tracked_run_trains_the_same_network_as_one_without_tracking(tmp_path:
             tensors.load_checkpoint(RunFolder(folder).checkpoint(epoch), model)
             weights[f"{training} {epoch}"] = weights_checksum(model)
             assert weights[f"{training} {epoch}"] == weights_checksum(trained(epoch, training=training))
-    # both start from the same network, and then differ
+    # both start from the same network and then differ
     assert weights["standard 0"] == weights["pgd 0"]
     assert len(set(weights.values())) == 5
     assert weights_checksum(trained(2, seed=1)) not in weights.values()

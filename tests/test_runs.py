@@ -1,4 +1,4 @@
-"""A run folder read into tables, and what is said of one that cannot be."""
+"""A run folder read into tables, and errors for unreadable ones."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def test_every_row_of_a_folder_is_read_in_order(tmp_path: Path) -> None:
     }
     assert found.predictions["epoch"].unique().tolist() == [0, 1, 10]
     assert len(found.predictions) == 9
-    # of the predictions, not of the table next to them, which has no checksum
+    # from the predictions, not from the table next to them, which has no checksum
     rows = [{"epoch": epoch, "split": "test", "loss": 0.5, "error": 1 / 3, "seconds": 1.5} for epoch in (0, 1, 10)]
     pd.testing.assert_frame_equal(found.epochs, pd.DataFrame(rows), check_dtype=False)
     assert read_run(tmp_path / "mine", "other").name == "other"
@@ -90,7 +90,7 @@ def test_a_run_of_the_tracker_has_no_training_options(tmp_path: Path) -> None:
     made.write_manifest({"schema": 1, "fingerprint": {"domain": "box"}, "estimators": []})
     found = read_run(tmp_path)
     assert (found.config, found.training, found.seed) == ({}, "", None)
-    # nothing says that it may be compared with another
+    # it has no options, so it is not comparable with another run
     assert found.alike(but=()) == ""
 
 
@@ -167,7 +167,7 @@ def test_parameters_are_those_of_the_manifest() -> None:
     assert silent.parameters == {}
 
 
-# what a foreign part does
+# as in a part of another program
 
 
 def test_a_part_without_its_columns_or_epoch_is_named(tmp_path: Path) -> None:

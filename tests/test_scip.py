@@ -1,4 +1,4 @@
-"""Exact L2 margins against SCIP, which shares nothing with the search but the network that was read.
+"""Exact L2 margins against SCIP, which shares only the reading of the network with the search.
 
 Tjeng et al. 2019, https://arxiv.org/abs/1711.07356, with interval bounds and one quadratic constraint. Skipped without
 ``pyscipopt``.
@@ -23,7 +23,7 @@ scip = pytest.importorskip("pyscipopt")
 
 
 def scip_margin(network: ReluNetwork, image: np.ndarray, reach: float) -> float:
-    """The least L2 distance inside ``[0, 1]``, up to ``reach``, at which another class leads."""
+    """The smallest L2 distance inside ``[0, 1]``, up to ``reach``, at which another class has the largest logit."""
     own = int(network.logits(image).argmax())
     return min(_to_class(network, image, own, other, reach) for other in range(network.classes) if other != own)
 

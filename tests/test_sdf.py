@@ -1,4 +1,4 @@
-"""SuperDeepFool: its projections shorten the way on curved boundaries, at the paper's cost, and are exact on planes."""
+"""SuperDeepFool: projections reduce distances on curved boundaries at the paper's cost, and are exact on planes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ratios(truth: Oracle, estimator: SuperDeepFool) -> Tensor:
 
 
 class Counted(nn.Module):
-    """Tells of the rows that pass; the logits may be larger."""
+    """Counts the rows of all passes; the logits may be scaled."""
 
     def __init__(self, model: nn.Module, tell: Callable[[int], object] = bool, factor: float = 1.0) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ PLANES: dict[str, Callable[[], Oracle]] = {
 def test_exact_on_planes(name: str) -> None:
     truth = PLANES[name]()
     assert ratios(truth, SuperDeepFool()).median() < 1.0002
-    # some margins are a few of float32's last digits
+    # some margins are a few units in the last place of float32
     assert ratios(truth.to(torch.float64), SuperDeepFool()).max() < 1.001
 
 
 @pytest.mark.parametrize("name", ["two", "ten", "free"])
 def test_no_step_is_longer_than_the_overshoot(name: str) -> None:
-    """A peer's steps, 1.5 x 1.02 of the way each and never projected, leave its witness at 1.53 on planes."""
+    """Steps of 1.5 x 1.02 without projection, as in another implementation, give distances of 1.53 on planes."""
     truth = PLANES[name]().to(torch.float64)
     for overshoot in (0.005, 0.53):
         estimator = SuperDeepFool(overshoot=overshoot)
@@ -82,7 +82,7 @@ def test_projections_shorten_the_path_to_a_sphere(inside: bool, limit: float) ->
     ratio = ratios(truth, SuperDeepFool())
     assert ratio.min() > 1 - 1e-6
     assert ratio.mean() < limit
-    # the control: without them, the same steps miss the limit by far
+    # control: without projections, the same steps miss the limit by far
     without = ratios(truth, SuperDeepFool(n=0))
     assert without.mean() > 1.12
     assert (ratio < without).all()
@@ -99,7 +99,7 @@ def test_more_projections_reduce_the_distance_further(inside: bool, m: int) -> N
 
 
 class Ledge(nn.Module):
-    """Class 1 lies ahead along the first pixel, and class 2, flat at grey, rises steeply on a slant before it."""
+    """Class 1 is reached along the first pixel; class 2, with zero gradient at grey, rises steeply before it."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.flatten(1) - 0.5
@@ -108,7 +108,7 @@ class Ledge(nn.Module):
 
 
 def test_projections_use_the_normal_of_the_class_that_was_reached() -> None:
-    """DeepFool steers for class 1, the only one with a slope, and comes out in class 2."""
+    """DeepFool steps towards class 1, the only one with a gradient, and reaches class 2."""
     images = torch.full((2, 1, 8, 8), 0.5)
     margins = measure(Ledge(), images, SuperDeepFool(), "l2")
     assert margins.target.tolist() == [2, 2]
@@ -116,7 +116,7 @@ def test_projections_use_the_normal_of_the_class_that_was_reached() -> None:
     t = (15 + 0.7) / (101**2 + 50**2)
     exact = torch.full((2,), t * (101**2 + 50**2) ** 0.5, dtype=torch.float64)
     torch.testing.assert_close(margins.distance, exact, rtol=2e-4, atol=0)
-    # the control: straight ahead it is a tenth longer
+    # control: along the step the distance is a tenth larger
     without = measure(Ledge(), images, SuperDeepFool(n=0), "l2")
     assert (without.distance > 1.1 * exact).all()
 
@@ -126,11 +126,11 @@ def test_projections_use_the_normal_of_the_class_that_was_reached() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_cost_on_planes_matches_the_paper(classes: int) -> None:
-    """A step: one forward, a backward for each other class. A projection: one of each. And a look at the end."""
+    """A step: one forward, a backward for each other class. A projection: one of each. And a final check."""
     forwards, backwards = passes(oracles.affine(classes).to(torch.float64), SuperDeepFool())
     assert (backwards == classes - 1 + 1).all()
     assert (forwards <= 3).all()
-    # that look is spared where the projection moved nothing
+    # the check is omitted if the projection moved nothing
     assert (forwards == 3).double().mean() > 0.5
     assert (forwards >= 2).all()
     _, fewer = passes(oracles.affine(classes), SuperDeepFool(candidates=2))
@@ -138,7 +138,7 @@ def test_cost_on_planes_matches_the_paper(classes: int) -> None:
 
 
 def passes(truth: Oracle, estimator: SuperDeepFool) -> tuple[Tensor, Tensor]:
-    """Forwards and backwards of each image, without the judge's."""
+    """Forwards and backwards of each image, without those of verification."""
     with frozen_view(truth.model, (0.0, 1.0), truth.domain, truth.images.device) as view:
         view.start_chunk(len(truth.images))
         labels = truth.model(truth.images).argmax(1)
@@ -148,7 +148,7 @@ def passes(truth: Oracle, estimator: SuperDeepFool) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.slow
 def test_cost_of_a_row_does_not_depend_on_its_batch(trained_digits: Digits) -> None:
-    """But for forwards, of which a mixed batch takes up to two a step."""
+    """Except forwards, of which a mixed batch takes up to two per step."""
     model, images, _ = trained_digits
     images = images[:48]
     alone = measure(model, images, SuperDeepFool(), "l2", batch_size=1, noise_retries=0)
@@ -157,7 +157,7 @@ def test_cost_of_a_row_does_not_depend_on_its_batch(trained_digits: Digits) -> N
     assert torch.equal(whole.backwards, alone.backwards)
     assert (whole.forwards >= alone.forwards).all()
     assert whole.forwards.mean() < 1.25 * alone.forwards.mean()
-    # rows finish on their own: some after one round, some after several
+    # rows finish independently: some after one round, some after several
     assert alone.backwards.min() == 10
     assert alone.backwards.max() > 30
     loud = measure(Counted(model, factor=1000.0), images, SuperDeepFool(), "l2", noise_retries=0)
@@ -171,9 +171,9 @@ def test_finished_rows_are_not_passed_again(trained_digits: Digits) -> None:
         Counted(model, lambda rows: passed.append(rows)), images[:48], SuperDeepFool(), "l2", checked=True
     )
     assert sum(passed) == margins.forwards.sum()
-    walk = passed[1 : passed.index(48, 3)]  # the judge's own passes are of all again
+    walk = passed[1 : passed.index(48, 3)]  # verification passes all images again
     assert walk[:2] == [48, 48]
-    # how soon rows finish depends on the trained network, whose rounding depends on the machine
+    # the number of rounds depends on the trained network, whose rounding depends on the machine
     assert min(walk) < 24
 
 
@@ -198,7 +198,7 @@ def test_nearer_than_deepfool_on_a_trained_network(trained_digits: Digits) -> No
 
 @pytest.mark.slow
 def test_waiting_for_a_projected_witness_hardly_reduces_distances(trained_digits: Digits) -> None:
-    """The paper's rule, to go on until a projected point has crossed, goes in circles."""
+    """The paper's rule, to continue until a projected point has another class, cycles."""
     model, images, _ = trained_digits
     soon = measure(model, images[:64], SuperDeepFool(), "l2", noise_retries=0)
     late = measure(model, images[:64], SuperDeepFool(patience=50), "l2", noise_retries=0)
@@ -207,7 +207,7 @@ def test_waiting_for_a_projected_witness_hardly_reduces_distances(trained_digits
     assert (late.forwards + late.backwards).mean() > 1.5 * (soon.forwards + soon.backwards).mean()
 
 
-# Nothing to find.
+# Nothing is found.
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
@@ -216,12 +216,12 @@ def test_images_with_zero_gradients_are_not_found() -> None:
         margins = measure(truth.model, truth.images, SuperDeepFool(), "l2", noise_retries=0)
         assert set(margins.status) == {Status.NOT_FOUND}
         assert margins.distance.isinf().all()
-        # the judge's two passes and the first step's
+        # two passes of verification and one of the first step
         assert (margins.forwards == 3).all()
 
 
 def test_a_row_with_zero_gradient_does_not_affect_the_others() -> None:
-    """Class 0 leads on both halves; only the bright images see a slope."""
+    """Class 0 leads on both halves; only bright images have a nonzero gradient."""
 
     class Half(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_a_row_with_zero_gradient_does_not_affect_the_others() -> None:
 
 
 class Torn(nn.Module):
-    """Two classes in whose gradient stands NaN: everywhere, or beyond the boundary only."""
+    """Two classes with NaN gradients: everywhere, or only beyond the boundary."""
 
     def __init__(self, beyond: bool) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def test_nonfinite_gradients_end_a_row() -> None:
     lost = measure(Torn(beyond=False), images, SuperDeepFool(), "l2", noise_retries=0)
     assert lost.status == (Status.NOT_FOUND,) * 2
     assert lost.witness.isfinite().all()
-    # the walk's witness stays, and no NaN is passed
+    # the witness is kept, and no NaN is passed
     truth = Oracle("torn", Torn(beyond=True), images, {"l2": torch.full((2,), 0.2, dtype=torch.float64)})
     assert ratios(truth, SuperDeepFool()).max() < 1.0002
     assert passes(truth, SuperDeepFool())[0].tolist() == [2, 2]

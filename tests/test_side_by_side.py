@@ -1,4 +1,4 @@
-"""Runs at their last epochs next to each other: ratios over the same images, and none over others."""
+"""Runs compared at their last epochs: ratios over the same images only."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_ratios_are_over_the_first_run(tmp_path: Path) -> None:
     assert table.loc[table["run"] == "plain", ["ratio", "low", "high"]].isna().all().all()
     rows = table[table["run"] == "other"]
     last = read_run(other).margins["epoch"].max()
-    # every image's margin is the same multiple, so that the interval has no width
+    # every margin is the same multiple, so that the interval has zero width
     wanted = pytest.approx(np.full(len(rows), (0.4 / 0.8) ** (last - 1)))
     assert rows["ratio"].to_numpy() == wanted
     assert rows["low"].to_numpy() == wanted

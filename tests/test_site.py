@@ -75,7 +75,7 @@ def styled(css: str) -> list[str]:
 
 
 def problems(site: Path) -> list[str]:
-    """Dead links and anchors, and loads from other hosts, of every page and style sheet of a site."""
+    """Dead links, dead anchors and loads from other hosts, for every page and style sheet of a site."""
     pages = {path: Read(path) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
@@ -105,7 +105,7 @@ def _of_page(site: Path, pages: dict[Path, Read], page: Read) -> Iterator[str]:
 
 
 def _target(site: Path, source: Path, path: str) -> Path:
-    """The file that a path means, as a server would give it; the page of an error has whole paths."""
+    """The file that a server returns for a path; the error page has absolute paths."""
     start = site if path.startswith("/") else source.parent
     target = Path(os.path.normpath(start / unquote(path).lstrip("/")))
     return target / "index.html" if target.is_dir() else target
@@ -149,7 +149,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_of_the_navigation_exists(site: Path, page: str) -> None:
     text = "".join(Read(site / page.replace(".md", ".html")).text)
     assert "margin-harness" in text
-    # what is for mkdocstrings is not shown as it is
+    # directives for mkdocstrings are not shown literally
     assert "::: " not in text
 
 
@@ -188,7 +188,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_search_index_is_a_script(site: Path) -> None:
-    # fetch() reads no file://, and neither may a worker
+    # neither fetch() nor a worker may read file://
     assert any(address.endswith("iframe-worker.js") for address in Read(site / "index.html").loads)
     assert (site / "search.js").read_text(encoding="utf-8").startswith("var __index")
 

@@ -1,6 +1,6 @@
-"""Certificates are of what a network computes: random networks that are easily misread are bounded soundly or refused.
+"""Certificates hold for the computed function: networks that are easily misread are bounded soundly or refused.
 
-The controls plant readings that are wrong, and the same checks must say so.
+The controls plant wrong readings, which the same checks must detect.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pixels(count: int = 8) -> Tensor:
 
 
 def worst(model: nn.Module, certifier: Crown | IBP | Exact, given: Tensor) -> float:
-    """The largest ratio of a lower bound and the distance of a witness."""
+    """The largest ratio of a lower bound to the distance of a witness."""
     upper = measure(model, given, create("cascade"), "l2").distance
     found = certifier.certify(model, given, "l2", domain="box", upper=torch.full_like(upper, torch.inf))
     return float((found.lower / upper)[upper.isfinite()].max())
@@ -85,7 +85,7 @@ def test_many_random_networks() -> None:
 
 @pytest.mark.parametrize("twist", TWISTS)
 def test_every_twist_is_bounded_soundly_or_refused(twist: str) -> None:
-    """Alone, so that none hides behind another one's refusal."""
+    """One at a time, so that a refusal of one does not hide another."""
     refused = {"floor", "square", "sigmoid", "product", "mean of the batch"}
     counts = Counts()
     examine(Recipe("flat", (twist,), (), 4), counts, ("crown",))
@@ -102,7 +102,7 @@ def test_every_dressing_is_bounded_soundly_or_refused(dressing: str) -> None:
     assert counts.refused == ("squared" in dressing)
 
 
-# --- what was misread ---
+# --- constructs that were misread ---
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_replaced_forward_function_is_refused() -> None:
 
 
 class Precise(nn.Module):
-    """Computes something else in float64, in which the copy is read."""
+    """Computes a different function in float64, the precision in which the copy is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def shifted(offset: float, seed: int = 0) -> nn.Sequential:
 
 @pytest.mark.slow
 def test_rounding_does_not_count_as_a_contradiction(tmp_path: Path) -> None:
-    """Logits near 1e4 have 3 digits behind the point: bounds in float64 seemed to be above verified witnesses."""
+    """Logits near 1e4 have 3 decimal places in float32: bounds in float64 seemed to exceed verified witnesses."""
     near = pixels(24)[9:12]
     probes = {"test": (near, torch.zeros(3, dtype=torch.int64), torch.arange(9, 12))}
     tracker = MarginTracker(tmp_path / "run", probes, ["cascade"], ["l2"], certifiers=["crown", "exact:seconds=0.5"])
@@ -211,7 +211,7 @@ def test_bounds_leave_room_for_rounding(certifier: Crown | Exact) -> None:
     precise = certifier.certify(shifted(0.0).double(), given.double(), "l2", domain="box", upper=upper)
     for offset in (0.0, 1e3):
         found = certifier.certify(shifted(offset), given, "l2", domain="box", upper=upper)
-        # a search that ran out of time says little
+        # a search that ran out of time gives weak bounds
         kept = precise.solved & found.solved if certifier.name == "exact" else precise.lower > 0
         assert kept.sum() >= 2
         missing = ((precise.lower - found.lower) / precise.lower)[kept]
@@ -226,7 +226,7 @@ def test_half_precision_is_refused() -> None:
         Crown().certify(model, pixels().to(torch.bfloat16), "l2", domain="box", upper=torch.ones(8))
 
 
-# --- controls: planted misreadings turn the checks red ---
+# --- controls: planted misreadings must fail the checks ---
 
 
 def _without_absolute_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_exact_margins_are_those_of_the_computed_function() -> None:
     torch.testing.assert_close(dressed.margin, exact_margins(baked, pixels(), "l2").margin, rtol=1e-6, atol=1e-9)
 
 
-# --- what an attack on the certifiers found ---
+# --- findings of an adversarial review of the certifiers ---
 
 
 class Small(nn.Module):
@@ -316,7 +316,7 @@ class Small(nn.Module):
 
 
 def overwritten(images: Tensor) -> Tensor:
-    """Writes into the image, so that doing it twice changes nothing."""
+    """Writes into the image idempotently."""
     images[:, :, 0] += images[:, :, 1]
     images[:, :, 1] = 0
     return images
@@ -370,7 +370,7 @@ def test_unusual_operations_are_refused_in_one_line(
 
 
 def test_a_model_that_computes_in_numpy_is_refused() -> None:
-    """What NumPy sees of the recorded tensor is arbitrary: either the recordings differ, or the logits do."""
+    """NumPy sees arbitrary values of the recorded tensor: either the recordings or the logits differ."""
     refused = "outside of recorded operations|from what was read|cannot be recorded"
     with pytest.raises(InputError, match=refused):
         PiecewiseNetwork(Small(through_numpy, same), (1, 4, 4), CPU)

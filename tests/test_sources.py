@@ -1,4 +1,4 @@
-"""Data of the user's own: arrays, pictures, and torchvision's data sets by name."""
+"""Data of the user: arrays, image folders, and torchvision's data sets by name."""
 
 from pathlib import Path
 from typing import Any

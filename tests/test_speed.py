@@ -1,4 +1,4 @@
-"""The benchmark of speed: not its times, but that it cannot print a ratio that it should not."""
+"""The speed benchmark: not its times, but that it prints no misleading ratio."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def side_of(attack: object, **settings: object) -> Side:
 
 
 def lengthened(by: float) -> Side:
-    """Stock Foolbox, with every point moved a little farther from its image."""
+    """Stock Foolbox with every point moved slightly farther from its image."""
 
     def attack(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
         return (images + by * (STOCK.attack(model, images, labels, norm) - images)).clamp(0, 1)
@@ -85,7 +85,7 @@ def test_a_planted_wrong_peer_is_not_comparable(digits: Problem) -> None:
     assert margins < times
     assert "(not comparable)" in shown[times]
     assert "(not comparable)" in report.markdown([table], {})
-    # the control: what is off by less than the tolerance passes
+    # control: an error below the tolerance passes
     control = compared(digits, lengthened(1.00001)).rows[1].agreement
     assert control is not None
     assert control.comparable
@@ -115,7 +115,7 @@ def test_another_algorithm_may_be_beaten_but_must_not_be_nearer_or_fail() -> Non
     assert not agree(missed, theirs, same=False).comparable
     missed[:3] = math.inf
     assert not agree(theirs, missed, same=False).comparable
-    # but for those that are on the boundary to rounding
+    # except those on the boundary to rounding
     found = agree(theirs, missed, same=False, near=theirs)
     assert found.comparable
     assert (found.found, found.found_theirs, found.touching) == (100, 97, 3)
@@ -142,7 +142,7 @@ def test_points_on_the_boundary_up_to_rounding_are_distinguished() -> None:
     def at(second: float) -> Tensor:
         return torch.tensor([[0.5, second, 0.5, 0.5]]).reshape(1, 1, 2, 2)
 
-    # equal logits are the first class's
+    # ties are classified as the first class
     for second, across, near in [(0.51, True, True), (0.5, False, True), (0.499, False, False)]:
         assert judge(problem, at(second), "linf").isfinite().item() is across
         assert judge(problem, at(second), "linf", rounding=ROUNDING).isfinite().item() is near
@@ -150,7 +150,7 @@ def test_points_on_the_boundary_up_to_rounding_are_distinguished() -> None:
 
 
 def test_ratios_are_computed_per_round() -> None:
-    # the second round was slow for both: of medians apart, 6 / 3, of rounds, 2, 4, 3
+    # the second round was slow for both: the ratio of medians is 6 / 3, those of rounds 2, 4, 3
     found = timing.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0])
     assert (found.median, found.least, found.most) == (3.0, 2.0, 4.0)
 
@@ -184,7 +184,7 @@ def test_the_floor_is_the_cost_of_its_passes(digits: Problem) -> None:
     assert 0 < measured.backward < 1e-2
     floor = compared(digits, STOCK).floor
     assert floor is not None
-    # Foolbox's loop on one image at a time: nine gradients a step, and one of which it makes no use
+    # Foolbox's loop, one image at a time: nine gradients per step, and one that it does not use
     alone = [digits.first(row + 1) for row in range(len(digits.images))]
     alone = [replace(one, images=one.images[-1:], labels=one.labels[-1:]) for one in alone]
     steps = [float(ours("deepfool:engine=foolbox").counted(one, "l2")[2].item() - 1) / 9 for one in alone]
@@ -205,11 +205,11 @@ def test_the_unreachable_image_never_changes_class_and_has_gradients(digits: Pro
     generator = torch.Generator().manual_seed(0)
     corners = (torch.rand(2000, 1, 8, 8, generator=generator) > 0.5).float()
     with torch.no_grad():
-        # whatever the other pixels are
+        # for any values of the other pixels
         corners[:, 0, 0, 0] = 1
         assert (walled.model(corners).argmax(1) == 0).all()
         assert digits.model(corners).abs().max() < WALL / 10
-        # the control: without the mark these are of many classes
+        # control: without the mark these have many classes
         corners[:, 0, 0, 0] = 0
         assert len(walled.model(corners).argmax(1).unique()) > 2
     for name in ("foolbox", "torchattacks-fab"):
@@ -217,7 +217,7 @@ def test_the_unreachable_image_never_changes_class_and_has_gradients(digits: Pro
         found = judge(walled, side.solve(walled, "l2"), "l2").isfinite()
         assert found.tolist() == [row % 10 != 0 for row in range(20)]
     _, _, backwards = ours("deepfool").counted(walled, "l2")
-    # it is tried until the steps are used up: its gradients are not dead
+    # the attack uses all its steps: the gradients are nonzero
     assert backwards[[0, 10]].tolist() == [450, 450]
     assert backwards[1:10].max() < 450
 
@@ -232,7 +232,7 @@ def test_slow_sides_are_extrapolated_and_reported(digits: Problem) -> None:
     assert row.ratio is not None
     assert row.ratio.median == pytest.approx(row.seconds[0] / 5 / (table.rows[0].seconds[0] / 20))
     assert any("extrapolated" in line for line in table.remarks)
-    # where one image is not like the others, a few do not stand for all
+    # if one image differs from the others, a few do not represent all
     without = compared(with_unreachable(digits), slow)
     assert len(without.rows) == 1
     assert any("would not stand for all" in line for line in without.remarks)
@@ -319,7 +319,7 @@ def test_foolbox_keeps_all_gradients_in_memory_and_ours_does_not() -> None:
     assert theirs is not None
     assert own is not None
     batch = 4 * images.numel()
-    # one copy of the batch for each of nine gradients, and them stacked
+    # one copy of the batch per gradient, nine in all, and their stack
     assert 18 * batch < theirs < 60 * batch
     assert 4 * batch < own < theirs / 2
 

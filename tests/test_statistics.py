@@ -1,4 +1,4 @@
-"""Averages, standard errors and quantiles against numbers worked out by hand."""
+"""Averages, standard errors and quantiles against hand calculation."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ DESIGN = """epoch split subset estimator norm domain count found avg se attack_a
 
 
 def margins(distances: list[float], statuses: list[str] | None = None, **columns: Any) -> pd.DataFrame:
-    """Rows of one unit; distances of found images unless told otherwise."""
+    """Rows of one unit; images are found by default."""
     count = len(distances)
     made = {
         "epoch": 3,
@@ -111,7 +111,7 @@ def test_finite_quantiles_match_numpy() -> None:
 # summary
 
 
-# columns after those of the design, and their values in the summary worked out by hand
+# columns after those of the design, and their values in the hand-calculated summary
 MORE: dict[str, float] = {
     "after_noise": 1,
     "tied": 1,
@@ -146,7 +146,7 @@ def test_a_summary_matches_hand_calculation() -> None:
     ]
     assert (found["count"], found["found"]) == (6, 3)
     assert {name: found[name] for name in MORE} == pytest.approx(MORE, rel=1e-15)
-    # of the three that were found, whatever became of the others
+    # of the three that were found, regardless of the others
     assert found["avg"] == pytest.approx(3.0, rel=1e-15)
     assert found["se"] == pytest.approx(math.sqrt(14) / 3, rel=1e-15)
     assert found["attack_avg"] == pytest.approx(4.0, rel=1e-15)
@@ -164,7 +164,7 @@ def test_ties_and_failures_are_counted_separately_and_never_averaged() -> None:
     for name in ("avg", "se", "attack_avg", "attack_se", "found"):
         assert more[name] == plain[name]
     assert (more["count"], more["tied"], more["failed"], more["not_found"]) == (7, 2, 1, 1)
-    # the negative control: were the ties averaged too, the mean would be another
+    # control: with the ties averaged too, the mean would differ
     as_found = row(summarise(margins([1.0, 2.0, 6.0, 0.0, 0.0])))
     assert as_found["avg"] == pytest.approx(9 / 5)
     assert as_found["found"] == 5

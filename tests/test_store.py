@@ -1,4 +1,4 @@
-"""The run folder: whole parts or none, damage said in one line, a foreign run left alone."""
+"""The run folder: parts are complete or absent, damage gives one-line errors, foreign runs are unchanged."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def refused(act: Callable[..., object], *args: Any, **options: Any) -> str:
 
 
 class Planned(Exception):
-    """Raised by a writer on purpose."""
+    """Raised deliberately by a writer."""
 
 
 def failing(path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_part_keeps_every_value_type_and_fact(tmp_path: Path) -> None:
     assert (facts["weights"], facts["epoch"]) == ("abc", "3")
     assert rows["distance"].dtype == np.float64
     assert rows["correct"].dtype == bool
-    # and for a reader that knows nothing of this package
+    # also for a reader without this package
     assert pq.read_table(path).column_names == list(table().columns)
     assert list(contents(tmp_path)) == ["margins/part.parquet"]
 
@@ -151,7 +151,7 @@ def test_a_damaged_part_gives_a_one_line_error_or_unchanged_numbers(tmp_path: Pa
         flip(path, position, draw.randrange(8))
         message = complaint(tables.read_part, path)
         if message is None:
-            # a byte that says nothing of the numbers, such as a statistic that is not read
+            # a byte that does not affect the numbers, such as an unread statistic
             pd.testing.assert_frame_equal(tables.read_part(path)[0], table(), check_exact=True)
         else:
             refusals += 1
@@ -314,7 +314,7 @@ def test_estimators_norms_and_epochs_may_grow(tmp_path: Path) -> None:
     created = folder.read_manifest()["created"]
     folder.start(manifest(estimator=("fmn",), norm=("l2", "linf"), epochs=5), resume=True)
     written = folder.read_manifest()
-    # deepfool's parts are still there, and so is what they were measured with
+    # deepfool's parts still exist, and so do their settings in the manifest
     assert [entry["estimator"] for entry in written["estimators"]] == ["deepfool", "fmn"]
     assert (written["epochs"], written["created"]) == (5, created)
     folder.start(manifest(estimator=("fmn", "deepfool"), epochs=5), resume=True)
@@ -431,7 +431,7 @@ def test_a_checkpoint_gives_every_parameter_and_buffer_back(tmp_path: Path) -> N
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
     assert other.second.weight is other.first.weight
-    # tied weights stand in the file once
+    # tied weights are stored once
     raw = path.read_bytes()
     names = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     facts = names.pop("__metadata__")
@@ -452,7 +452,7 @@ def test_any_damage_to_a_checkpoint_gives_a_one_line_error(tmp_path: Path) -> No
         other = Tied()
         message = complaint(tensors.load_checkpoint, path, other)
         if message is None:
-            # only what is no weight, as the number of the epoch
+            # only metadata such as the epoch
             assert position < header
             assert tensors.weights_checksum(other) == tensors.weights_checksum(model)
         else:
@@ -474,7 +474,7 @@ def test_a_missing_or_foreign_checkpoint_gives_a_one_line_error(tmp_path: Path) 
         tensors.save_checkpoint(path, other, 0)
         assert f"expected a checkpoint of this model at {path}, got " in refused(tensors.load_checkpoint, path, Tied())
         tensors.load_checkpoint(path, other)
-    # of this model, but written by something else
+    # weights of this model, written by another program
     model = nn.Linear(2, 2)
     save_file(model.state_dict(), path)
     assert "the weights are damaged" in refused(tensors.load_checkpoint, path, model)
@@ -535,7 +535,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
             tensors.load_trainer, path
         )
         assert not target.exists()
-    # the negative control: it does run code where it is let
+    # control: it runs code when unpickling is unrestricted
     pickle.loads(path.read_bytes())
     assert target.is_dir()
 
@@ -563,6 +563,6 @@ def test_any_damage_to_a_trainers_state_gives_a_one_line_error(tmp_path: Path) -
 
 
 def raw_start(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of an entry of an archive begin: after its local header, name and extra field."""
+    """The offset of the data of an archive entry: after its local header, name and extra field."""
     header = path.read_bytes()[entry.header_offset : entry.header_offset + 30]
     return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

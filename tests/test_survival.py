@@ -71,7 +71,7 @@ def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background jobs ignore Ctrl-C, and so would their children
+        # background jobs of a shell ignore Ctrl-C, which their children inherit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -106,7 +106,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, capsys:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     tracker = MarginTracker(folder, probes, ["linear"], ["l2"])
     with other_process_holding(folder):
-        another = MarginTracker(folder, probes, ["linear"], ["l2"])  # which writes nothing yet
+        another = MarginTracker(folder, probes, ["linear"], ["l2"])  # before it writes anything
         for one in (tracker, another):
             with pytest.raises(StoreError, match=r" is in use by another process; wait"):
                 one.update(0, model)
@@ -156,7 +156,7 @@ def test_a_signal_ends_the_command_with_whole_files(tmp_path: Path, number: sign
     folder = tmp_path / "run"
     process = command(folder, "--epochs", "5000")
     try:
-        # the limits only end a test that hangs
+        # the time limits only end a hanging test
         until = time.monotonic() + 600
         while not (folder / "checkpoints" / "epoch-002.safetensors").exists():
             assert process.poll() is None, process.communicate()[1]
@@ -213,7 +213,7 @@ def test_thinned_checkpoints_change_no_row(tmp_path: Path, whole: Path, every: s
     assert track(folder, "--epochs", "6", "--keep-checkpoints", every) == 0
     assert checkpoints(folder) == kept
     assert_same_but_thinned(folder, whole, kept)
-    # what is missing of an epoch without a checkpoint is trained again, to the same weights
+    # missing parts of an epoch without a checkpoint are trained again, to the same weights
     RunFolder(folder).margins(4, Unit("deepfool:steps=5", "l2")).unlink()
     assert track(folder, "--epochs", "6", "--keep-checkpoints", every) == 0
     assert checkpoints(folder) == kept
@@ -252,7 +252,7 @@ def assert_same_but_thinned(folder: Path, whole: Path, kept: list[int]) -> None:
 
 
 def test_every_bit_of_a_parts_footer_is_checked(tmp_path: Path) -> None:
-    """Pages have checksums of their own; the footer says which page is which, and what they mean."""
+    """Pages have their own checksums; the footer holds the layout and meaning of the pages."""
     path = tmp_path / "part.parquet"
     table = pd.DataFrame({"image": [1, 2, 3], "label": [3, 2, 1], "distance": [0.5, 1.0, 2.0], "split": list("aba")})
     tables.write_part(path, table, weights="ab" * 32)
@@ -281,7 +281,7 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     folder.manifest.write_text(json.dumps(found))
     with pytest.raises(StoreError, match=r"checksum mismatch in .*: the manifest is damaged or was edited"):
         folder.read_manifest()
-    # on purpose
+    # deliberately
     del found["sha256"]
     folder.manifest.write_text(json.dumps(found | {"schema": 1}))
     assert folder.read_manifest()["config"]["seed"] == 1
@@ -379,7 +379,7 @@ def test_a_damaged_trainers_state_is_an_error_for_tracking_but_not_for_comparing
 
 @pytest.mark.slow
 def test_a_run_survives_kills() -> None:
-    # the runs are forked, which a process with the threads of other tests must not do
+    # the runs are forked, and a process with threads of other tests must not fork
     line = [sys.executable, "-m", "tests.survive", "--only", "kills", "--kills", "6"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

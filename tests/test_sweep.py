@@ -91,7 +91,7 @@ def test_an_invalid_sweep_gives_a_one_line_error(tmp_path: Path, text: str, word
 def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # three runs: figures of each take most of the time
+    # three runs: their figures take most of the time
     path, out = written(tmp_path, GRID.replace("seed = [0, 1]", "seed = [1]")), tmp_path / "out"
     command = [sys.executable, "-m", "harness.sweep", str(path), "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -109,7 +109,7 @@ def test_a_sweep_killed_and_resumed_ends_with_every_run_and_one_report(
         assert len(RunFolder(out / entry.name).margin_parts()) == 3 * 2
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "loss=hinge,seed=1" in page
-    # and once more changes nothing of the runs
+    # another start changes nothing in the runs
     before = {name: value for name, value in contents(out).items() if "margins/" in name or "checkpoints/" in name}
     monkeypatch.setattr("harness.sweep._report", lambda *_: None)
     assert main([str(path), "--out", str(out)]) == 0

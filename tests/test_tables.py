@@ -1,4 +1,4 @@
-"""Tables worked out by hand: envelope, panels, classes, boundaries, paths, flow, composition, calibration, trends."""
+"""Tables by hand: envelope, panels, classes, boundaries, paths, flow, composition, calibration, trends."""
 
 import math
 
@@ -92,11 +92,11 @@ def test_the_envelope_is_the_smallest_of_each_measure_and_the_status_of_the_dist
     rows = three_estimators()
     best = envelope(rows, {"l2": ["deepfool", "fmn"], "linf": ["deepfool"]})
     assert list(best.columns) == list(MARGIN_COLUMNS)
-    assert set(best["norm"]) == {"l2"}  # one estimator would be its own envelope
+    assert set(best["norm"]) == {"l2"}  # a single estimator would equal its envelope
     assert set(best["estimator"]) == {ENVELOPE}
     best = best.sort_values(["epoch", "image"])
     assert best["distance"].tolist() == [1.0, 1.5, INF, 2.0, 7.0, 5.0]
-    # 1.5 * 1 or 1.01 * 3, and so on: not of the estimator with the smallest distance throughout
+    # 1.5 * 1 or 1.01 * 3, and so on: not always that of the estimator with the smallest distance
     assert best["attack_distance"].tolist() == pytest.approx([1.5, 1.515, INF, 2.02, 7.07, 5.05])
     assert best["status"].tolist() == ["found", "found", "not_found", "found", "found", "found"]
     assert best["forwards"].tolist() == [20.0] * 6
@@ -251,7 +251,7 @@ def test_classes_beyond_the_boundary_and_how_often_they_change() -> None:
     assert counts.groupby("epoch")["count"].sum().tolist() == [4, 3, 4]
     changes = boundary_changes([made])
     assert list(changes.columns) == list(CHANGE_COLUMNS)
-    # of three found at both, image 1 changed; then images 0 and 1 did
+    # of three images found at both epochs, image 1 changed; then images 0 and 1 did
     assert changes[["epoch", "previous", "images"]].values.tolist() == [[1, 0, 3], [4, 1, 3]]
     assert changes["changed"].tolist() == pytest.approx([1 / 3, 2 / 3])
     nothing = panel(np.full((4, 2), NAN))
@@ -292,7 +292,7 @@ def test_flow_counts_every_image_once_an_epoch() -> None:
     assert list(image_flow(pd.DataFrame(), []).columns) == ["epoch", "next_epoch", "before", "after", "count"]
 
 
-# what both drawings of a figure share
+# what the static and the interactive figure share
 
 
 def test_the_last_bin_holds_the_distances_beyond_it() -> None:
@@ -359,7 +359,7 @@ def test_the_three_parts_sum_to_the_change(seed: int, rate: float) -> None:
 
 
 def test_a_composition_matches_hand_calculation() -> None:
-    # epoch 0 is no part; image 2 becomes correct at epoch 2 close to the boundary, image 3 becomes incorrect
+    # epoch 0 is excluded; at epoch 2 image 2 becomes correct close to the boundary, and image 3 becomes incorrect
     values = np.array([[9.0, 4.0, 3.0], [9.0, 6.0, 5.0], [9.0, 1.0, 1.0], [9.0, 2.0, 0.5]])
     correct = np.array([[True, True, True], [True, True, True], [True, False, True], [True, True, False]])
     table = parts(values, correct).set_index("subset")
@@ -368,7 +368,7 @@ def test_a_composition_matches_hand_calculation() -> None:
     own = table.loc["correct", ["change", "stayers", "entrants", "leavers", "gap"]].tolist()
     assert own == pytest.approx([-1.0, -1.0, -1.0, 1.0, -3.0])
     assert table.loc["correct", ["n_stayers", "n_entrants", "n_leavers"]].tolist() == [2, 1, 1]
-    # of the incorrect nobody stayed
+    # no incorrect image stayed
     other = table.loc["incorrect", ["change", "stayers", "entrants", "leavers"]].tolist()
     assert other == pytest.approx([-0.5, 0.0, 0.5, -1.0])
     assert math.isnan(table.loc["incorrect", "gap"])
@@ -383,7 +383,7 @@ def test_a_composition_of_entrants_or_leavers_only() -> None:
     row = lost[lost["subset"] == "correct"].iloc[0]
     assert row[["change", "stayers", "entrants", "leavers"]].tolist() == pytest.approx([0.0, 2.0, 0.0, -2.0])
     assert math.isnan(row["gap"])
-    # an image that is not found any more leaves the average
+    # an image that is no longer found leaves the average
     gone = parts(np.array([[1.0, 2.0, 4.0], [1.0, 6.0, NAN]]), np.ones((2, 3), dtype=bool))
     assert gone[["stayers", "leavers", "n_leavers"]].values.tolist() == [[2.0, -2.0, 1]]
 
@@ -402,7 +402,7 @@ def test_newcomers_of_a_panel_are_those_of_neighbouring_epochs_from_1_on() -> No
     values = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 0.5, 2.0], [1.0, 5.0, 6.0, 1.0]])
     gap = newcomer_gap(panel(values, correct))
     assert gap is not None
-    # image 1 at epoch 2, against images 0 and 2; that image 0 became correct at epoch 1 is of epoch 0
+    # image 1 at epoch 2, against images 0 and 2; image 0 became correct at epoch 1, relative to epoch 0
     assert gap.estimate == pytest.approx(0.5 - 4.5)
 
 

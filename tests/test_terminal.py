@@ -1,4 +1,4 @@
-"""What a run shows: whole numbers at every width, names as they are, bars only on a terminal."""
+"""Output of a run: complete numbers at every width, unchanged names, progress bars only on a terminal."""
 
 import errno
 import io
@@ -64,7 +64,7 @@ def test_names_are_printed_as_they_are_and_paths_in_one_line() -> None:
     assert "run folder: runs/" + "a-long-name-" * 12 + "[red]" in lines
     assert f"{ESTIMATORS[1]} l2: 8000 images (24 after noise, 8 not found, 8 tied)" in lines
     assert "error at epoch 20: train 1.00%, test 2.50%" in lines
-    # names are folded, not cut: their letters stand below one another
+    # names are wrapped, not truncated
     wide = printed(300, summary(), errors())
     assert any(line.strip().startswith(f"{ESTIMATORS[1]}  linf") for line in wide.splitlines())
 
@@ -159,7 +159,7 @@ sys.exit(run_command(main))
 
 
 def commanded(folder: Path, stdout: int | None, lines: int = 20_000, **more: str) -> tuple[int, str]:
-    """The exit code and standard error of a command that prints, which must reach its end."""
+    """The exit code and standard error of a command that prints and must run to its end."""
     code = COMMAND.format(lines=lines, done=str(folder / "done"))
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""The trace: the nearest verified point after a number of passes, hand-counted and against `measure`."""
+"""The trace: the nearest verified point after a number of passes, by hand calculation and against `measure`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.oracles import affine
 
 
 class Threshold(nn.Module):
-    """One pixel in [0, 1]; the class changes at ``edge``. ``in_place`` destroys its input."""
+    """One pixel in [0, 1]; the class changes at ``edge``. With ``in_place`` the input is overwritten."""
 
     def __init__(self, edge: float = 0.5, in_place: bool = False) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Threshold(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Visits(Settings):
-    """Passes fixed points, one forward each, the image as a whole; returns the last."""
+    """Passes fixed points, one forward each, with all pixels equal; returns the last."""
 
     name: ClassVar[str] = "visits"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
@@ -98,7 +98,7 @@ def entries(trace: Trace, row: int) -> list[tuple[float, float]]:
 
 
 def test_passes_and_distances_match_hand_calculation() -> None:
-    # the clean pass is the first; 0.4 has the image's own class
+    # the clean pass is the first; 0.4 has the predicted class
     trace, distance = traced(Visits(), [0.2])
     assert entries(trace, 0)[:2] == [(2.0, 0.7), (3.0, 0.5)]
     # bisection of [0.2, 0.8] after the check of 0.8, the sixth pass: 0.5 is not beyond, 0.65 is, and so on
@@ -115,7 +115,7 @@ def test_backward_passes_count_when_they_run() -> None:
 
 
 def test_points_of_the_same_class_outside_the_box_or_undefined_do_not_count() -> None:
-    assert entries(traced(Visits(points="0.1 0.3 1.5"), [0.2])[0], 0)[0] == (5.0, 0.8)  # clipped to 1 by the judge
+    assert entries(traced(Visits(points="0.1 0.3 1.5"), [0.2])[0], 0)[0] == (5.0, 0.8)  # clipped to 1 by `measure`
     assert entries(traced(Visits(points="0.1 0.3 1.5"), [0.2], domain="free")[0], 0)[0] == (4.0, 1.3)
     assert not len(traced(Visits(points="0.1 0.3"), [0.2])[0].rows)
     assert not len(traced(Visits(points="nan inf"), [0.2], domain="free")[0].rows)
@@ -128,14 +128,14 @@ def test_chunks_are_traced_separately() -> None:
         assert entries(whole, row) == entries(parts, row) != []
     assert len(parts.hidden) == 5
     assert not parts.hidden.any()
-    # the control: a clean image of the next chunk is no witness of this one's (it would be at 0.4, and first)
+    # control: a clean image of the next chunk is not a witness in this chunk (it would be first, at 0.4)
     assert entries(parts, 0)[0] == (2.0, 0.7)
 
 
 def test_hidden_rows_are_reported_and_never_guessed() -> None:
     trace, distance = traced(Visits(hide=True), [0.2, 0.3, 0.2, 0.3])
     assert trace.hidden.tolist() == [2.0] * 4  # half of the rows of four forwards
-    # the check of 0.8 is the first that tells whose point it is: after the clean pass and the hidden ones
+    # the check of 0.8 is the first pass with known rows, after the clean pass and the hidden ones
     assert entries(trace, 0)[0] == (4.0, 0.6)
     assert distance.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""MarginTracker as a library: complete rows, nothing measured twice, the caller's training untouched."""
+"""MarginTracker as a library: complete rows, no repeated measurement, the caller's training unchanged."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ Probes = dict[str, tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opposite(Settings):
-    """Proposes ``1 - x``, which every `Centred` model classifies differently; notes what it is given."""
+    """Proposes ``1 - x``, which every `Centred` model classifies differently; records its arguments."""
 
     name: ClassVar[str] = "opposite"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
@@ -83,7 +83,7 @@ class Raises(Opposite):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WritesOnce(Opposite):
-    """Writes the network's weights where it gets 9 images, past their version counters."""
+    """Writes the network's weights when it gets 9 images, bypassing their version counters."""
 
     name: ClassVar[str] = "writes-once"
 
@@ -102,7 +102,7 @@ class Lazy(Opposite):
 
 
 class Centred(nn.Module):
-    """``W (x - 0.5)``: on the way to ``1 - x`` the class is the same up to 0.5, where all logits are 0."""
+    """``W (x - 0.5)``: towards ``1 - x`` the class is constant up to 0.5, where all logits are 0."""
 
     def __init__(self, seed: int = 0, classes: int = 5) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
 
 
 def refused(kind: type[Exception], folder: Path, *args: Any, **options: Any) -> str:
-    """The line that starting a tracker is refused with."""
+    """The one-line error of starting a tracker."""
     with pytest.raises(kind) as caught:
         track(folder, *args, **options)
     message = str(caught.value)
@@ -239,7 +239,7 @@ def test_update_returns_this_epochs_summary_and_writes_all_of_them(tmp_path: Pat
     written = pd.read_csv(tmp_path / "summary.csv")
     pd.testing.assert_frame_equal(written, pd.concat(shown.values(), ignore_index=True), check_dtype=False)
     pd.testing.assert_frame_equal(tracker.summary(), pd.concat(shown.values(), ignore_index=True))
-    # averages of another epoch are other numbers
+    # averages of another epoch differ
     assert not np.isclose(shown[0]["avg"], shown[1]["avg"]).all()
 
 
@@ -268,7 +268,7 @@ def test_each_epochs_part_names_the_weights_that_it_measured(tmp_path: Path) -> 
     assert tracker.check(1, Centred(1)) == facts[2]
 
 
-# once and only once
+# exactly once
 
 
 def test_the_same_epoch_again_measures_nothing_and_changes_no_row(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_same_epoch_again_measures_nothing_and_changes_no_row(tmp_path: Path
     pd.testing.assert_frame_equal(later, first, check_dtype=False)
     after = contents(tmp_path)
     assert before.keys() == after.keys()
-    # a tracker notes in the manifest that it went on
+    # a tracker records in the manifest that it resumed
     assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
     tracker.update(1, model)
     assert len(Opposite.calls) == 2 * count
@@ -299,7 +299,7 @@ def test_other_weights_at_a_measured_epoch_are_refused_and_change_nothing(tmp_pa
     for other in (Centred(1), close):
         with pytest.raises(StoreError, match=r"expected the weights \w{12} that opposite l2 measured at epoch 0, got "):
             more.update(0, other)
-    # not even what is missing is measured with them
+    # not even missing estimators are measured with them
     assert (state(tmp_path), len(Opposite.calls)) == (before, count)
     more.update(0, Centred())
     assert len(Opposite.calls) == 2 * count
@@ -331,7 +331,7 @@ def test_only_an_estimator_added_later_is_measured(tmp_path: Path) -> None:
         "revision": 1,
         "parameters": {"level": 1},
     }
-    # measured together from the start, every row is the same
+    # all rows equal those of a joint measurement from the start
     whole = track(tmp_path / "whole", [Opposite(), Opposite(level=1)])
     for epoch, model in enumerate(models):
         whole.update(epoch, model)
@@ -373,7 +373,7 @@ def test_another_folder_or_other_images_are_refused_by_name(tmp_path: Path) -> N
 
 
 def images_like(given: Probes) -> Probes:
-    """The same but for one pixel in one image."""
+    """The same images except one pixel of one image."""
     changed = {name: (images.clone(), labels) for name, (images, labels) in given.items()}
     changed["test"][0][-1, 0, 3, 3] += 1e-3
     return changed
@@ -383,7 +383,7 @@ def images_like(given: Probes) -> Probes:
 
 
 class Noisy(nn.Module):
-    """Dropout and batch norm: what measuring touched would show."""
+    """Dropout and batch norm: any effect of measuring would show."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -397,12 +397,12 @@ class Noisy(nn.Module):
 
 
 def train(each_epoch: Callable[[int, Noisy], object]) -> Noisy:
-    """A user's own loop, whose draws come from the global generator."""
+    """A user's training loop with draws from the global generator."""
     model, (images, labels) = Noisy(), probes(train=24)["train"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(3):
         model.train()
-        model.norm.eval()  # a flag of one module
+        model.norm.eval()  # the training flag of one module
         each_epoch(epoch, model)
         assert (model.training, model.norm.training, model.drop.training) == (True, False, True)
         assert torch.is_grad_enabled()
@@ -432,7 +432,7 @@ def test_tracking_does_not_change_the_callers_training(tmp_path: Path) -> None:
 
     alone = train(lambda epoch, model: None)
     assert same(train(update), alone)
-    # the negative controls: one draw more, or one pass in training mode, shows in the weights
+    # controls: one more draw, or one pass in training mode, changes the weights
     assert not same(train(lambda epoch, model: torch.rand(1)), alone)
     assert not same(train(lambda epoch, model: model(torch.rand(2, 1, 4, 4))), alone)
 
@@ -471,7 +471,7 @@ def test_witnesses_are_kept_in_full_for_the_latest_epoch_and_the_extremes_of_oth
                 order = table["distance"].sort_values(kind="stable").index.tolist()
                 assert image.tolist() == order[:8] + order[-8:]
             assert distance.tolist() == table.loc[image.tolist(), "distance"].tolist()
-            # in a fresh pass of the epoch's own network, by themselves
+            # in a new pass of the epoch's network, one at a time
             target = models[epoch](witness).argmax(1)
             assert target.tolist() == table.loc[image.tolist(), "target"].tolist()
             assert row_norm(witness - images[image], unit.norm).numpy() == pytest.approx(distance.numpy(), rel=1e-12)  # type: ignore[arg-type]
@@ -479,7 +479,7 @@ def test_witnesses_are_kept_in_full_for_the_latest_epoch_and_the_extremes_of_oth
             checked += len(image)
             wrong += int((models[(epoch + 1) % 3](witness).argmax(1) != target).sum())
     assert checked > 4 * (40 + 10 + 2 * (16 + 10)) * 0.9
-    # the negative control: another epoch's network says something else
+    # control: the network of another epoch gives other classes
     assert wrong > checked / 3
 
 
@@ -502,7 +502,7 @@ def test_an_earlier_epoch_that_is_measured_late_keeps_its_extremes_only(tmp_path
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-# what estimators cannot do
+# limits and failures of estimators
 
 
 def test_an_estimator_without_a_norm_skips_it_with_a_message(tmp_path: Path) -> None:
@@ -537,7 +537,7 @@ def test_an_estimator_that_fails_on_every_row_leaves_no_part_and_stops_no_other(
     assert tracker.broken == {Unit("raises:level=1", "l2"): "RuntimeError: no such\nluck"}
     assert not [name for name in contents(tmp_path) if "raises" in name]
     assert rows_of(tmp_path)["estimator"].unique().tolist() == ["opposite"]
-    # it is tried again, the other is not
+    # it is retried, the other is not
     Opposite.calls.clear()
     with pytest.warns(UserWarning, match="failed on every image"):
         tracker.update(0, Centred())
@@ -548,7 +548,7 @@ def test_an_estimator_that_fails_on_every_row_leaves_no_part_and_stops_no_other(
 def test_an_estimator_that_writes_the_weights_leaves_no_part_and_the_network_as_it_was(tmp_path: Path) -> None:
     model, alone = Centred(), track(tmp_path / "alone", norms=["l2"])
     alone.update(0, model)
-    # on one split it wrote, on the other it did not: none of its margins count
+    # it wrote on only one split, but none of its margins count
     tracker = track(tmp_path / "run", [WritesOnce(), Opposite()], norms=["l2"])
     with pytest.warns(UserWarning, match=r"writes-once l2 failed .* a change of the network's weights \(undone\)"):
         tracker.update(0, model)
@@ -569,7 +569,7 @@ def test_a_tracker_writes_and_locks_nothing_before_its_first_update(tmp_path: Pa
         assert state(tmp_path / "run") == before
     trackers[0].update(0, Centred())
     assert trackers[1].has(0)
-    # a run that another process started meanwhile is told by whoever comes later
+    # a run that another process started meanwhile is detected by the later process
     late = track(tmp_path / "late", seed=1)
     track(tmp_path / "late", seed=2).update(0, Centred())
     with pytest.raises(StoreError, match=r"^expected the options of the run in .*, got seed 1 \(the run has 2\); "):
@@ -590,7 +590,7 @@ def test_an_estimator_that_fails_on_some_rows_keeps_the_others(tmp_path: Path) -
     assert raised.loc[failed, "distance"].eq(math.inf).all()
     assert raised.loc[failed, "target"].eq(-1).all()
     assert set(raised.loc[~failed, "message"]) == {""}
-    # the rows next to them, though halved into other batches, are what the sound estimator has
+    # the other rows, though measured in halved batches, equal those of the working estimator
     assert raised.loc[~failed, "distance"].tolist() == whole.loc[~failed, "distance"].tolist()
     assert tracker.broken == {}
     counts = table[(table["subset"] == "all") & (table["estimator"] == "raises")]
@@ -693,7 +693,7 @@ def test_the_seed_of_an_image_does_not_depend_on_other_estimators(tmp_path: Path
     everything = [seed for got in seeds.values() for seed in got]
     assert len(set(everything)) == len(everything) == 2 * 2 * 2 * 14
     assert all(0 <= seed < 2**63 for seed in everything)
-    # alone, in another order and in other batches
+    # one at a time, in another order and in other batches
     Opposite.calls.clear()
     track(tmp_path / "one", [Opposite(level=1)], named, norms=["linf"], seed=5, batch_size=4).update(1, Centred(9))
     alone = [seed for _, _, got in Opposite.calls for seed in got]

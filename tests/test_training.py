@@ -1,4 +1,4 @@
-"""Training: resumable bit for bit, PGD within its ball, evaluation without traces."""
+"""Training: bitwise resumable, PGD within its ball, evaluation without side effects."""
 
 import copy
 import io
@@ -39,14 +39,14 @@ def options(**fields: object) -> TrainingOptions:
 
 
 class Named(NamedTuple):
-    """As torchvision's GoogLeNet returns while it trains."""
+    """Output of torchvision's GoogLeNet in training mode."""
 
     logits: Tensor
     auxiliary: Tensor | None
 
 
 class Training(nn.Module):
-    """The noisy model, whose logits stand in a tuple while it trains."""
+    """The noisy model, with logits in a tuple in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def through_a_file(state: TrainerState) -> TrainerState:
 
 
 def trained(run: TrainingOptions) -> tuple[list[dict[str, Tensor]], list[TrainerState]]:
-    """Train without a break; return the weights and the trainer's state of every epoch."""
+    """Train without interruption; return the weights and the trainer's state of every epoch."""
     trainer = Trainer(noisy_model(), small_split(), run, CPU)
     weights: list[dict[str, Tensor]] = []
     states: list[TrainerState] = []
@@ -105,7 +105,7 @@ def test_resuming_without_the_state_differs(training: str) -> None:
     weights, states = trained(run)
     forgotten: list[Callable[[Trainer], None]] = [
         lambda trainer: None,
-        # the epoch without the optimizer, and the optimizer without the epoch
+        # control: the epoch without the optimizer, and the optimizer without the epoch
         lambda trainer: setattr(trainer, "epoch", 2),
         lambda trainer: trainer.load_state_dict({"epoch": 0, "optimizer": states[2]["optimizer"]}),
     ]
@@ -206,7 +206,7 @@ def test_the_last_batch_is_kept_and_never_a_single_row_for_batch_norm() -> None:
 
 
 class Recorder(nn.Module):
-    """A linear classifier that keeps the images of its training passes."""
+    """A linear classifier that records the images of its training passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_gaussian_training_adds_noise_to_every_image(sigma: float) -> None:
     assert float(noise.std()) == pytest.approx(sigma, rel=0.05)
     assert abs(float(noise.mean())) < 4 * sigma / noise.numel() ** 0.5
     assert (noise != 0).flatten(1).any(1).all()
-    # each its own
+    # different noise for each image
     assert float(torch.corrcoef(noise[:50].flatten(1)).triu(1).abs().mean()) < 0.4
 
 
@@ -265,7 +265,7 @@ def test_pgd_stays_in_the_ball_and_the_box_and_raises_the_loss(epsilon: float) -
     assert float((adversarials - images).abs().max()) == pytest.approx(epsilon, abs=1e-6)
     assert float(adversarials.min()) >= 0
     assert float(adversarials.max()) <= 1
-    # nothing of the model has moved
+    # the model has not changed
     assert [module.training for module in model.modules()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
     assert equal(model.state_dict(), buffers)
@@ -309,7 +309,7 @@ def test_hinge_gradient_pushes_the_two_classes_apart() -> None:
 
 
 class Restless(nn.Module):
-    """Draws from the global generator in eval mode too."""
+    """Draws from the global generator, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ def test_l2_pgd_stays_in_the_ball_and_the_box_and_raises_the_loss(epsilon: float
     adversarials = pgd(model, images, labels, run, torch.Generator().manual_seed(0))
     length = (adversarials - images).flatten(1).norm(dim=1)
     assert (length <= epsilon * (1 + 1e-5)).all()
-    if epsilon < 1:  # where the box leaves room, the way is gone to its end
+    if epsilon < 1:  # where the box does not bind, the full radius is used
         assert length.mean() > 0.8 * epsilon
     assert adversarials.min() >= 0
     assert adversarials.max() <= 1
@@ -506,13 +506,13 @@ def test_augmentation_moves_and_mirrors_and_nothing_else() -> None:
                 ]
                 assert len(found) == 1, (how, seed, row)
                 seen.add(found[0])
-        # all places, or nearly
+        # all or nearly all offsets
         assert len(seen) > (35 if how == "flip" else 20)
     assert augmented(images, "none", torch.Generator()) is images
 
 
 def placed(image: Tensor, top: int, left: int) -> Tensor:
-    """The image moved, zeros coming in."""
+    """The shifted image, padded with zeros."""
     _, height, width = image.shape
     result = torch.zeros_like(image)
     rows = slice(max(0, top), min(height, height + top)), slice(max(0, -top), min(height, height - top))

@@ -1,4 +1,4 @@
-"""Models as users have them: wrapped, compiled, with functions of their own, without weights."""
+"""Models of users: wrapped, compiled, with custom functions, without weights."""
 
 import copy
 import threading
@@ -32,7 +32,7 @@ IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def net() -> nn.Sequential:
-    """In training mode, with statistics that a pass in that mode would move."""
+    """A network in training mode, with statistics that a pass in that mode would change."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3)
     norm.running_mean, norm.running_var = torch.randn(3) * 0.3, torch.rand(3) + 0.5
@@ -44,7 +44,7 @@ def margins_of(model: nn.Module, images: Tensor = IMAGES, text: str = "deepfool"
 
 
 def touched(before: dict[str, object], model: nn.Module) -> list[str]:
-    """What of the model has changed."""
+    """The changed state of the model."""
     return [name for name in disturbed(before, model) if "generator" not in name]
 
 
@@ -67,7 +67,7 @@ def ddp(model: nn.Module) -> nn.Module:
 
 
 class DistributedDataParallel(nn.Module):
-    """Stands for torch's, which imports the compiler."""
+    """Replaces torch's class, which imports the compiler."""
 
     __module__ = "torch.nn.parallel.distributed"
 
@@ -160,7 +160,7 @@ def test_a_compiled_model_is_measured_in_batches_of_any_size() -> None:
             assert torch.equal(found.distance, truth.distance)
 
 
-# functions that run the model which they were made for
+# functions bound to the original model
 
 
 def closure(model: nn.Module) -> None:
@@ -184,7 +184,7 @@ def compiled_forward(model: nn.Module) -> None:
 
 def hook(model: Any) -> None:
     def again(module: nn.Module, given: Any, result: Tensor) -> Tensor:
-        model[1](given[0])  # moves the statistics, in training mode
+        model[1](given[0])  # changes the statistics in training mode
         return result
 
     model[1].register_forward_hook(lambda *call: again(*call) if model[1] is not call[0] else None)
@@ -278,7 +278,7 @@ def test_threads_that_measure_a_model_in_place_take_turns() -> None:
         return 1 - images
 
     def work() -> None:
-        with frozen_view(model, (0.0, 1.0), "box", IMAGES.device):  # the same thread may freeze it again
+        with frozen_view(model, (0.0, 1.0), "box", IMAGES.device):  # the same thread may freeze it recursively
             found.append(measure(nn.Sequential(model), IMAGES, Planted(propose), "l2", noise_retries=0))
 
     before = world(model)
@@ -310,7 +310,7 @@ def test_a_model_with_functions_bound_to_the_original_is_not_sent(change: Callab
 
 
 class FSDPModule(nn.Flatten):
-    """Stands for torch's, which needs processes."""
+    """Replaces torch's class, which needs processes."""
 
     __module__ = "torch.distributed.fsdp.test"
 

@@ -1,4 +1,4 @@
-"""Holm's steps and the verdicts, against numbers worked out by hand and error rates of whole families."""
+"""Holm's procedure and the verdicts, against hand calculation and simulated error rates of families."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ NAN = math.nan
 
 
 class Known(Student):
-    """An effect of a known estimate and an error of one, all but normal."""
+    """An effect of a known estimate and a standard error of one, nearly normal."""
 
     name = "known"
     estimate = 0.0  # type: ignore[assignment]
@@ -56,7 +56,7 @@ def verdict(effect: Student, side: int = -1, bound: float = NAN) -> pd.Series:
 
 
 def test_holm_matches_hand_calculation() -> None:
-    # 0.005 <= 0.05 / 4 and 0.01 <= 0.05 / 3, but 0.03 > 0.05 / 2, and so 0.04 is not looked at
+    # 0.005 <= 0.05 / 4 and 0.01 <= 0.05 / 3, but 0.03 > 0.05 / 2, so that 0.04 is not tested
     adjusted, levels = holm([0.01, 0.04, 0.03, 0.005])
     assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert levels == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
@@ -100,9 +100,9 @@ def test_holm_rejects_a_true_null_in_one_family_of_twenty() -> None:
         found += int((adjusted[30:] <= ALPHA).sum())
     assert is_at_most(any_wrong, ALPHA, families)
     assert found > 0.9 * 10 * families
-    # the negative control
+    # control
     assert not is_at_most(uncorrected, ALPHA, families)
-    # with nulls only the rate is met
+    # with nulls only, the rate is reached
     alone = sum(
         bool((holm((2 * stats.norm.sf(np.abs(draw.normal(size=10)))).tolist())[0] <= ALPHA).any())
         for _ in range(families)
@@ -122,7 +122,7 @@ def test_holm_rejects_a_true_null_in_one_family_of_twenty() -> None:
         (-3.0, 1, NAN, NOT_SUPPORTED),
         (-1.0, -1, NAN, UNDECIDED),
         (1.0, 1, NAN, UNDECIDED),
-        # an interval of 1.96 about it
+        # an interval of 1.96 around it
         (-3.0, -1, 5.0, NOT_SUPPORTED),
         (-3.0, -1, 4.9, SUPPORTED),
         (0.0, -1, 2.0, NOT_SUPPORTED),
@@ -171,7 +171,7 @@ def test_a_family_has_one_ordered_row_per_trial_with_its_own_level() -> None:
 
 
 def test_equivalence_is_tested_at_the_strictest_level() -> None:
-    # 2.2 covers an interval of 1.96 but not one of 2.39, which a family of three asks for
+    # 2.2 exceeds a half-width of 1.96, but not one of 2.39, which a family of three requires
     alone = judge([trial(Known(0.0), bound=2.2)])
     family = judge([trial(Known(0.0), bound=2.2), trial(Known(-9.0)), trial(Known(-9.0))])
     assert alone["verdict"].tolist() == [NOT_SUPPORTED]
@@ -204,7 +204,7 @@ def test_logarithms_are_shown_as_factors() -> None:
 
 
 def test_a_negligible_effect_is_reported_as_no_effect() -> None:
-    # a decline of 0.5% with a bound of 2%: beyond doubt, and as good as none
+    # a decline of 0.5% with a bound of 2%: significant, but negligible
     changes = np.random.default_rng(3).normal(-0.005, 0.02, size=1000)
     found = verdict(MedianChange(changes), bound=0.02)
     assert found["p"] < 1e-6
@@ -221,7 +221,7 @@ def test_splits_that_differ_by_less_than_the_bound_agree() -> None:
     same = MeanGap(draw.normal(1, 0.1, size=2000), member)
     assert verdict(same, side=0, bound=0.02)["verdict"] == SUPPORTED
     assert verdict(same, side=0, bound=0.002)["verdict"] == UNDECIDED
-    # too few images to know: not significant, and not equal either
+    # too few images: neither significant nor equivalent
     few = np.concatenate([np.arange(20), np.arange(1000, 1020)])
     unsure = verdict(MeanGap(same.values[few], member[few]), side=0, bound=0.02)
     assert unsure["p"] > 0.05
@@ -265,7 +265,7 @@ FAMILIES = 400
 
 
 def rate(estimates: np.ndarray, side: int, bound: float, wrong: set[str]) -> int:
-    """How many families, the rows, have a wrong verdict."""
+    """The number of families (rows) with a wrong verdict."""
     found = 0
     for own in estimates:
         table = judge([trial(Known(value), side=side, bound=bound) for value in own])
@@ -278,7 +278,7 @@ def test_noise_gets_no_verdict() -> None:
     noise = np.random.default_rng(5).normal(size=(FAMILIES, 6))
     decided = rate(noise, -1, NAN, {SUPPORTED, NOT_SUPPORTED})
     assert is_rate(decided, 1 - (1 - ALPHA / 6) ** 6, FAMILIES)
-    # the negative control: errors that are too small by a third
+    # control: standard errors that are too small by a third
     assert not is_at_most(rate(1.5 * noise, -1, NAN, {SUPPORTED, NOT_SUPPORTED}), ALPHA, FAMILIES)
 
 
@@ -293,7 +293,7 @@ def test_effects_of_the_size_of_the_bound_are_seldom_called_negligible(side: int
         uncorrected += bool((np.abs(own) < 4 - stats.norm.isf(0.05)).any())
     # one end of the interval can be wrong, so half the level is used
     assert is_rate(inside, 1 - (1 - ALPHA / 12) ** 6, FAMILIES)
-    # the negative control: two one-sided tests at 5% each, over six effects
+    # control: two one-sided tests at 5% each, over six effects
     assert not is_at_most(uncorrected, ALPHA, FAMILIES)
 
 
@@ -304,13 +304,13 @@ def test_a_large_family_of_real_declines_is_found() -> None:
     assert (table["level"].min(), table["level"].max()) == (pytest.approx(0.95), pytest.approx(1 - 0.05 / 60))
 
 
-# no verdict of what does not vary
+# no verdict without variance
 
 
 @pytest.mark.parametrize(
     "effect",
     [
-        # two scores that both tell ten images apart without a mistake
+        # two scores that both separate ten images perfectly
         DetectionGain(
             2 * (np.arange(300) < 10) + np.linspace(0, 1, 300),
             3 * (np.arange(300) < 10) + np.linspace(1, 0, 300) ** 2,

@@ -1,4 +1,4 @@
-"""Warm starts: what estimators are started from, what that saves, and that a dependence on the path is told."""
+"""Warm starts: starting points, saved passes, and detection of a dependence on the path."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WARM = FMN(steps=40, warm=10)
 
 
 def later(network: nn.Module, epoch: int, change: float = 0.03) -> nn.Module:
-    """What the network may be after more training: every weight moved a little, the farther the later the epoch."""
+    """The network after further training: every weight is perturbed, more at later epochs."""
     moved = copy.deepcopy(network)
     for seed in range(epoch):
         draw = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def test_images_without_a_start_are_measured_cold(norm: Norm, trained_digits: Tr
     assert torch.equal(cold.distance, measure(network, images, FMN(steps=40), norm).distance)
     start = cold.witness.clone()
     start[:4], start[4:8] = torch.nan, images[4:8]
-    start[1, 0, 0, 0] = 0.5  # one pixel is no start either
+    start[1, 0, 0, 0] = 0.5  # a single pixel is not a start either
     warm = measure(network, images, WARM, norm, start=start)
     torch.testing.assert_close(warm.distance[:8], cold.distance[:8], rtol=1e-6, atol=0)
     assert torch.equal(warm.forwards[:8], cold.forwards[:8])
@@ -118,7 +118,7 @@ def test_a_start_is_moved_outward_until_it_is_a_witness() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stale(Settings):
-    """The planted defect: where there is a start it returns it unmoved; without one it is DeepFool."""
+    """A planted defect: returns the start unchanged if there is one; otherwise DeepFool."""
 
     name: ClassVar[str] = "stale"
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
@@ -199,7 +199,7 @@ def test_every_epoch_starts_from_the_witnesses_of_the_one_before(tmp_path: Path,
             assert start is not None
             assert torch.equal(start, before)
         kept = load_tensors(tracker.folder.witnesses(epoch, unit))
-        # where nothing was found, the image itself
+        # the image itself where nothing was found
         before = images.clone()
         before[kept["test.image"] // 3] = kept["test.witness"]
     _, facts = read_part(tracker.folder.margins(3, unit))
@@ -229,14 +229,14 @@ def test_cold_forms_are_measured_at_a_sample_of_epochs(tmp_path: Path, trained_d
     epochs = {text: tracker.folder.measured_epochs(Unit(text, "l2")) for text in tracker.estimators}
     assert epochs == {"fmn:steps=5,warm=20": [*range(6)], "fmn:steps=5": [0, 1, 3, 5], "linear": [*range(6)]}
     assert tracker.skipped == ["linear has no warm start: measured cold"]
-    # the cold form is what it would have been alone
+    # the cold form equals a cold run alone
     alone = track(tmp_path / "alone", images, FMN(steps=5))
     alone.update(3, later(network, 3))
     ours, theirs = (read_part(t.folder.margins(3, Unit("fmn:steps=5", "l2")))[0] for t in (tracker, alone))
     pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True)
     with pytest.raises(InputError, match="cold_every of at least 1, got 0"):
         track(tmp_path / "none", images, FMN(), warm_start=True, cold_every=0)
-    # another run with warm starts or without
+    # warm starts define another run
     with pytest.raises(StoreError, match="warm_start None"):
         track(tmp_path, images, FMN(steps=5))
 
@@ -253,7 +253,7 @@ def test_epochs_out_of_order_are_refused_and_change_nothing(tmp_path: Path, trai
     assert "fmn:steps=40,warm=10 l2" in str(caught.value)
     assert "got 2 after 4" in str(caught.value)
     assert state(tmp_path) == before
-    # the control: a cold one may be measured whenever
+    # control: a cold estimator may be measured at any time
     track(tmp_path, images, "linear").update(2, later(network, 2))
 
 
@@ -289,7 +289,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(folder: Path) -> list[int]:
-    """Exit codes of a run that is interrupted before or after every file in turn and gone on with."""
+    """Exit codes of a run that is interrupted before or after every file in turn and resumed."""
     stopped = list[Path]()
 
     def stop_at_what_is_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -371,7 +371,7 @@ def test_the_command_prints_the_saved_passes(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "no").exists()
 
 
-# what is told
+# reported savings
 
 
 def test_pairs_of_warm_and_cold() -> None:
@@ -394,7 +394,7 @@ EPOCHS = [0, 1, 5, 9]
 
 
 def told(factors: list[float], count: int = 400, *, noise: float = 0.002, lost: int = 0) -> pd.Series:
-    """The savings of a warm estimator whose distances are these multiples of the cold ones at `EPOCHS`."""
+    """Reported savings of a warm estimator whose distances are these multiples of the cold ones at `EPOCHS`."""
     draw = np.random.default_rng(0)
     cold = draw.lognormal(-1, 0.4, (count, 10))
     every = np.interp(np.arange(10), EPOCHS, factors) * cold * np.exp(noise * draw.standard_normal(cold.shape))
@@ -466,10 +466,10 @@ def test_an_estimator_that_returns_its_start_is_reported(tmp_path: Path, trained
     (line,) = bad.warm
     assert "Its margins depend on the path and are too large: use stale instead" in line
     assert line.startswith("stale:warm=1 (stale), L₂, test: ")
-    # the control: descents from the same starts are not
+    # control: descents from the same starts are not reported
     assert good.savings["verdict"].isin([LEVEL, NEARER]).all()
     assert "too large" not in good.warm[0]
-    # and both stand on their pages
+    # both are on their pages
     for content in (bad, good):
         page = render(content)
         assert '<section id="warm">' in page

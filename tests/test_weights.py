@@ -1,4 +1,4 @@
-"""Models of libraries, weights that others wrote, and normalisation inside the model."""
+"""Models of libraries, external weight files, and normalisation inside the model."""
 
 import importlib.util
 import os
@@ -56,7 +56,7 @@ def test_external_state_dicts_are_read(tmp_path: Path, trained: nn.Module, prefi
 
 
 def test_a_wrapper_around_a_part_is_read(tmp_path: Path, trained: nn.Module) -> None:
-    # as of a part that was compiled, or given to several devices
+    # as written for a compiled or data-parallel submodule
     state = {name.replace("1.", "1._orig_mod.module."): value for name, value in trained.state_dict().items()}
     torch.save(state, tmp_path / "weights.pt")
     model = net()
@@ -73,7 +73,7 @@ def test_plain_weights_are_preferred_to_averaged_ones_and_reported(
     model = net()
     assert load_weights(tmp_path / "both.pt", model) == [f"weights: model is read, {key} is not"]
     assert same(model, trained)
-    # without the plain ones, the average is
+    # without plain weights the averaged ones are read
     torch.save({key: averaged | {"n_averaged": torch.tensor(3)}, "epoch": 3}, tmp_path / "alone.pt")
     assert load_weights(tmp_path / "alone.pt", model) == [
         f"weights: {key} is read, an average: the file has no others",
@@ -108,7 +108,7 @@ def test_batch_norm_counters_may_be_missing(tmp_path: Path, trained: nn.Module) 
     model = net()
     model(torch.rand(9, 1, 2, 2))
     assert load_weights(tmp_path / "weights.safetensors", model) == []
-    # and not that of the weights before
+    # and not that of the previous weights
     assert model.state_dict()["2.num_batches_tracked"] == 0
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
 
@@ -255,7 +255,7 @@ def test_a_network_of_robustbench_has_its_weights(tmp_path: Path, monkeypatch: p
     from robustbench.model_zoo.architectures.wide_resnet import WideResNet
     from robustbench.utils import load_model
 
-    # as `load_model` would have fetched them
+    # as downloaded by `load_model`
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     state = WideResNet(depth=28, widen_factor=10).state_dict()

@@ -1,4 +1,4 @@
-"""The command: N damaged files per reader; a file that is neither read nor refused in one line is kept as a test."""
+"""The command: N damaged files per reader; files neither read nor refused in one line become tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: kill a run, damage its files, take its disk away, resume it and count the differences."""
+"""The command: kill a run, damage its files, make its disk unavailable, resume it and count the differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.survive.damage import (
 )
 from tests.survive.lives import PHASES, Moments, at_random, live, warm_up
 
-# a run is killed this often at most before it is left to end
+# the largest number of kills per run
 DEATHS = 5
 
 
@@ -94,7 +94,7 @@ def _kill(work: Path, whole: Path, kills: int, counts: dict[str, int], seconds: 
             if turn % 4 == 0:
                 end = live(folder, stop=at_random(draw, seconds))
             else:
-                # a resumed run has less to do, so it may end before the moment comes
+                # a resumed run has less to do, so it may end before the chosen moment
                 phase = PHASES[(turn - turn // 4) % len(PHASES)]
                 end = live(folder, moments=Moments((phase, draw.randint(1, max(1, counts[phase] // 2)))))
             if end.code == 0:

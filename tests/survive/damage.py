@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.survive.comparing import DERIVED, compare_apart
 from tests.survive.lives import OPTIONS, End, live
 
-# one line that says what is wrong and what to do
+# one line with the error and the remedy
 ONE_LINE = re.compile(r"track: error: (expected .+, got .+|checksum mismatch in .+: .+); .+\n")
 LONGER = (*OPTIONS, "--epochs", "4")
 # sizes of the full disk, from too small for the manifest to nearly enough for a run
@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
         healed: runs that resumed at once and ended as the undisturbed run.
-        told: runs that ended with an error of one line, and as the undisturbed run after doing what it says.
+        told: runs that ended with a one-line error and matched the undisturbed run after its remedy was applied.
         wrong: all others.
     """
 
@@ -45,7 +45,7 @@ class Case:
         """Count one try.
 
         Args:
-            second: the start after doing what the first one's error says; None if it ended without an error.
+            second: the start after the remedy in the first error; None if the first start ended without an error.
         """
         self.tried += 1
         found = compare_apart(folder, whole)
@@ -103,7 +103,7 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
             options = LONGER if state else OPTIONS
             first, second = live(folder, report=False, options=options), None
             if first.code != 0 and str(folder / name) in first.said:
-                # the error says to delete or restore the file
+                # the remedy in the error is to delete or restore the file
                 (folder / name).unlink(missing_ok=True)
                 second = live(folder, report=False, options=options)
             case.judge(f"{name} {damage}", first, second, folder, longer if state else whole)
@@ -111,7 +111,7 @@ def damaged_parts(whole: Path, work: Path, draw: random.Random) -> Iterator[Case
 
 
 def damaged_manifest(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Case:
-    """Damage the manifest, then restore it as the error says."""
+    """Damage the manifest, then restore it as the error advises."""
     case = Case("manifest damaged")
     for turn in range(tries):
         folder = work / "damaged"
@@ -184,7 +184,7 @@ def _with_errors_elsewhere(folder: Path, work: Path) -> End:
 
 
 def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
-    """Start a second process on the folder, which must be refused while the first one ends as if it were alone."""
+    """Start a second process on the folder, which must be refused without affecting the first one."""
     case = Case("two processes on one folder")
     for turn in range(tries):
         folder, seconds = work / f"shared-{turn}", list[End]()
@@ -203,7 +203,7 @@ def two_writers(whole: Path, work: Path, tries: int = 3) -> Case:
 
 
 def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) -> Iterator[Case]:
-    """SIGTERM and Ctrl-C at random times: the command says how to resume, and leaves no half-written file."""
+    """SIGTERM and Ctrl-C at random times: the command prints how to resume and leaves no half-written file."""
     began = time.perf_counter()
     live(work / "timed", report=False)
     longest = time.perf_counter() - began

@@ -26,7 +26,7 @@ from tests.survive.comparing import compare
 
 @dataclass
 class Killed:
-    """How much of a killed sweep was compared, and what was not the same."""
+    """How much of a killed sweep was compared, and the differences."""
 
     runs: int = 0
     files: int = 0
