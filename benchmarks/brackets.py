@@ -1,9 +1,8 @@
 """How tight certified lower bounds are, what they cost, and whether any point contradicts them.
 
-``python -m benchmarks.brackets`` takes networks made on the spot (``--problem``) and checkpoints of runs, bounds the
-margins of their images by each certifier, and holds the bounds against the distances of witnesses, against exact
-margins where those are known, and against points of every certified ball: random ones and ones that were driven
-towards another class.
+``python -m benchmarks.brackets`` takes generated networks (``--problem``) and checkpoints of runs, and bounds the
+margins of their images with each certifier. The bounds are compared with distances of witnesses, with known exact
+margins, and with points of every certified ball, both random and driven towards another class.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from harness.statistics.brackets import TIGHT
 from harness.store import environment, now
 from harness.store.files import write_atomically
 
-# of the points, those that are driven towards another class, and their steps
+# share of the points that are driven towards another class, and the number of their steps
 DRIVEN, CLIMBING = 0.1, 20
 
 
@@ -42,10 +41,10 @@ class Row:
     """One certifier on one problem in one norm.
 
     Attributes:
-        tightness: mean lower / upper. least: the smallest of them. tight: share of at least `TIGHT`.
+        tightness: mean lower / upper. least: smallest lower / upper. tight: share of at least `TIGHT`.
         to_exact, exact_images: mean lower / exact margin, of the images whose margin is known; NaN if there are none.
-        above_exact, above_upper: images whose bound is above; each must be 0.
-        points: of the certified balls that were classified; violations: those of another class, which must be 0.
+        above_exact, above_upper: images whose bound is above the value; must be 0.
+        points: classified points of the certified balls; violations: those of another class, must be 0.
     """
 
     problem: str
@@ -69,10 +68,10 @@ class Row:
 
 
 def compare(problem: Problem, norm: Norm, estimator: str, certifiers: Sequence[str], points: int) -> Iterator[Row]:
-    """A row a certifier.
+    """Return one row per certifier.
 
     Args:
-        estimator: of the upper bounds. points: of each image's ball.
+        estimator: gives the upper bounds. points: number per image's ball.
     """
     seeds = problem.seeds(text_form(create(estimator)), norm)
     upper = measure(problem.model, problem.images, create(estimator), norm, domain=problem.domain, seeds=seeds).distance
@@ -121,10 +120,10 @@ def _row(
 
 
 def contradictions(problem: Problem, norm: Norm, found: Certificates, points: int) -> tuple[int, int]:
-    """Points of the certified balls, and how many of them have another class, by the model in float64.
+    """Return points of the certified balls and the number of them with another class, by the model in float64.
 
-    Most of them are random, half of these on the ball's edge; a part of `DRIVEN` is driven from random starts towards
-    one other class each, by signed or normalised gradients of its lead.
+    Most points are random, half of them on the surface of the ball; a share of `DRIVEN` is driven from random starts
+    towards one other class each, by signed or normalised gradients of the logit gap.
     """
     model = evaluation_copy(problem.model)
     draw = torch.Generator().manual_seed(0)
@@ -138,7 +137,7 @@ def contradictions(problem: Problem, norm: Norm, found: Certificates, points: in
         for batch in (random, driven):
             with torch.no_grad():
                 logits = model(batch)
-            # a point of the boundary itself is none of another class
+            # a point on the boundary does not count as another class
             other = logits.clone()
             other[:, label] = -torch.inf
             wrong += int((other.amax(1) > logits[:, label]).sum())
@@ -204,7 +203,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 where a bound is contradicted."""
+    """Run the command and return its exit code: 1 if a bound is contradicted."""
     given = _parser().parse_args(argv)
     return exit_code("brackets", lambda: _bound(given), resume="nothing was written")
 

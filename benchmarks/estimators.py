@@ -1,6 +1,6 @@
-"""Every named estimator against exact truth and against the best of all: ``python -m benchmarks.estimators``.
+"""Every named estimator against exact margins or the envelope: ``python -m benchmarks.estimators``.
 
-Three problems: a ten-class affine classifier whose exact margins are known, free of the box; one whose images
+Three problems: a ten-class affine classifier with known exact margins in the free domain; one whose images
 lie at the box, where it binds; and the ``cnn`` trained on digits, where the reference is the smallest
 distance that any estimator found. Makes the table of estimators in docs/estimators.md.
 """
@@ -49,7 +49,7 @@ class Row:
 
 
 def compare(problem: Problem, estimators: Sequence[str]) -> list[Row]:
-    """Measure the problem with every estimator; the reference is exact truth or the smallest distance found."""
+    """Measure the problem with every estimator; the reference is the exact margin or the smallest distance found."""
     rows = []
     for norm in NORMS:
         able = [name for name in estimators if norm in create(name).norms]
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except EstimatorError as error:
         parser.error(str(error))
     if "bb" in names:
-        # its compilation is not its cost
+        # compilation is not part of its cost
         compare(affine_problem(2, boxed=False), ["bb"])
     problems = [affine_problem(images, boxed=False), affine_problem(images, boxed=True), digits_problem(images, epochs)]
     rows = [row for problem in problems for row in compare(problem, names)]

@@ -1,4 +1,4 @@
-"""What estimators are compared on: classifiers with images, from nothing or from a run's checkpoints.
+"""Problems for comparing estimators: classifiers with images, generated or from a run's checkpoints.
 
 A problem with known margins is one more function here and one more line in `BUILT_IN`.
 """
@@ -28,16 +28,16 @@ from harness.tracking.finished_run import model_of, options_of, probes_of
 from harness.training.objectives import TrainingOptions
 from harness.training.trainer import Trainer
 
-# in the working directory: what exact margins took minutes to find is found once
+# in the working directory: exact margins, which take minutes, are computed once
 EXACT_CACHE = Path(".exact")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is proved of the margins, ``(N,)`` float64 each: they lie between ``lower`` and ``upper``.
+    """Proved bounds of the margins, ``(N,)`` float64 each: margins lie between ``lower`` and ``upper``.
 
     Attributes:
-        solved: ``(N,)`` bool, where the two are close enough to be one number.
+        solved: ``(N,)`` bool, whether the two are close enough to count as equal.
     """
 
     lower: Tensor
@@ -46,18 +46,18 @@ class Truth:
 
     @property
     def margin(self) -> Tensor:
-        """``(N,)`` float64; NaN for an image whose margin was left open."""
+        """``(N,)`` float64; NaN for unsolved images."""
         return torch.where(self.solved, self.upper, math.nan)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Images, a classifier, how its margins are measured, and the exact ones where they are known.
+    """Images, a classifier, the settings of its margins, and exact margins if known.
 
     Attributes:
-        exact: norm -> what is proved of the margins, without any of the estimators' help.
-        affine: whether estimators have declared how tight they are on it.
-        seeding: what the images' seeds derive from, the estimator's text, norm and id apart; none: their positions.
+        exact: norm -> proved bounds of the margins, independent of all estimators.
+        affine: whether the declared tightness of estimators applies.
+        seeding: source of the images' seeds besides the estimator's text, norm and id; None for their positions.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Problem:
         return self.probe.images
 
     def seeds(self, estimator: str, norm: Norm) -> list[int] | None:
-        """The images' seeds: those of the run's own tracking, so that its margins are met again."""
+        """The images' seeds: those of the run's tracking, so that its margins are reproduced."""
         if not self.seeding:
             return None
         return [derive_seed(*self.seeding, estimator, norm, image) for image in self.probe.ids.tolist()]
@@ -91,7 +91,7 @@ class Problem:
 def affine_problem(images: int, boxed: bool, domain: Domain = "box") -> Problem:
     """Ten classes whose weights differ in length by a factor of four: the runner-up is not always the nearest.
 
-    The labels are the predictions. Images lie far from the box or, ``boxed``, at it, where it binds in the box domain.
+    The labels are the predictions. Images are far from the bounds or, with ``boxed``, at them, where the box binds.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(0.5, 2.0, 10)[torch.randperm(10, generator=generator), None]
@@ -116,7 +116,7 @@ def affine_problem(images: int, boxed: bool, domain: Domain = "box") -> Problem:
 
 
 class Slab(nn.Module):
-    """Two classes ``(half, |w . (x - 0.5)|)``, the absolute value made of two ReLUs: the first between two planes."""
+    """Two classes ``(half, |w . (x - 0.5)|)`` with two ReLUs: the first class lies between two planes."""
 
     def __init__(self, weight: Tensor, half: float) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Slab(nn.Module):
 
 
 def slab_problem(images: int) -> Problem:
-    """A piecewise linear toy: half of the images lie in a slab, with a boundary on either side, and half outside."""
+    """A piecewise linear toy problem: half of the images lie in a slab between two boundaries, half outside."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(64, generator=generator)
     points = (torch.rand(images, 1, 8, 8, generator=generator) * 3 - 1).clamp(0, 1)
@@ -164,11 +164,11 @@ def digits_problem(images: int, epochs: int = 20) -> Problem:
 def relu_problem(images: int, *, deep: bool, epochs: int = 20, cache: Path | None = EXACT_CACHE) -> Problem:
     """A dense ReLU network after some epochs on digits, with exact margins in both norms, and test images.
 
-    The exact solver gets no starting points but its own, and nothing else from the estimators either.
+    The exact solver uses no results of the estimators, not even as starting points.
 
     Args:
         deep: the default ``dense`` of digits, 64-64-64-10, instead of 64-32-10.
-        cache: folder of exact margins that were found before.
+        cache: folder of previously computed exact margins.
     """
     dataset = load("digits")
     if deep:
@@ -215,7 +215,7 @@ def run_problems(run: Run, epochs: Sequence[int], splits: Collection[str], image
     """A run's checkpoints with the first of its own probe images, measured as the run measured them.
 
     Args:
-        epochs: none for the last one that has a checkpoint.
+        epochs: empty for the last one with a checkpoint.
         images: at most this many of each split.
 
     Raises:

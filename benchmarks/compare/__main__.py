@@ -1,7 +1,7 @@
 """Margin estimators side by side on your own checkpoints: ``python -m benchmarks.compare RUN --epoch 10``.
 
-How far each lies above the envelope (per image, the smallest verified distance of all), what it costs, how it gets
-there pass by pass, and which should not be used. Also on problems whose margins are known: ``--problem affine``.
+For each: its excess over the envelope (per image, the smallest verified distance of all), its cost, its distances as
+passes increase, and a warning if it should not be used. Also on problems with known margins: ``--problem affine``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
 SEARCHED = ("relu", "relu-deep")
 PROBLEMS = ("affine", "affine-box", "affine-free", "slab", "digits", *SEARCHED)
-# exact margins that are searched for take seconds per image where they are not in the cache
+# computing exact margins that are not in the cache takes seconds per image
 IMAGES, EXACT_IMAGES = 200, 100
 
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Refuse what cannot be compared, before any work."""
+    """Refuse invalid comparisons before any work."""
     if not given.run and not given.problem:
         raise ConfigError("expected a run folder or --problem, got neither; name at least one")
     if not given.run and (given.epoch or given.split):
@@ -138,7 +138,7 @@ def _problems(given: argparse.Namespace) -> Iterator[Problem]:
     from benchmarks.problems import BUILT_IN, run_problems
     from harness.runs import read_runs
 
-    # all are looked at before the first is measured
+    # all are checked before the first is measured
     splits, images = given.split or ["test"], given.images or IMAGES
     runs = [list(run_problems(run, given.epoch, splits, images)) for run in read_runs(given.run)]
     for problems in runs:

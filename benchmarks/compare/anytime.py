@@ -8,15 +8,15 @@ import pandas as pd
 from attacks.estimator import Status
 from benchmarks.compare.audit import RATIO_COLUMNS, describe, distances, envelope, ratios
 
-POINTS = 60  # of a curve
+POINTS = 60  # number of points of a curve
 CURVE_COLUMNS = ("problem", "norm", "estimator", "passes", "images", "found", *RATIO_COLUMNS, "hidden")
 
 
 def best_within(trace: pd.DataFrame, final: pd.Series, passes: np.ndarray) -> np.ndarray:
     """Each image's best verified distance within a number of passes: ``(P, N)``, inf before the first.
 
-    Never below the final distance, which is what the estimator is judged by: iterates that it forgot, and points that
-    refinement saw nearer than it dared to stay, count no more than in the end.
+    Never below the final distance: iterates that the estimator discarded, and nearer points that refinement saw but did
+    not keep, do not count.
 
     Args:
         trace: columns image, passes, distance of one problem, norm and estimator.
@@ -34,9 +34,9 @@ def best_within(trace: pd.DataFrame, final: pd.Series, passes: np.ndarray) -> np
 
 
 def within_budget(rows: pd.DataFrame, traces: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """The rows as they are after a number of passes: distance, status and passes; the rest is of the whole run.
+    """The rows after a number of passes: distance, status and passes; other columns are those of the whole run.
 
-    Images that have no witness yet are ``not_found``. References are left as they are: they only make the envelope.
+    Images without a witness yet are ``not_found``. References are unchanged: they only enter the envelope.
 
     Args:
         rows: of `measuring.Measured`, with columns ``role`` and ``passes``.
@@ -64,8 +64,8 @@ def curves(rows: pd.DataFrame, traces: pd.DataFrame) -> pd.DataFrame:
 
     References have no curve.
 
-    ``found`` is the share of images with a witness; those without one yet have the ratio inf. ``hidden`` is the share
-    of the estimator's forwards whose rows its library hid: where it is not 0, the curve is too high before its end.
+    ``found`` is the share of images with a witness; images without one yet have the ratio inf. ``hidden`` is the share
+    of the estimator's forwards whose rows its library hides: if it is not 0, the curve is too high before its end.
     """
     table = []
     for (problem, norm), own in rows.groupby(["problem", "norm"], sort=False):

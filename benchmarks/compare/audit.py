@@ -1,8 +1,8 @@
-"""How good margin estimators are: tables in, numbers out.
+"""Quality measures of margin estimators, computed from tables.
 
-A ratio is an estimator's distance over a reference's. Every image counts: one that an estimator did not find has
-the ratio inf, also where no other found it. Quantiles and shares are over all images, and a mean with one such image is
-inf; ``mean_found`` leaves them out. An image whose exact margin was left open has no ratio to it, but counts as
+A ratio is an estimator's distance over a reference distance. Every image counts: an image that an estimator did not
+find has the ratio inf, even if no other estimator found it. Quantiles and shares are over all images. A mean with one
+such image is inf; ``mean_found`` excludes them. An unsolved image has no ratio to its exact margin, but counts as
 outside every share.
 """
 
@@ -21,7 +21,7 @@ OTHERS = "the others"
 EXACT = "exact"
 # names of estimators that are the truth itself and would make an envelope of it
 TRUTHS = ("affine", "exact")
-# refinement's bracket and its step beyond the boundary are each half of this part of a distance
+# the bracket of refinement and its step beyond the boundary are each half of this fraction of a distance
 RESOLUTION = 1e-4
 
 RATIO_COLUMNS = ("least", "mean", "mean_found", "median", "p90", "worst", "within_1", "within_5")
@@ -42,18 +42,18 @@ def distances(rows: pd.DataFrame, column: str = "distance") -> pd.DataFrame:
 
 
 def envelope(wide: pd.DataFrame, leaving: Sequence[str] = ()) -> pd.Series:
-    """The smallest distance of each image over the estimators but ``leaving`` and `TRUTHS`; inf of none."""
+    """The smallest distance of each image over all estimators except ``leaving`` and `TRUTHS`; inf without any."""
     names = [name for name in wide if name not in leaving and str(name).partition(":")[0] not in TRUTHS]
     return wide[names].min(axis=1) if names else pd.Series(np.inf, index=wide.index)
 
 
 def settings_of(wide: pd.DataFrame, name: str) -> list[str]:
-    """The estimators that a text names: a bare name all of its settings, ``cascade`` also ``cascade:budget=100``."""
+    """The estimators that match a text: a bare name matches all of its settings (``cascade:budget=100`` too)."""
     return [text for text in map(str, wide) if name in (text, text.partition(":")[0])]
 
 
 def ratios(distance: pd.Series, reference: pd.Series) -> np.ndarray:
-    """``distance / reference`` image by image: 1 where both are 0, inf where the distance is, NaN without reference."""
+    """``distance / reference`` per image: 1 if both are 0, inf if the distance is inf, NaN without a reference."""
     near, far = distance.to_numpy(dtype=float), reference.to_numpy(dtype=float)
     result = np.divide(near, far, out=np.full(len(near), np.inf), where=np.isfinite(near) & (far > 0))
     result[(near == 0) & (far == 0)] = 1.0
@@ -62,10 +62,10 @@ def ratios(distance: pd.Series, reference: pd.Series) -> np.ndarray:
 
 
 def describe(ratio: np.ndarray, left_open: int = 0) -> dict[str, float]:
-    """`RATIO_COLUMNS` of the ratios that are not NaN; NaN if there are none.
+    """`RATIO_COLUMNS` over the ratios that are not NaN; NaN without any.
 
     Args:
-        left_open: further images, which are outside every share.
+        left_open: number of unsolved images, which are outside every share.
     """
     known = ratio[~np.isnan(ratio)]
     found = known[np.isfinite(known)]
@@ -83,7 +83,7 @@ def describe(ratio: np.ndarray, left_open: int = 0) -> dict[str, float]:
 
 
 def wins(wide: pd.DataFrame, name: str) -> dict[str, int]:
-    """On how many images no other is nearer by more than `RESOLUTION`, and all others are farther by more."""
+    """Numbers of images: no other is nearer by more than `RESOLUTION`; all others are farther by more."""
     ratio = ratios(wide[name], envelope(wide, [name]))
     return {"wins": int((ratio <= 1 + RESOLUTION).sum()), "sole_wins": int((ratio < 1 - RESOLUTION).sum())}
 
@@ -91,16 +91,16 @@ def wins(wide: pd.DataFrame, name: str) -> dict[str, int]:
 def local_optimality(distance: np.ndarray, best: np.ndarray, correct: np.ndarray) -> float:
     """AttackBench's local optimality in 0..1 (Cinà et al. 2025, https://arxiv.org/abs/2404.19460).
 
-    ``(rho e0 - A) / (rho e0 - A*)`` with the clean accuracy rho, e0 the largest of the best distances, and A, A* the
-    areas under robust accuracy up to e0, which are the means of ``min(d, e0)``. Distances are to the true label's
+    ``(rho e0 - A) / (rho e0 - A*)`` with the clean accuracy rho, the largest best distance e0, and the areas A, A*
+    under the robust accuracy up to e0, which are the means of ``min(d, e0)``. Distances are to the true label's
     boundary: 0 for misclassified images.
 
     Args:
-        distance, best: ``(N,)``, of the predicted class.
+        distance, best: ``(N,)`` to the boundary of the predicted class.
         correct: ``(N,)`` bool.
 
     Returns:
-        NaN where an image has no best distance, for then there is no e0, or where all are 0.
+        NaN if an image has no best distance, as e0 is then undefined, or if all are 0.
     """
     own, least = np.where(correct, distance, 0.0), np.where(correct, best, 0.0)
     largest = least.max(initial=0.0)
@@ -111,7 +111,7 @@ def local_optimality(distance: np.ndarray, best: np.ndarray, correct: np.ndarray
 
 
 def rank_correlation(one: pd.Series, other: pd.Series) -> float:
-    """Spearman's rank correlation; images not found are the farthest, tied. NaN where all of one are tied."""
+    """Spearman's rank correlation; images not found are tied at infinity. NaN if one side is constant."""
     first, second = (np.asarray(values.rank(), dtype=float) for values in (one, other))
     first, second = first - first.mean(), second - second.mean()
     spread = np.sqrt(np.square(first).sum() * np.square(second).sum())
@@ -119,7 +119,7 @@ def rank_correlation(one: pd.Series, other: pd.Series) -> float:
 
 
 def correlation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of every two estimators in each problem and norm: problem, norm, estimator, other, rank."""
+    """Rank correlation of every pair of estimators per problem and norm: problem, norm, estimator, other, rank."""
     table = [
         {**key, "estimator": one, "other": other, "rank": rank_correlation(wide[one], wide[other])}
         for key, _, wide, _ in _groups(rows, None)
@@ -130,12 +130,12 @@ def correlation_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimator_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Each estimator against the envelope, in `ESTIMATOR_COLUMNS`, one row a problem, norm and estimator.
+    """Each estimator against the envelope, in `ESTIMATOR_COLUMNS`, one row per problem, norm and estimator.
 
-    `wins` are those against estimators, not references. ``others`` is the mean over the others' envelope; ``rank``
-    and ``attack_rank`` are the rank correlations of ``distance`` and ``attack_distance`` with that envelope;
-    ``overstep`` is the median of attack_distance / distance, which refinement takes off; ``nobody`` counts images
-    that no estimator found; ``hidden`` is the share of forwards whose rows a library hid.
+    `wins` are counted against estimators, not references. ``others`` is the mean ratio to the envelope of the others.
+    ``rank`` and ``attack_rank`` are the rank correlations of ``distance`` and ``attack_distance`` with that envelope.
+    ``overstep`` is the median of attack_distance / distance, which refinement removes. ``nobody`` counts images that
+    no estimator found. ``hidden`` is the share of forwards whose rows a library hides.
 
     Args:
         rows: of `measuring.Measured` with a column ``role``, perhaps within a budget.
@@ -179,8 +179,8 @@ def _counts(unit: pd.DataFrame) -> dict[str, object]:
 def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: Sequence[str] = ()) -> pd.DataFrame:
     """Each estimator against every reference, in `AGAINST_COLUMNS`.
 
-    References are the envelope, that of the others (an estimator better than all of them has ratios below 1), the
-    envelope without each of ``leaving`` (see `settings_of`), and exact margins where they are known. ``images`` are
+    References are the envelope, the envelope of the others (an estimator better than all of them has ratios below 1),
+    the envelope without each of ``leaving`` (see `settings_of`), and known exact margins. ``images`` are
     those with a reference, or whose exact margin is ``open``; ``missed`` those with a reference that the estimator did
     not find.
 
@@ -195,7 +195,7 @@ def ratio_table(rows: pd.DataFrame, whole: pd.DataFrame | None = None, leaving: 
         known = own.groupby("image", sort=False)[["exact", "exact_lower"]].first().loc[wide.index]
         bracketed, exact = known["exact_lower"].notna(), known["exact"]
         left_open = int((bracketed & exact.isna()).sum())
-        # images that no other class can be reached from have no margin to compare with
+        # images without a reachable other class have no margin to compare with
         truth = {EXACT: exact.where(np.isfinite(exact))} if bracketed.any() else {}
         for name, unit in own.groupby("estimator", sort=False):
             references = best | {OTHERS: envelope(full, [str(name)])}
@@ -215,7 +215,7 @@ def _against(distance: pd.Series, name: str, reference: pd.Series, left_open: in
 
 
 def open_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Images whose exact margin was left open, in `OPEN_COLUMNS`: the bracket, and the nearest estimator's distance.
+    """Unsolved images, in `OPEN_COLUMNS`: the bracket of the exact margin and the smallest distance of an estimator.
 
     Args:
         rows: see `estimator_table`; without a budget.
@@ -232,7 +232,7 @@ def open_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto_front(passes: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """Which points no other is at least as cheap and as good as, and one of both more; never those without a number."""
+    """The points that no other point dominates in cost and quality; points without a number are excluded."""
     usable = np.isfinite(passes) & np.isfinite(quality)
     cheap = passes[None] <= passes[:, None]
     good = quality[None] <= quality[:, None]
@@ -243,7 +243,7 @@ def pareto_front(passes: np.ndarray, quality: np.ndarray) -> np.ndarray:
 def _groups(
     rows: pd.DataFrame, whole: pd.DataFrame | None
 ) -> Iterator[tuple[dict[str, object], pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """Every problem and norm: its key, its rows, their distances and those for the envelope, images by estimators."""
+    """For every problem and norm: key, rows, their distances and those for the envelope, images by estimators."""
     for (problem, norm), own in rows.groupby(["problem", "norm"], sort=False):
         full = own if whole is None else whole[(whole["problem"] == problem) & (whole["norm"] == norm)]
         yield {"problem": problem, "norm": norm}, own, distances(own), distances(full)

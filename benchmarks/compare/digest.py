@@ -1,7 +1,7 @@
 """Several comparisons as Markdown tables: ``python -m benchmarks.compare.digest runs/estimators/* > tables.md``.
 
-`docs/estimators.sh` and `docs/brackets.sh` make their pages' tables with it. Each folder is one that
-`benchmarks.compare` wrote.
+`docs/estimators.sh` and `docs/brackets.sh` make the tables of their pages with it. Each folder is an output of
+`benchmarks.compare`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What a comparison says of itself, without its tables."""
+    """The metadata of a comparison, without its tables."""
     facts = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return {key: value for key, value in facts.items() if not (folder / f"{key}.csv").exists()}
 
@@ -63,7 +63,7 @@ def digest(folders: Sequence[Path], culprit: str) -> Iterator[str]:
 
 
 def quality_table(rows: pd.DataFrame, passes: pd.Series) -> pd.DataFrame:
-    """Estimators by problems, cells as text, of `audit.ratio_table`'s rows of one norm and reference."""
+    """Estimators by problems, cells as text, from the rows of `audit.ratio_table` with one norm and reference."""
 
     def cell(row: pd.Series) -> str:
         key = (row["problem"], row["norm"], row["estimator"])
@@ -79,8 +79,8 @@ def quality_table(rows: pd.DataFrame, passes: pd.Series) -> pd.DataFrame:
 def error_table(margins: pd.DataFrame, culprit: str) -> pd.DataFrame:
     """By how much an estimator's average exceeds the envelope's, for correct and incorrect images.
 
-    Over the images that it found; ``found`` is their share, ``after noise`` the share found from noisy starts only,
-    ``median`` that of the images' own ratios; the last two columns are the averages themselves, over all of these.
+    Averages are over the found images; ``found`` is their share, ``after noise`` the share found from noisy starts
+    only, and ``median`` the median of the ratios per image. The last two columns are the averages themselves.
     """
     table = []
     for (problem, norm), own in margins.groupby(["problem", "norm"], sort=False):

@@ -17,7 +17,7 @@ from harness.figures import NORM_LABELS
 from harness.figures.canvas import HEIGHT, dress, empty, legend_below, note, panels, say
 from harness.figures.style import NOTE, estimator_looks, norms_of
 
-FLOOR = 1e-4  # refinement's resolution: nearer to the envelope is level with it
+FLOOR = 1e-4  # resolution of refinement: smaller excesses count as equal to the envelope
 CEILING = 10.0
 
 
@@ -67,21 +67,21 @@ def cost_figure(estimators: pd.DataFrame) -> Figure:
 def _draw_front(panel: Axes, rows: pd.DataFrame) -> None:
     front = rows[pareto_front(rows["passes"].to_numpy(), rows["mean"].to_numpy())].sort_values("passes")
     if len(front):
-        # beyond its last point more passes bring nothing
+        # beyond its last point more passes give no improvement
         passes = [*front["passes"], rows["passes"].max() * 1.2]
         excess = [_excess(value) for value in (*front["mean"], front["mean"].iloc[-1])]
         panel.step(passes, excess, color="black", linewidth=1.2, where="post", zorder=1)
 
 
 def anytime_figure(curves: pd.DataFrame, names: Sequence[str] = ()) -> Figure:
-    """After so many passes: the median distance over the envelope (above) and the share of images within 1% of it.
+    """Against passes: the median distance over the envelope (top) and the share of images within 1% of it (bottom).
 
-    Images without a witness yet count as infinitely far. A curve that ends in an open circle is of an estimator whose
-    library hides rows: before its end it is too high above and too low below.
+    Images without a witness yet count as infinite. A curve that ends in an open circle belongs to an estimator whose
+    library hides rows: before its end it is too high in the top panel and too low in the bottom panel.
 
     Args:
         curves: rows of `anytime.curves` of one problem.
-        names: estimators in the order of their looks.
+        names: estimators in the order of their styles.
     """
     if curves.empty:
         return empty("There is no curve: no estimator was measured.")
@@ -120,10 +120,10 @@ def anytime_figure(curves: pd.DataFrame, names: Sequence[str] = ()) -> Figure:
 
 
 def security_figure(rows: pd.DataFrame, whole: pd.DataFrame) -> Figure:
-    """Share of images that are classified correctly and that no witness within the distance moves, and the envelope's.
+    """Share of correctly classified images without a witness within the distance, per estimator and for the envelope.
 
     Args:
-        rows: of `measuring.Measured`, of one problem, with ``role``; references make only the envelope.
+        rows: of `measuring.Measured`, of one problem, with ``role``; references only enter the envelope.
         whole: the same without a budget, for the envelope.
     """
     if rows.empty:
@@ -153,7 +153,7 @@ def security_figure(rows: pd.DataFrame, whole: pd.DataFrame) -> Figure:
 
 
 def _farthest(least: pd.Series) -> float:
-    """Twice the envelope's 95th percentile: what lies beyond are estimators' misses."""
+    """Twice the envelope's 95th percentile: larger distances are misses of estimators."""
     found = least[np.isfinite(least)]
     return 2 * float(found.quantile(0.95)) if len(found) and found.max() > 0 else 1.0
 
@@ -169,12 +169,12 @@ def _draw_security(
 
 
 def _excess(ratio: float) -> float:
-    """How far above the envelope, within what the axis shows."""
+    """The excess over the envelope, clipped to the range of the axis."""
     return float(np.clip(ratio - 1, FLOOR, CEILING))
 
 
 def _excess_axis(panel: Axes, label: str, values: Iterable[float]) -> None:
-    """An upright axis of ratios, in the logarithm of what they exceed 1 by."""
+    """A vertical axis of ratios r, logarithmic in r - 1."""
     panel.set_yscale("log")
     drawn = [_excess(value) for value in values if math.isfinite(value)] or [FLOOR]
     low, high = 0.6 * min(*drawn, 0.009), 1.6 * max(*drawn, 0.02)
@@ -191,7 +191,7 @@ def _ratio_text(excess: float, _: int) -> str:
 
 
 def _cost_axis(panel: Axes, passes: pd.Series) -> None:
-    """A lying logarithmic axis of passes, at least a decade long."""
+    """A horizontal logarithmic axis of passes, at least a decade long."""
     panel.set_xscale("log")
     low, high = passes.min() / 1.4, passes.max() * 1.4
     spare = max(math.sqrt(10 / (high / low)), 1.0)
@@ -204,7 +204,7 @@ def _cost_axis(panel: Axes, passes: pd.Series) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers of a logarithmic axis, as many as leave room for each other."""
+    """Round numbers of a logarithmic axis, as many as fit."""
     steps = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)
     return [tick for power in range(-5, 8) for step in steps if low <= (tick := step * 10.0**power) <= high]
 

@@ -1,4 +1,4 @@
-"""Run every estimator on a problem and keep what the audit needs: rows, traces and times."""
+"""Run every estimator on a problem and keep rows, traces and times for the audit."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TRACE_COLUMNS = ("problem", "estimator", "norm", "image", "passes", "distance")
 
 @dataclass(frozen=True)
 class Measured:
-    """What estimators said of one or more problems.
+    """Results of estimators on one or more problems.
 
     Attributes:
         rows: one row per image, estimator and norm, in `ROW_COLUMNS`: those of a run's margins, ``hidden`` (the
-            image's forwards whose rows a library hid), ``exact`` (its margin; NaN where it is not known),
-            ``exact_lower`` and ``exact_upper`` (what is proved of it; NaN where nothing is) and ``declared`` (the
-            estimator's tightness; NaN but on affine problems).
-        traces: one row for every time that an image's nearest point came nearer, in `TRACE_COLUMNS`.
+            image's forwards whose rows a library hides), ``exact`` (its margin; NaN if unknown), ``exact_lower`` and
+            ``exact_upper`` (its proved bounds; NaN without any) and ``declared`` (the estimator's tightness; NaN
+            except on affine problems).
+        traces: one row per improvement of an image's nearest point, in `TRACE_COLUMNS`.
         skipped: a line for every estimator's norm or domain that a problem could not use.
     """
 
@@ -43,7 +43,7 @@ class Measured:
 
 
 def join(parts: Sequence[Measured]) -> Measured:
-    """Several problems as one; every skipped line once."""
+    """Join several problems; every skipped line is kept once."""
     skipped = dict.fromkeys(line for part in parts for line in part.skipped)
     return Measured(
         pd.concat([part.rows for part in parts], ignore_index=True),
@@ -61,23 +61,23 @@ def measure_problem(
     on_unit: Callable[[Unit, Margins, float], object] = lambda *_: None,
     on_truth: Callable[[Norm, Truth, float], object] = lambda *_: None,
 ) -> Measured:
-    """Measure the problem's images with every estimator in every norm that it has.
+    """Measure the images of a problem with every estimator in every norm that it supports.
 
-    Estimators take turns in every round, so that a machine that slows down slows all of them. The first round is
-    traced; ``seconds`` are the median of the others, or the first round's own where there is no other. Tracing was
-    seen to add up to a fifth.
+    Estimators alternate in every round, so that a slower machine affects all of them. The first round is traced;
+    ``seconds`` are the median of the other rounds, or those of the first if it is the only one. Tracing was observed
+    to add up to 20%.
 
     Args:
         estimators: canonical text -> estimator; one without the problem's domain is skipped with a line.
         repeats: rounds.
-        on_unit: told of every unit of the first round, with its seconds.
-        on_truth: told of the exact margins in every norm, with the seconds that they took.
+        on_unit: called with every unit of the first round and its seconds.
+        on_truth: called with the exact margins in every norm and their seconds.
 
     Raises:
-        EstimatorError: an estimator without any of the norms, or none that has the domain.
+        EstimatorError: an estimator supports none of the norms, or no estimator supports the domain.
     """
     able = {text: e for text, e in estimators.items() if problem.domain in e.domains}
-    # without any, it is their error
+    # if there is none, raise their error
     units, skipped = plan_units(able or estimators, norms, problem.domain)
     skipped += [f"{text} has no domain {problem.domain}: skipped there" for text in estimators if text not in able]
     rows, traces = [], []
@@ -126,7 +126,7 @@ def _measure(problem: Problem, estimator: Estimator, unit: Unit, norm: Norm, tra
 
 
 def _warm_up(problem: Problem, estimator: Estimator, norm: Norm) -> None:
-    """What a library imports or compiles at its first call is not the estimator's cost."""
+    """Exclude imports and compilation at a library's first call from the estimator's cost."""
     image = problem.images[:1].to(device_of(problem.model))
     measure(problem.model, image, estimator, norm, domain=problem.domain, noise_retries=0)
 

@@ -1,6 +1,6 @@
-"""What the numbers say of an estimator, in words that are hard to overlook.
+"""Remarks on estimators, derived from their numbers.
 
-Each rule is one line of `RULES`; its threshold is a constant here and stands in its sentence's numbers.
+Each rule is one line of `RULES`; its threshold is a constant of this module.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import pandas as pd
 
 from benchmarks.compare.audit import EXACT
 
-# Medians: deepfool was seen at 1.02 to 1.13 on networks where it works, at 1.38 where it does not (18 of 60 images
+# Medians: deepfool was observed at 1.02 to 1.13 on networks where it works, at 1.38 where it fails (18 of 60 images
 # from noisy starts only)
 OVER, FAR = 1.02, 1.25
 FEW_FOUND = 0.99
 NOISY = 0.05
-# good estimators' own witnesses were seen at most 1.03 times as far as the boundary on their way, Foolbox's stock
+# witnesses of good estimators were observed at up to 1.03 times the boundary on their segment, those of Foolbox's stock
 # L2 FMN at 1.17 to 47
 OVERSTEP = 1.1
-# of ranks of margins: good estimators were seen above 0.95, Foolbox's stock L2 FMN at -0.1 to 0.5
+# rank correlation: good estimators were observed above 0.95, Foolbox's stock L2 FMN at -0.1 to 0.5
 UNRELATED = 0.7
 LEAST_IMAGES = 10
 # a margin that is exact to rounding; bisection stops within 1e-4
@@ -51,7 +51,7 @@ Row = Mapping[str, Any]
 
 
 def remark(estimators: pd.DataFrame, ratios: pd.DataFrame) -> list[Remark]:
-    """Everything that a user should know before using an estimator, the gravest first.
+    """The remarks on every estimator, most severe first.
 
     Args:
         estimators: rows of `audit.estimator_table`; references get no remark.
@@ -72,7 +72,7 @@ def remark(estimators: pd.DataFrame, ratios: pd.DataFrame) -> list[Remark]:
 
 
 def no_witness(row: Row) -> str:
-    """Also where noise found what the attack did not."""
+    """Includes images that were found from noisy starts only."""
     if _found(row) > row["after_noise"] + row["tied"]:
         return ""
     noise = f"; the {row['after_noise']} distances are those of noisy starts" if row["after_noise"] else ""
@@ -86,21 +86,21 @@ def unsound(row: Row) -> str:
 
 
 def too_far(row: Row) -> str:
-    """A median of `FAR`, or of `OVER` where no image at all is within 5%."""
+    """A median of `FAR`, or of `OVER` if no image is within 5%."""
     if not (row["median"] >= FAR or (row["median"] >= OVER and row["within_5"] == 0)) or no_witness(row):
         return ""
     return f"median {_times(row['median'])} the envelope, {_within(row)}: its margins are not those of the network"
 
 
 def unrelated(row: Row) -> str:
-    """Refined distances that do not follow the margin."""
+    """Refined distances that are not correlated with the margin."""
     if no_witness(row) or not (row["rank"] < UNRELATED and row["images"] >= LEAST_IMAGES):
         return ""
     return f"its distances hardly follow the margin: rank correlation {row['rank']:.2f} with the others' envelope"
 
 
 def own_points_unrelated(row: Row) -> str:
-    """Witnesses, as the attack leaves them, that lie at distances of the attack's own making."""
+    """Witnesses of the attack, before refinement, whose distances are not correlated with the margin."""
     follows = not (row["attack_rank"] < UNRELATED and row["images"] >= LEAST_IMAGES)
     if row["overstep"] < OVERSTEP or math.isnan(row["overstep"]) or follows:
         return ""
@@ -111,7 +111,7 @@ def own_points_unrelated(row: Row) -> str:
 
 
 def overstep(row: Row) -> str:
-    """Witnesses, as the attack leaves them, well beyond the boundary on their own segment."""
+    """Witnesses of the attack, before refinement, far beyond the boundary on their segment."""
     if not row["overstep"] >= OVERSTEP or own_points_unrelated(row):
         return ""
     return (
@@ -133,7 +133,7 @@ def misses(row: Row) -> str:
 
 
 def noisy(row: Row) -> str:
-    """`measure` tries again from noise where an attack fails, which says little of the image."""
+    """`measure` retries from noise if an attack fails; such distances are only weakly related to the margin."""
     if row["after_noise"] < NOISY * row["images"] or no_witness(row):
         return ""
     return f"{row['after_noise']} of {row['images']} images were found from noisy starts only: it fails on them"
@@ -144,7 +144,7 @@ def raises(row: Row) -> str:
 
 
 def undeclared(row: Row) -> str:
-    """Affine problems only: elsewhere nothing is declared."""
+    """Affine problems only: no tightness is declared for others."""
     if not row["median_exact"] > row["declared_exact"]:
         return ""
     return f"median {row['median_exact']:.4f} times the exact margin, where it declares {row['declared_exact']:g}"

@@ -1,4 +1,4 @@
-"""Results of a comparison, computed from what was measured."""
+"""Results of a comparison, computed from the measured rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Results:
     """The tables of a comparison.
 
     Attributes:
-        budget: passes an image that estimators were held to; None without one.
+        budget: limit of passes per image; None without one.
         whole: rows of `measuring.Measured` with ``role`` (estimator or reference) and ``passes``.
         rows: the same within the budget.
         estimators: see `audit.estimator_table`.
         ratios: see `audit.ratio_table`.
         unsolved: see `audit.open_table`.
-        correlations: see `audit.correlation_table`; of estimators without references.
+        correlations: see `audit.correlation_table`; estimators only, no references.
         curves: see `anytime.curves`.
-        remarks: see `remarks.remark`; of whole runs, which a budget says nothing about.
+        remarks: see `remarks.remark`; always without the budget.
     """
 
     budget: int | None
@@ -43,11 +43,11 @@ class Results:
 def evaluate(
     measured: Measured, references: Sequence[str] = (), leaving: Sequence[str] = (), budget: int | None = None
 ) -> Results:
-    """Work out the tables.
+    """Compute the tables.
 
     Args:
-        references: estimators that only serve the envelope.
-        leaving: estimators that are left out of an envelope of their own.
+        references: estimators that only enter the envelope.
+        leaving: estimators that are each excluded from a further envelope.
         budget: compare the best verified distances within a number of passes per image; the envelope keeps all.
     """
     role = measured.rows["estimator"].isin(list(references)).map({True: "reference", False: "estimator"})

@@ -30,13 +30,13 @@ LEGEND = (
 
 
 class Screen:
-    """One plain line a measured unit, then tables and remarks."""
+    """One plain line per measured unit, then tables and remarks."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or open_console(160)
 
     def say(self, line: str, style: str = "") -> None:
-        """One line; names in it are never read as markup."""
+        """Print one line without interpreting markup."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
 
     def begin(self, problem: Problem) -> None:
@@ -52,7 +52,7 @@ class Screen:
         self.say(f"  exact margins {norm}: {int(truth.solved.sum())} of {len(truth.solved)} solved, {seconds:.1f} s")
 
     def show(self, results: Results, skipped: tuple[str, ...] = ()) -> None:
-        """Everything: a table a problem and norm, exact margins where known, rank correlations, remarks."""
+        """Print all results: one table per problem and norm, known exact margins, rank correlations, remarks."""
         for line in skipped:
             self.say(line)
         for (problem, norm), rows in results.estimators.groupby(["problem", "norm"], sort=False):
@@ -80,14 +80,14 @@ class Screen:
             self.say(str(item), style=STYLES[item.level])
 
     def _show_references(self, estimators: pd.DataFrame, ratios: pd.DataFrame) -> None:
-        """What references did for the envelope, and ratios to what else was asked for or is known."""
+        """Print the effect of references on the envelope, and ratios to further references."""
         references = estimators[estimators["role"] == "reference"]
         if len(references):
             alone = ", ".join(f"{row['estimator']} {row['sole_wins']}" for _, row in references.iterrows())
             self.say(f"in the envelope only (images on which it beats every estimator): {alone}")
         if estimators["nobody"].iloc[0]:
             self.say(f"no estimator found {estimators['nobody'].iloc[0]} of the images, which counts against all")
-        # against the others stands in the table above
+        # ratios against the others are in the table above
         asked = ratios[(ratios["role"] != "reference") & ~ratios["against"].isin([ENVELOPE, OTHERS])]
         for against, rows in asked.groupby("against", sort=False):
             images, left_open = rows[["images", "open"]].iloc[0]
@@ -97,7 +97,7 @@ class Screen:
             print_table(self.console, _ratio_table(rows))
 
     def _show_unsolved(self, unsolved: pd.DataFrame) -> None:
-        """Every image whose exact margin is not known, with what is."""
+        """Print every unsolved image with its bracket."""
         for _, row in unsolved.iterrows():
             bracket = f"between {row['lower']:.6g} and {row['upper']:.6g}"
             nearest = f"{row['envelope']:.6g} by {row['nearest']}"
@@ -151,7 +151,7 @@ def _ratio_cells(row: pd.Series, missed: bool) -> list[str]:
 
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    # names wrap where the table is too wide, so that no number is cut off
+    # names wrap if the table is too wide, so that no number is truncated
     table.add_column("estimator", overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Write the files of a comparison, each whole or not at all, after everything is measured."""
+"""Write the files of a comparison atomically, after everything is measured."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _draw(out: Path, results: Results) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: a number that is none is null, infinity the word inf."""
+    """Convert to JSON values: NaN becomes null, infinity the string inf."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

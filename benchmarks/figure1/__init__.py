@@ -1,1 +1,1 @@
-"""Figure 1 of the paper, whole, against a plain script: ``python -m benchmarks.figure1``."""
+"""Figure 1 of the paper, compared with a plain script: ``python -m benchmarks.figure1``."""

@@ -1,7 +1,7 @@
-"""Figure 1 of the paper, whole, on this machine: ``python -m benchmarks.figure1 --data-root data``.
+"""Complete Figure 1 of the paper, measured on this machine: ``python -m benchmarks.figure1 --data-root data``.
 
-Trains and tracks a network with ``harness.track`` as a user would, then takes a plain Foolbox script through the same
-networks at some epochs, margins compared, and says what the script would have taken for all of them.
+Trains and tracks a network with ``harness.track`` as a user would. Then runs a plain Foolbox script on the same
+networks at some epochs, compares the margins, and extrapolates the script's time to all epochs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _track(given: argparse.Namespace) -> float:
-    """Seconds that the user's command takes, from its start to its end."""
+    """Seconds of the user's command from start to end."""
     command = [
         *(sys.executable, "-m", "harness.track", "--dataset", given.dataset, "--data-root", given.data_root),
         *("--model", given.model, "--estimator", "deepfool", "--epochs", str(given.epochs)),
@@ -156,7 +156,7 @@ def _sentences(run: Run, rows: Sequence[Row], whole: Totals, share: float) -> It
 
 
 def _rest(run: Run, whole: Totals) -> float:
-    """The share of the run that is neither training, measuring nor predicting: start, data, files, the report."""
+    """The share of the run outside training, measuring and predicting: start, data, files, the report."""
     trained = float(run.epochs.query("split == 'train'")["seconds"].sum())
     return 1 - (trained + float(run.margins["seconds"].sum()) + whole.errors) / whole.ours
 

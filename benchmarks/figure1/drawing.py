@@ -1,4 +1,4 @@
-"""Figure 1: error and average margins over epochs, with the script's averages where it had its turn."""
+"""Figure 1: error and average margins over epochs, with the script's averages at its measured epochs."""
 
 from __future__ import annotations
 

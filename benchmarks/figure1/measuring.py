@@ -1,4 +1,4 @@
-"""Time the script's work on a finished run's networks, in turns with ours, and both totals."""
+"""Time the script's work on the networks of a finished run, alternating with ours, and compute both totals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.runs import Run
 from harness.tracking.finished_run import options_of
 
 T = TypeVar("T")
-# epochs of the script's training that are timed; the median stands for all
+# timed epochs of the script's training; the median is used for all epochs
 TRAINED = 3
 
 
@@ -35,11 +35,11 @@ class Row:
 
     Attributes:
         ours, theirs: seconds; ours with noisy starts, refinement and checks.
-        average: of our margins as the attack left them, which is what theirs are.
-        their_average: over the images that Foolbox finds.
-        found, their_found: images.
-        same: of the images that both find without noise, those whose margins differ by less than `SAME`.
-        both: that they are of.
+        average: of our margins before refinement, comparable with theirs.
+        their_average: average over the images that Foolbox finds.
+        found, their_found: numbers of found images.
+        same: number of images that both find without noise and whose margins differ by less than `SAME`.
+        both: number of images that both find without noise.
     """
 
     epoch: int
@@ -76,7 +76,7 @@ class Totals:
 
 
 def rows_of(run: Run, epochs: Sequence[int], norms: Sequence[Norm], estimator: str) -> Iterator[Row]:
-    """Measure the run's checkpoints both ways; who is first changes from row to row."""
+    """Measure the run's checkpoints with both; the order alternates from row to row."""
     turn = 0
     for problem in run_problems(run, epochs, ("train", "test"), options_of(run)["probe"]):
         for norm in norms:
@@ -90,7 +90,7 @@ def rows_of(run: Run, epochs: Sequence[int], norms: Sequence[Norm], estimator: s
 
 
 def totals(run: Run, dataset: Dataset, rows: Sequence[Row], ours: float) -> Totals:
-    """Add the script's parts up to the run's number of epochs."""
+    """Extrapolate the script's parts to the number of epochs of the run."""
     options = options_of(run)
     last = int(run.epochs["epoch"].max())
     train, test = (_tensors(split) for split in (dataset.train, dataset.test))
@@ -111,7 +111,7 @@ def totals(run: Run, dataset: Dataset, rows: Sequence[Row], ours: float) -> Tota
 
 
 def pass_share(run: Run, norms: Sequence[Norm], estimator: str) -> float:
-    """The share of measuring the last epoch's test images that the network's passes take, forward and backward."""
+    """The share of forward and backward passes in the time of measuring the last epoch's test images."""
     spent, whole, entered = 0.0, 0.0, 0.0
 
     def enter(*_: object) -> None:

@@ -1,6 +1,6 @@
-"""Figure 1 as one would write it with Foolbox in an afternoon: what `benchmarks.figure1` times next to the harness.
+"""A plain Foolbox script for Figure 1, which `benchmarks.figure1` compares with the harness.
 
-It does the paper's work and no more: no noisy starts, no refinement, nothing is kept.
+It only computes the figure: no noisy starts, no refinement, and no stored results.
 """
 
 from __future__ import annotations

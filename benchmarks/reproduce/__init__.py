@@ -1,1 +1,1 @@
-"""The paper's experiments from one file: run them, keep their summaries, and make the page of them."""
+"""The paper's experiments from one file: run them, store their summaries, and generate the page."""

@@ -1,6 +1,6 @@
-"""The paper again: ``python -m benchmarks.reproduce`` runs the study, keeps its summaries and writes the page.
+"""Reproduce the paper: ``python -m benchmarks.reproduce`` runs the study, stores its summaries and writes the page.
 
-``--page`` alone makes the page's tables again from the summaries that are kept, and needs no run.
+``--page`` only regenerates the page's tables from the stored summaries, without runs.
 """
 
 from __future__ import annotations

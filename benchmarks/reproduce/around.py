@@ -1,7 +1,7 @@
-"""What surrounds a run's images beyond their margins in the box: ``python -m benchmarks.reproduce.around RUN``.
+"""Free margins and random directions around a run's images: ``python -m benchmarks.reproduce.around RUN``.
 
-Two questions of the paper's setting. Does it matter that attacks are clipped to the pixel range (``free.csv``)? And is
-the boundary near in few directions only, so that a random one does not meet it (``directions.csv``; section 2.1)?
+Two questions on the paper's setting. Does clipping attacks to the pixel range matter (``free.csv``)? Is the boundary
+near in few directions only, so that random directions do not reach it (``directions.csv``; section 2.1)?
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from harness.tracking.finished_run import options_of
 ESTIMATOR = "deepfool"
 FREE_COLUMNS = ("epoch", "split", "norm", "images", "box", "free", "ratio", "nearer", "box_unfound", "free_unfound")
 DIRECTION_COLUMNS = ("epoch", "split", "norm", "images", "directions", "times", "crossed")
-# times the margin that a random direction is followed for, and that are reported
+# multiples of the margin: the largest one that random directions are followed to, and the reported ones
 FARTHEST, REPORTED = 100.0, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-POINTS = 28  # on the way, in equal ratios
+POINTS = 28  # number of points per direction, at equal ratios
 DIRECTIONS, IMAGES = 10, 200
 
 
@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def around(run: Path) -> Path:
-    """Where a run's tables are: next to it, as its folder is its own."""
+    """The folder of a run's tables: next to the run, whose own folder is not changed."""
     return run.with_name(f"{run.name}.around")
 
 
 def tables(run: Run, epochs: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables, over the run's own images.
+    """Both tables, over the probe images of the run.
 
     Raises:
         StoreError: epochs without a checkpoint, or without DeepFool's margins.
@@ -87,10 +87,10 @@ def _where(problem: Problem, norm: Norm) -> dict[str, object]:
 
 
 def box_margins(run: Run, problem: Problem, norm: Norm) -> np.ndarray:
-    """``(N,)`` the run's own DeepFool distances of the problem's images, infinite where it found none.
+    """``(N,)`` DeepFool distances of the problem's images from the run, infinite for images not found.
 
     Raises:
-        StoreError: it was not measured with DeepFool there.
+        StoreError: the run has no DeepFool margins there.
     """
     rows = run.margins
     own = rows[
@@ -108,10 +108,10 @@ def box_margins(run: Run, problem: Problem, norm: Norm) -> np.ndarray:
 
 
 def free_against_box(problem: Problem, norm: Norm, box: np.ndarray) -> dict[str, object]:
-    """DeepFool's margins where witnesses may leave the pixel range, over those where they may not.
+    """Ratio of DeepFool's margins in the free domain to those in the box.
 
-    ``ratio`` is of the averages over the images found in both; ``nearer`` the share of those whose free margin is by
-    more than 1% the smaller.
+    ``ratio`` is that of the averages over the images found in both; ``nearer`` is the share of them whose free margin
+    is smaller by more than 1%.
     """
     margins = measure(
         problem.model,
@@ -138,11 +138,11 @@ def free_against_box(problem: Problem, norm: Norm, box: np.ndarray) -> dict[str,
 
 
 def crossings(problem: Problem, norm: Norm, margins: np.ndarray) -> list[dict[str, object]]:
-    """On how many random directions the class has changed within so many times the image's margin.
+    """The share of random directions along which the class changes within a multiple of the image's margin.
 
-    Directions are uniform on the sphere (L2) or corners of the cube (Linf), and lead out of the pixel range where they
-    do. Only the first `IMAGES` images with a margin; a class that changes and changes back between two of `POINTS`
-    points goes unseen.
+    Directions are uniform on the sphere (L2) or corners of the cube (Linf), and are not clipped to the pixel range.
+    Only the first `IMAGES` images with a margin are used. A class that changes and changes back between two of `POINTS`
+    points is not detected.
     """
     known = np.flatnonzero(np.isfinite(margins))[:IMAGES]
     images, radius = problem.images[known], torch.tensor(margins[known], dtype=problem.images.dtype)
@@ -154,7 +154,7 @@ def crossings(problem: Problem, norm: Norm, margins: np.ndarray) -> list[dict[st
 
 @torch.no_grad()
 def _first(model: nn.Module, images: Tensor, radius: Tensor, norm: Norm, draws: torch.Generator) -> Tensor:
-    """``(N,)`` the first multiple of the radius at which one random direction has led to another class, or infinity."""
+    """``(N,)`` the first multiple of the radius at which a random direction reaches another class, or infinity."""
     noise = torch.randn(images.shape, generator=draws)
     unit = noise.sign() if norm == "linf" else noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     first = torch.full_like(radius, torch.inf)

@@ -18,7 +18,7 @@ USUAL = 40  # epochs of the paper's figures
 
 @dataclass(frozen=True)
 class Row:
-    """What one estimator's margins of one group say of a claim."""
+    """The result of one claim for one estimator and group."""
 
     group: str
     estimator: str
@@ -33,11 +33,11 @@ class Claim:
     """One sentence of the paper.
 
     Attributes:
-        key: short, for the CSV.
-        place: where the paper says it.
-        sentence: what it says, in our words.
-        measured: what is looked at and when it counts as supported.
-        rows: what the stored tables say.
+        key: short name for the CSV.
+        place: location in the paper.
+        sentence: the claim in our words.
+        measured: the measured quantity and the criterion for support.
+        rows: function from the stored tables to the results.
     """
 
     key: str
@@ -49,7 +49,7 @@ class Claim:
 
 
 def pairs(stored: Stored, dataset: str = "") -> Iterator[Group]:
-    """The collected groups of standard and adversarial runs over the usual epochs, of one data set if given."""
+    """The collected pairs of standard and adversarial runs over the usual epochs, optionally of one data set."""
     for group in stored.groups():
         options = stored.options(group.runs[0])
         both = stored.of_training(group, "standard") and stored.of_training(group, "pgd")
@@ -58,10 +58,10 @@ def pairs(stored: Stored, dataset: str = "") -> Iterator[Group]:
 
 
 def by_test(name: str, training: str = "", dataset: str = "") -> Callable[[Stored], list[Row]]:
-    """Rows of a claim of `harness.statistics`: the verdict of all its tests, the effects on test images at the end.
+    """Rows of a claim of `harness.statistics`: the joint verdict of its tests, and the final effects on test images.
 
     Args:
-        training: only tests of runs of that training.
+        training: only tests of runs with this training.
     """
 
     def rows(stored: Stored) -> list[Row]:
@@ -70,7 +70,7 @@ def by_test(name: str, training: str = "", dataset: str = "") -> Callable[[Store
             own = stored.group(group.name, "observations")
             own = own[own["claim"] == name]
             if training:
-                # a pool is called after its first run
+                # a pool is named after its first run
                 first = stored.of_training(group, training)[0]
                 own = own[own["run"].str.split(" of ").str[-1] == first]
             by_estimator = own.groupby("estimator", sort=False, dropna=False)
@@ -112,12 +112,12 @@ def read_off(
     by_estimator: bool = True,
     groups: Callable[[Stored], Iterator[Group]] | None = None,
 ) -> Callable[[Stored], list[Row]]:
-    """Rows of a claim that a number decides, one a run, norm and split; no test, and so no claim beyond these runs.
+    """Rows of a claim decided by a number, one per run, norm and split; without a test it covers only these runs.
 
     Args:
-        holds: whether the number is as the claim has it.
+        holds: whether a number supports the claim.
         by_estimator: whether the number depends on estimator and norm.
-        groups: other ones than the pairs.
+        groups: groups other than the pairs.
     """
 
     def rows(stored: Stored) -> list[Row]:

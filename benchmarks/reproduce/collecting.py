@@ -1,4 +1,4 @@
-"""Collect a study's tables into one file, and the pictures that its groups name."""
+"""Collect a study's tables into one file, and the pictures named by its groups."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SUMMARY_COLUMNS = (
     *("epoch", "split", "subset", "estimator", "norm", "count", "found", "avg", "se", "median"),
     *("after_noise", "not_found"),
 )
-# of the measures, what the page speaks of: the distance after refinement
+# the measure used on the page: the distance after refinement
 MEASURES = ("distance", "")
 
 
 def collect(study: Study, group: Group, runs: Path, out: Path) -> None:
-    """Report a group's runs together, and keep its tables and pictures under ``out``.
+    """Report the runs of a group together, and store its tables and pictures under ``out``.
 
-    A run's own tables are those of the first group that it is in: the envelope depends on the company.
+    A run's tables are those of the first group that contains it, as the envelope depends on the group.
 
     Raises:
-        StoreError: a run that is not there, or damaged.
+        StoreError: a run is missing or damaged.
     """
     read = read_runs([runs / name for name in group.runs])
     content = evaluate(read)
@@ -73,17 +73,17 @@ def _run_tables(run: Run, content: RunContent) -> dict[str, pd.DataFrame]:
 
 
 def confidence(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Average confidence of correct and incorrect images of the whole sets, at every epoch."""
+    """Average confidence of correct and incorrect images of the whole sets at every epoch."""
     rows = predictions.assign(correct=predictions["prediction"] == predictions["label"])
     groups = rows.groupby(["epoch", "split", "correct"], observed=True)["confidence"]
     return groups.agg(images="size", confidence="mean").reset_index()
 
 
 def flow(split: str, correctness: pd.DataFrame) -> pd.DataFrame:
-    """At every epoch the incorrect images of the whole set, and what the epoch before and the first made of them.
+    """The incorrect images of the whole set at every epoch, compared with the previous and the first epoch.
 
-    ``incorrect_before`` are those that were so at the epoch before too; ``of_first_now_correct`` is the share of the
-    images incorrect at epoch 1 that are correct now.
+    ``incorrect_before`` counts those that were also incorrect at the previous epoch. ``of_first_now_correct`` is the
+    share of images incorrect at epoch 1 that are now correct.
 
     Args:
         correctness: ``(image x epoch)`` bool.
@@ -100,7 +100,7 @@ def flow(split: str, correctness: pd.DataFrame) -> pd.DataFrame:
 
 
 def _composition(run: RunContent) -> pd.DataFrame:
-    """The changes of a subset's average from epoch to epoch, added up from epoch 1 to the last."""
+    """The changes of a subset's average from epoch to epoch, summed from epoch 1 to the last."""
     own = _of_distance(run.composition)
     key = ["run", "split", "estimator", "norm", "subset"]
     changes = ["change", "stayers", "entrants", "leavers"]
@@ -112,7 +112,7 @@ def _of_distance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _keep(drawn: Path, kept: Path) -> None:
-    """Copy a picture in 256 colours: it looks the same and takes a third of the space."""
+    """Copy a picture in 256 colours, which takes a third of the space without visible loss."""
     with Image.open(drawn) as picture:
         few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     write_atomically(kept, lambda path: few.save(path, "PNG", optimize=True))

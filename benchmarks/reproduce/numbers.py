@@ -12,7 +12,7 @@ from scipy import stats
 from benchmarks.reproduce.stored import Stored
 from harness.statistics.effects.effect import LEAST_IMAGES
 
-# of stored tables, a run, an estimator, a norm and a split
+# function of stored tables, run, estimator, norm and split
 Number = Callable[[Stored, str, str, str, str], float]
 
 
@@ -35,7 +35,7 @@ def change(stored: Stored, run: str, estimator: str, norm: str, split: str) -> f
 
 
 def change_of(subset: str):  # type: ignore[no-untyped-def]
-    """The same of the images that are correct, or incorrect, at the epoch, where they are not too few."""
+    """The same for the correct or the incorrect images of an epoch, if there are enough."""
 
     def value(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
         curve = stored.curve(run, estimator, norm, split, subset)
@@ -47,7 +47,7 @@ def change_of(subset: str):  # type: ignore[no-untyped-def]
 
 
 def while_error_falls(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
-    """Average at the epoch of the least test error over that at epoch 1; NaN where that is epoch 1."""
+    """Average at the epoch of the smallest test error over that at epoch 1; NaN if that is epoch 1."""
     errors = stored.errors(run, "test")
     best = int(errors[errors.index >= 1].idxmin())
     return math.nan if best == 1 else _ratio(stored.curve(run, estimator, norm, split), best, 1)
@@ -82,7 +82,7 @@ def tau(stored: Stored, run: str, estimator: str, norm: str, split: str) -> floa
 
 
 def own_change(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
-    """What the correct images' average lost by its stayers alone, over the average at epoch 1."""
+    """The change of the correct images' average due to stayers, over the average at epoch 1."""
     group = next(group for group in stored.groups() if run in group.runs)
     own = stored.group(group.name, "composition")
     rows = own[
@@ -128,13 +128,13 @@ def confidence_of_incorrect(stored: Stored, run: str, estimator: str, norm: str,
 
 
 def first_mistakes_mended(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
-    """Share of the set's images that are incorrect at epoch 1 and correct at the last."""
+    """Share of the images incorrect at epoch 1 that are correct at the last epoch."""
     own = stored.run(run, "flow")
     return float(own.loc[own["split"] == split, "of_first_now_correct"].iloc[-1])
 
 
 def still_incorrect(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
-    """Over epochs from 2 on, the median share of the set's incorrect images that were incorrect at the epoch before."""
+    """Median over epochs from 2 on of the share of incorrect images that were incorrect at the previous epoch."""
     own = stored.run(run, "flow")
     rows = own[(own["split"] == split) & (own["epoch"] >= 2) & (own["incorrect"] > 0)]
     return float((rows["incorrect_before"] / rows["incorrect"]).median())
@@ -150,7 +150,7 @@ def crossed(stored: Stored, run: str, estimator: str, norm: str, split: str) -> 
 
 
 def against_standard(number: Number) -> Number:
-    """A number of an adversarial run over that of the standard run next to it, of the same seed."""
+    """A number of an adversarial run over that of the standard run of the same group and seed."""
 
     def value(stored: Stored, run: str, estimator: str, norm: str, split: str) -> float:
         plain = run.replace("-pgd", "-standard")
@@ -171,7 +171,7 @@ def beyond_forty(stored: Stored, run: str, estimator: str, norm: str, split: str
 
 
 def _few(stored: Stored, run: str, estimator: str, norm: str, split: str, subset: str) -> bool:
-    """Whether fewer images than a test would take are left at the last epoch, or were there at epoch 1."""
+    """Whether there are fewer images than a test needs at the last epoch or at epoch 1."""
     found = stored.curve(run, estimator, norm, split, subset, "found")
     return bool(min(found.get(1, 0), found.iloc[-1] if len(found) else 0) < LEAST_IMAGES)
 

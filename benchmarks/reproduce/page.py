@@ -1,4 +1,4 @@
-"""``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and the notes next to them."""
+"""Write ``docs/reproduction.md``: verdicts on the paper's claims, from the stored tables and notes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ By DeepFool, the paper's estimator / by the nearest of our estimators (the envel
 they agree or only one was tested. [`statistics.md`](statistics.md) says what a test is and what its verdict means; rows
 without a test are read off the curves of these runs and say nothing of others. Every row, with what was looked at,
 effects and intervals: [`claims.csv`]({folder}/claims.csv)."""
-# the table that the page shows, and the columns that it shows of it
+# the table shown on the page, and its shown columns
 OVER_ESTIMATES, SHOWN = "over-estimates", ["run", "norm", "epoch 1", "epoch 20", "epoch 40"]
 
 
@@ -56,7 +56,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _flat(rows: dict[str, list[Row]]) -> pd.DataFrame:
-    """Every row of every claim, with what the paper says and what is looked at."""
+    """Every row of every claim, with the paper's sentence and the measured quantity."""
     return pd.DataFrame(
         [
             {"claim": claim.key, "observation": claim.observation, "sentence": claim.sentence, "place": claim.place}

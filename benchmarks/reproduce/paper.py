@@ -11,7 +11,7 @@ from benchmarks.reproduce.study import Group
 
 
 def _long(stored: Stored) -> Iterator[Group]:
-    """Groups of runs over more than the usual epochs."""
+    """Groups of runs with more than the usual epochs."""
     return (group for group in stored.groups() if stored.options(group.runs[0])["epochs"] > USUAL)
 
 

@@ -1,4 +1,4 @@
-"""The paper's open questions, as tables of the stored numbers."""
+"""Tables for the paper's open questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORES = ("margin", "maximum softmax", "logit margin")
 
 
 def over_estimates(stored: Stored) -> pd.DataFrame:
-    """DeepFool's average over that of the nearest other estimator of the run, test images, at each of `EPOCHS`."""
+    """DeepFool's average over the smallest average of another estimator, on test images at each of `EPOCHS`."""
     rows = []
     for group in pairs(stored):
         for run in group.runs[:: max(1, len(group.runs) // 2)]:
@@ -41,7 +41,7 @@ def _over(stored: Stored, run: str, norm: str, epoch: int) -> str:
 
 
 def changed_verdicts(stored: Stored) -> pd.DataFrame:
-    """Claims of a run whose verdict by DeepFool is another than by another estimator, or by the envelope."""
+    """Claims whose verdict by DeepFool differs from that by another estimator or by the envelope."""
     found = []
     for group in stored.groups():
         table = stored.group(group.name, "verdicts")
@@ -58,7 +58,7 @@ def changed_verdicts(stored: Stored) -> pd.DataFrame:
 
 
 def domains(stored: Stored) -> pd.DataFrame:
-    """Free margins over boxed ones by DeepFool, test images."""
+    """Ratio of free margins to margins in the box by DeepFool, on test images."""
     rows = []
     for run in stored.study.runs:
         table = stored.run(run, "free")
@@ -74,7 +74,7 @@ def domains(stored: Stored) -> pd.DataFrame:
 
 
 def directions(stored: Stored) -> pd.DataFrame:
-    """Share of random directions that change the class within so many times the margin, last epoch, test images."""
+    """Share of random directions that change the class within multiples of the margin; last epoch, test images."""
     rows = []
     for run in stored.study.runs:
         table = stored.run(run, "directions")
@@ -90,7 +90,7 @@ def directions(stored: Stored) -> pd.DataFrame:
 
 
 def detection(stored: Stored) -> pd.DataFrame:
-    """Areas under the ROC curve of telling misclassified test images, last epoch, and the tests of the differences."""
+    """Areas under the ROC curve for detecting misclassified test images at the last epoch, and tests of differences."""
     rows = []
     for group in pairs(stored):
         table, tests = stored.group(group.name, "descriptions"), stored.group(group.name, "observations")
@@ -115,7 +115,7 @@ def detection(stored: Stored) -> pd.DataFrame:
 
 
 def calibration(stored: Stored) -> pd.DataFrame:
-    """Expected calibration error of the test set at `EPOCHS`, and how it goes with the average margin over epochs."""
+    """Expected calibration error of the test set at `EPOCHS`, and its correlation with average margins over epochs."""
     rows = []
     for run in stored.study.runs:
         table = stored.run(run, "calibration")
@@ -132,7 +132,7 @@ def calibration(stored: Stored) -> pd.DataFrame:
 
 
 def trainings(stored: Stored, group: str) -> pd.DataFrame:
-    """Average margins of runs of other losses and trainings at epochs 1, 20 and the last, and their test error."""
+    """Average margins and test errors of runs with other losses and trainings at epochs 1, 20 and the last."""
     rows = []
     for run in next((g.runs for g in stored.groups() if g.name == group), ()):
         for norm in NORMS:
@@ -173,7 +173,7 @@ def brackets(stored: Stored) -> pd.DataFrame:
 
 
 def certain(stored: Stored) -> pd.DataFrame:
-    """The observations, and whether they hold wherever the certified margins are in their brackets."""
+    """Whether the observations hold for all margins within their certified brackets."""
     found = []
     for group in stored.groups():
         table = stored.group(group.name, "proved")
@@ -190,5 +190,5 @@ def certain(stored: Stored) -> pd.DataFrame:
                     "for certain": row["certain"],
                 }
             )
-    # a run that is in two groups is said once
+    # a run in two groups is listed once
     return pd.DataFrame(found).drop_duplicates(ignore_index=True)

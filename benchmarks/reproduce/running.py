@@ -22,10 +22,10 @@ class StepError(ValueError):
 
 
 def run_study(study: Study, folder: Path, data_root: str, jobs: int, say: Say) -> None:
-    """Take every run through its steps, ``jobs`` runs at a time.
+    """Run the steps of every run, ``jobs`` runs at a time.
 
     Raises:
-        StepError: a step failed; runs under way are ended first, and the same call continues after them.
+        StepError: a step failed; running steps are finished first. The same call continues from there.
     """
     failed = threading.Event()
 
@@ -45,7 +45,7 @@ def run_study(study: Study, folder: Path, data_root: str, jobs: int, say: Say) -
 
 
 def steps_of(planned: Planned, folder: Path, data_root: str) -> Iterator[list[str]]:
-    """The arguments of Python, step by step."""
+    """The command-line arguments of Python for every step."""
     run = str(folder / planned.name)
     place = ["--resume", "--out", run, "--data-root", data_root]
     yield ["-m", "harness.track", *place, *as_arguments(planned.options)]
@@ -60,7 +60,7 @@ def steps_of(planned: Planned, folder: Path, data_root: str) -> Iterator[list[st
 
 
 def run_step(name: str, arguments: Sequence[str], folder: Path, say: Say) -> None:
-    """Run one step unless it has been; what it prints goes to ``NAME.log``.
+    """Run a step unless it is complete; its output goes to ``NAME.log``.
 
     Raises:
         StepError: it failed.

@@ -30,11 +30,11 @@ class Stored:
     folder: Path
 
     def groups(self) -> list[Group]:
-        """Those that have been collected."""
+        """The collected groups."""
         return [group for group in self.study.groups if (group.name, "observations") in self._tables]
 
     def group(self, group: str, table: str) -> pd.DataFrame:
-        """A table of a group; without rows where it is one that not every group has.
+        """A table of a group; empty if the table is optional and missing.
 
         Raises:
             StoreError: it is missing.
@@ -42,7 +42,7 @@ class Stored:
         return self._table((group, table), needed=table not in OPTIONAL)
 
     def run(self, run: str, table: str) -> pd.DataFrame:
-        """A table of a run; without rows where it is one that not every run has, or the run was not collected.
+        """A table of a run; empty if the table is optional and missing, or the run was not collected.
 
         Raises:
             StoreError: it is missing, though the run was collected.
@@ -55,15 +55,15 @@ class Stored:
         return dict(json.loads(self.run(run, "manifest")["manifest"].item())["config"])
 
     def options(self, run: str) -> dict[str, Any]:
-        """What the run was planned with."""
+        """The planned options of the run."""
         return dict(self.study.runs[run].options)
 
     def of_training(self, group: Group, training: str) -> list[str]:
-        """The group's runs of that training."""
+        """The runs of a group with this training."""
         return [run for run in group.runs if self.options(run).get("training", "standard") == training]
 
     def estimators(self, run: str) -> list[str]:
-        """Those that measured every epoch of the run, the paper's first."""
+        """The estimators measured at every epoch of the run, the paper's first."""
         own = self.run(run, "summary")
         whole = own["epoch"].nunique()
         counts = own.groupby("estimator", sort=False)["epoch"].nunique()
@@ -100,7 +100,7 @@ class Stored:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Some significant digits, without an exponent, with a real minus sign."""
+    """Format with significant digits, without an exponent, with a Unicode minus sign."""
     if not np.isfinite(value):
         return "–"
     if value == 0:
@@ -110,7 +110,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def span(values: Iterable[float], digits: int = 3) -> str:
-    """One number, or the least and the most."""
+    """Format one number, or the smallest and the largest."""
     found = [value for value in values if np.isfinite(value)]
     if not found:
         return "–"

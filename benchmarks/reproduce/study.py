@@ -21,7 +21,7 @@ class Planned:
     """One run.
 
     Attributes:
-        options: those of `harness.track` that are given, by their names in `RunConfig`.
+        options: the set options of `harness.track`, by their names in `RunConfig`.
         added: estimator -> epochs whose checkpoints it measures afterwards.
         checkpoints: epochs at which free margins and random directions are measured.
         certified: certifier -> epochs whose checkpoints it bounds the margins of afterwards.
@@ -39,7 +39,7 @@ class Group:
     """Runs that are reported together.
 
     Attributes:
-        pictures: figure of the report, with its folder -> caption; these figures are kept.
+        pictures: path of a report figure -> caption; these figures are stored.
     """
 
     name: str
@@ -49,24 +49,24 @@ class Group:
     pictures: Mapping[str, str]
 
     def place(self, picture: str) -> Path:
-        """Where a picture is kept, in the folder of the tables."""
+        """The path of a picture in the folder of the tables."""
         return Path(self.name, f"{picture.replace('/', '-')}.png")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Groups in the order of their stages, and what each run is."""
+    """Groups in the order of their stages, and their planned runs."""
 
     groups: tuple[Group, ...]
     runs: Mapping[str, Planned]
 
     def first_of(self, group: Group) -> tuple[str, ...]:
-        """The group's runs that no group before it has."""
+        """The runs of a group that are in no earlier group."""
         before = {name for other in self.groups[: self.groups.index(group)] for name in other.runs}
         return tuple(name for name in group.runs if name not in before)
 
     def upto(self, stage: int | None) -> Study:
-        """The groups of the stages so far, and their runs."""
+        """The groups up to a stage, and their runs."""
         groups = tuple(group for group in self.groups if stage is None or group.stage <= stage)
         names = list(dict.fromkeys(name for group in groups for name in group.runs))
         return Study(groups, {name: self.runs[name] for name in names})
@@ -76,7 +76,7 @@ def read_study(path: Path) -> Study:
     """Read ``path``.
 
     Raises:
-        ConfigError: not such a file, an option that there is not, or a run that is two different ones.
+        ConfigError: an invalid file, an unknown option, or a run with two conflicting definitions.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def read_study(path: Path) -> Study:
         raise ConfigError(f"expected a TOML file at {path}, got {error}; fix the file or its path") from None
     try:
         return _study(table, path)
-    except (TypeError, AttributeError, KeyError) as error:  # a word where a table should be, and the like
+    except (TypeError, AttributeError, KeyError) as error:  # for example a string in place of a table
         raise ConfigError(
             f"expected groups as benchmarks/reproduce.toml has them in {path}, got {type(error).__name__}: {error}; "
             "write them so"
@@ -126,14 +126,14 @@ def _runs_of(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Plan
 
 
 def _name(options: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """What tells a run from the others of a study."""
+    """The name of a run within a study."""
     parts = [options["dataset"], options["model"], options.get("training", "standard")]
     parts += [f"{key.replace('_', '-')}-{value}" for key, value in own.items() if key != "training"]
     return "-".join(map(str, parts + ([f"seed-{options['seed']}"] if options["seed"] else [])))
 
 
 def _merged(one: Planned, other: Planned) -> Planned:
-    """One run of two groups: all estimators, at all epochs that any group wants them at."""
+    """Merge a run of two groups: all estimators at all epochs that either group requests."""
     differing = [
         key
         for key in {**one.options, **other.options}
@@ -149,5 +149,5 @@ def _merged(one: Planned, other: Planned) -> Planned:
 
 
 def _together(one: Mapping[str, Epochs], other: Mapping[str, Epochs]) -> dict[str, Epochs]:
-    """All texts, each at the epochs of both."""
+    """All texts, each with the union of epochs."""
     return {text: tuple(sorted({*one.get(text, ()), *other.get(text, ())})) for text in {**one, **other}}

@@ -31,7 +31,7 @@ def read_tables(path: Path) -> dict[Key, pd.DataFrame]:
         whole = pq.read_table(path)
         columns = json.loads(whole.schema.metadata[COLUMNS])
         return {key: rows.select(columns[key[1]]).to_pandas() for key, rows in _parts(whole)}
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are of the first two
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises the first two
         raise StoreError(f"expected a study's tables at {path}, got {error}; restore it, or collect again") from None
 
 

@@ -1,1 +1,1 @@
-"""Speed side by side with the libraries, margins compared first: ``python -m benchmarks.speed``."""
+"""Compare speed with the libraries, after comparing margins: ``python -m benchmarks.speed``."""

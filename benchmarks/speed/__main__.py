@@ -1,7 +1,7 @@
-"""Ours against the libraries, on the same images and clock: ``python -m benchmarks.speed --images 100``.
+"""Speed of our estimators against the libraries on the same images: ``python -m benchmarks.speed --images 100``.
 
-Networks are trained in seconds on digits that come with scikit-learn, or are a run's checkpoints (RUN). Sides take
-turns; margins are compared before times are, and a ratio of times whose margins differ is marked.
+Networks are trained in seconds on digits that come with scikit-learn, or are a run's checkpoints (RUN). Sides
+alternate. Margins are compared before times, and time ratios with different margins are marked.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _time(given: argparse.Namespace) -> int:
                     table = compare(here, text, norm, sides, images=images, repeats=given.repeats, memory=given.memory)
                     tables.append(table)
                     print(*lines(table), "", sep="\n", flush=True)
-                    # after each: hours of work are not lost with the last one
+                    # written after each problem, so that a failure of a later one loses nothing
                     write(given.out, tables, options, device)
     print(*LEGEND, f"written to {given.out}: speed.json, speed.md", sep="\n")
     return DONE

@@ -12,13 +12,13 @@ from attacks.geometry import row_norm
 from attacks.types import Norm
 from benchmarks.speed.problems import Problem
 
-# of one image's margin, between two computations of the same thing
+# relative tolerance of one image's margin between two computations of the same algorithm
 SAME = 1e-4
-# the share of images that may differ by more: rounding decides between two classes that are equally near
+# share of images that may differ by more: rounding decides between two classes at equal distance
 FEW = 0.02
-# how much farther ours may be on average than another algorithm's
+# largest ratio of our average distance to another algorithm's
 FARTHER = 1e-2
-# of the largest logit: what float32 does not resolve of a difference between two
+# resolution of logit differences in float32, relative to the largest logit
 ROUNDING = 1e-6
 
 
@@ -28,13 +28,13 @@ class Agreement:
 
     Attributes:
         images: how many were compared.
-        found, found_theirs: on how many each has a point of another class.
-        touching: on how many theirs is not that, but on the boundary to rounding.
-        mean: of our distance over theirs, where both have one; NaN where they never have.
-        differing: the images whose margins differ by more than `SAME`, ours, theirs; inf is not found.
-        comparable: whether a ratio of times says anything. Two computations of the same thing may differ on `FEW`
-            images. Where it is another algorithm, ours must find as many as it finds or touches, and no more than `FEW`
-            more, for it is no feat to be faster than what fails; and lie at most `FARTHER` away.
+        found, found_theirs: numbers of images with a point of another class.
+        touching: number of images on which their point is on the boundary up to rounding.
+        mean: mean of our distance over theirs, on images found by both; NaN without any.
+        differing: images whose margins differ by more than `SAME`, with our and their distance; inf is not found.
+        comparable: whether a ratio of times is meaningful. Two computations of the same algorithm may differ on `FEW`
+            images. Against another algorithm, ours must find at least as many images as it finds or touches and at most
+            `FEW` more, as a time ratio to a failing attack has no meaning, and lie at most `FARTHER` away.
     """
 
     images: int
@@ -47,12 +47,12 @@ class Agreement:
 
 
 def judge(problem: Problem, points: Tensor, norm: Norm, *, rounding: float = 0.0) -> Tensor:
-    """Distances ``(N,)`` float64 of points whose class is another than the image's; inf of all others.
+    """Distances ``(N,)`` float64 of points with another class than the image; inf for all others.
 
-    In fresh passes of the bare network; points that are not finite or outside of ``[0, 1]`` count as not found.
+    Computed in new passes of the bare network; points that are not finite or outside ``[0, 1]`` count as not found.
 
     Args:
-        rounding: the share of the largest logit by which the image's class may still lead.
+        rounding: allowed lead of the image's class, relative to the largest logit.
     """
     points = points.detach().to(problem.images)
     inside = ((points >= 0) & (points <= 1)).flatten(1).all(1)
@@ -71,9 +71,9 @@ def agree(ours: Tensor, theirs: Tensor, *, same: bool, near: Tensor | None = Non
     """Compare distances ``(N,)`` of `judge`.
 
     Args:
-        same: whether both compute the same thing, image by image.
-        near: theirs with `ROUNDING`, by which another algorithm is compared. torchattacks' DeepFool walks up to where
-            two logits are equal, and there its next step has no length.
+        same: whether both compute the same algorithm, image by image.
+        near: their distances with `ROUNDING`, used to compare another algorithm. torchattacks' DeepFool may stop where
+            two logits are equal, as its next step has zero length there.
     """
     found, found_theirs = int(ours.isfinite().sum()), int(theirs.isfinite().sum())
     theirs = theirs if near is None else near

@@ -1,4 +1,4 @@
-"""One table per problem: our estimator against every side on the same images, margins first."""
+"""One table per problem: our estimator against every other side on the same images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks.speed.problems import Problem
 from benchmarks.speed.sides import Ours, Side, ours
 from benchmarks.speed.timing import PassCosts, Spread, Timed, pass_costs, ratio, spread, take_turns
 
-# of the wall time that one thread had of its processor; less means that other processes took part
+# smallest processor time / wall time of one thread; less means that other processes interfered
 OWN = 0.9
-# a growth of gradients that no network has: every class is looked at in every step
+# a gradient growth beyond any network's, so that every class is considered in every step
 EXHAUSTIVE = 1e9
 
 
@@ -28,12 +28,12 @@ class Row:
 
     Attributes:
         side: our estimator's text, or the side's name.
-        images: of the problem. timed: how many of them it was given.
-        seconds, processor: of each round, for all that it was given; the first is wall time.
-        an_image: seconds per image.
-        ratio: how many times as long an image takes as ours; None of ours.
-        agreement: its margins against ours; None of ours.
-        memory: bytes at the highest; None where not measured.
+        images: number of the problem's images. timed: number of images that the side received.
+        seconds, processor: wall and processor seconds of each round, for all timed images.
+        an_image: wall seconds per image.
+        ratio: time per image relative to ours; None for ours.
+        agreement: its margins against ours; None for ours.
+        memory: peak bytes; None if not measured.
     """
 
     problem: str
@@ -55,14 +55,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Floor:
-    """DeepFool's arithmetic by the book, at what the bare network's passes cost in the same rounds.
+    """The cost of DeepFool's passes alone, at the times of the bare network's passes in the same rounds.
 
     ``steps + 1`` forwards and a gradient for every class and step.
 
     Attributes:
-        steps: an image on average.
+        steps: average per image.
         an_image: seconds.
-        over: how many times as long ours takes.
+        over: time of ours relative to the floor.
     """
 
     steps: float
@@ -77,9 +77,9 @@ class Table:
     """Ours first, then the sides that were timed.
 
     Attributes:
-        forwards, backwards: an image of ours, refinement apart.
-        floor: of DeepFool only.
-        remarks: sides that were left out, and what makes the times doubtful.
+        forwards, backwards: per image of ours, without refinement.
+        floor: for DeepFool only.
+        remarks: excluded sides, and reasons to doubt the times.
     """
 
     rows: tuple[Row, ...]
@@ -92,13 +92,13 @@ class Table:
 def compare(
     problem: Problem, text: str, norm: Norm, sides: Sequence[Side], *, repeats: int, memory: bool, images: int
 ) -> Table:
-    """Time ours and the sides in turns on the problem's first images.
+    """Time ours and the sides alternately on the problem's first images.
 
     Args:
         text: our estimator's text form.
-        sides: those that have the norm.
-        repeats: rounds.
-        memory: whether peak memory is measured too, with one more run of each side in a process of its own.
+        sides: the sides that support the norm.
+        repeats: number of rounds.
+        memory: whether to measure peak memory with one more run of each side in a separate process.
     """
     estimator, here = ours(text), problem.first(images)
     able, remarks = _able(sides, here, norm)
@@ -109,7 +109,7 @@ def compare(
     candidates = _candidates(estimator, here)
 
     def between() -> None:
-        # what a library leaves behind is no other side's cost
+        # leftovers of a library must not affect the time of another side
         problem.model.eval().zero_grad()
 
     def after_round() -> None:
@@ -135,7 +135,7 @@ def compare(
 
 
 def _able(sides: Sequence[Side], problem: Problem, norm: Norm) -> tuple[list[Side], list[str]]:
-    """The sides that can do it, after a first call each, and a line for every other."""
+    """The sides that work, after a first call each, and a line for every failing one."""
     able, remarks = [], []
     for side in sides:
         if problem.unreachable and side.images(problem) < len(problem.images):
@@ -143,7 +143,7 @@ def _able(sides: Sequence[Side], problem: Problem, norm: Norm) -> tuple[list[Sid
             continue
         try:
             side.solve(problem.first(2), norm)
-        except Exception as error:  # a library may raise anything
+        except Exception as error:  # a library may raise any exception
             text = " ".join(str(error).split())
             remarks.append(f"{side.name} is left out: it raised {type(error).__name__}: {text}")
             continue
@@ -154,7 +154,7 @@ def _able(sides: Sequence[Side], problem: Problem, norm: Norm) -> tuple[list[Sid
 
 
 def _candidates(side: Ours, problem: Problem) -> int:
-    """How many classes our DeepFool looks at; 0 of an estimator whose floor is not known."""
+    """The number of classes that our DeepFool considers; 0 for an estimator without a floor."""
     if isinstance(side.estimator, DeepFool) and side.estimator.engine == "batched":
         return min(side.estimator.candidates, problem.classes)
     return 0
@@ -196,10 +196,10 @@ def _row(
 
 
 def _steps(side: Ours, problem: Problem, norm: Norm, others: int) -> float:
-    """DeepFool's steps per image on average, from the gradients that it takes where it looks at every class."""
+    """DeepFool's average steps per image, from its gradients when it considers every class."""
     assert isinstance(side.estimator, DeepFool)
     _, _, backwards = Ours(estimator=replace(side.estimator, growth=EXHAUSTIVE)).counted(problem, norm)
-    # one for each of the other classes a step, and one at the point that turns out to be across
+    # one per other class and step, and one at the point where the class has changed
     return float(((backwards - 1) / others).ceil().mean())
 
 

@@ -1,8 +1,8 @@
-"""How much memory a side takes at its highest, beyond what the network, the images and the libraries take.
+"""Peak memory of a side beyond that of the network, the images and the libraries.
 
-On the CPU in a process of its own, whose memory no earlier side has stretched: ``python -m benchmarks.speed.memory``.
-What is read is the kernel's mark of the highest resident size, set back before the run. (`resource.ru_maxrss` would
-start at the size of the process that started this one.) On CUDA it is what the caching allocator gave out at most.
+On the CPU it is measured in a separate process without earlier sides: ``python -m benchmarks.speed.memory``. The value
+is the kernel's peak resident size, reset before the run. (`resource.ru_maxrss` would start at the size of the parent
+process.) On CUDA it is the peak of the caching allocator.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STATUS, SET_BACK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(side: Side | Ours, text: str, problem: Problem, norm: Norm) -> int | None:
-    """Bytes that the side needs for these images; None where the system does not tell.
+    """Bytes that the side needs for these images; None if the system does not report them.
 
     Args:
-        text: the text form of our estimator that the side is, or is held against.
+        text: the text form of our estimator that the side is, or is compared with.
 
     Raises:
         RuntimeError: the run in the other process failed.

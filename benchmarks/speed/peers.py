@@ -1,7 +1,7 @@
-"""The libraries' attacks as a user calls them: a batch of images and labels in, points out.
+"""The libraries' attacks as a user calls them: from a batch of images and labels to points.
 
-Settings are those of our estimators where a library has them; nothing is done for the libraries that their users do
-not do, but to tell FAB and PGD to have no limit, without which they give no distances.
+Settings are those of our estimators if a library has them. The calls are those of ordinary users, except that FAB and
+PGD run without a limit on the distance, which they need to give distances.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from attacks.adapters.torchattacks import quiet as torchattacks_quiet
 from attacks.geometry import farthest_in_box, per_row, row_norm
 from attacks.types import Norm
 
-# library -> the module that must be there, and how to get it
+# library -> the required module, and how to install it
 PEERS: dict[str, tuple[str, str]] = {
     "foolbox": ("foolbox", "pip install foolbox"),
     "torchattacks": ("torchattacks", "pip install --no-deps torchattacks"),
@@ -40,7 +40,7 @@ PGD_STEPS, PGD_ROUNDS = 20, 8
 
 
 def missing(peer: str) -> str:
-    """Why a library cannot be timed here; nothing where it can."""
+    """The reason why a library cannot be timed; empty if it can."""
     module, command = PEERS[peer]
     found = module in sys.modules or importlib.util.find_spec(module) is not None
     return "" if found else f"{peer} is not installed: left out ({command})"
@@ -72,14 +72,14 @@ def foolbox_ddn(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) ->
 
 
 def torchattacks_deepfool(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """DeepFool, L2, which goes through the images one by one."""
+    """DeepFool, L2, which processes the images one by one."""
     with torchattacks_quiet():
         points: Tensor = torchattacks.DeepFool(model, steps=STEPS, overshoot=OVERSHOOT)(images, labels)
     return points
 
 
 def torchattacks_fab(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """FAB, ten steps, without the limit beyond which it gives the image back."""
+    """FAB, ten steps, without the limit beyond which it returns the image."""
     with torch.no_grad():
         classes = model(images[:1]).shape[1]
     with torchattacks_quiet():
@@ -89,7 +89,7 @@ def torchattacks_fab(model: nn.Module, images: Tensor, labels: Tensor, norm: Nor
 
 
 def torchattacks_bisected_pgd(model: nn.Module, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """One radius per image, bisected in one batch; the nearest point of another class is kept."""
+    """One radius per image, bisected in one batch; the nearest point of another class is returned."""
     kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     with torchattacks_quiet():
         attack = kind(model, steps=PGD_STEPS, random_start=False)
@@ -111,7 +111,7 @@ def torchattacks_bisected_pgd(model: nn.Module, images: Tensor, labels: Tensor, 
 
 @contextmanager
 def _adv_lib() -> Iterator[types.ModuleType]:
-    """adv-lib's attacks. It imports visdom, for plots; where that is missing, an empty module serves."""
+    """adv-lib's attacks. It imports visdom for plots; if that is missing, an empty module replaces it."""
     if "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None:
         stub = types.ModuleType("visdom")
         vars(stub)["Visdom"] = object

@@ -1,7 +1,7 @@
-"""What is timed: a network, images and their predictions.
+"""Timed problems: a network, images and their predictions.
 
-How many steps DeepFool takes depends on the network, so that an untrained one would time something else. The built-in
-ones are trained for seconds on scikit-learn's handwritten digits, resized: no download, the same for every call.
+The number of DeepFool's steps depends on the network, so that untrained networks are not representative. The built-in
+ones are trained for seconds on scikit-learn's handwritten digits, resized: no download, equal in every call.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ NETWORKS: dict[str, tuple[str, Shape, int]] = {
     "dense-fashion": ("dense", (1, 28, 28), 400),
     "cnn-fashion": ("cnn", (1, 28, 28), 400),
     "resnet18-cifar10": ("resnet18", (3, 32, 32), 20),
-    # for its size: one step, which takes half a minute, gives its batch norms their statistics
+    # because of its size: one step, which takes half a minute, sets the statistics of its batch norms
     "resnet50-224": ("benchmarks.speed.problems:resnet50", (3, 224, 224), 1),
 }
 DIGITS, PAIRS = 10, 100
-# of the 1797 digits, so that 1000 can be measured that no network has seen
+# of the 1797 digits, which leaves 1000 held-out images
 TRAINED_ON = 797
 MEASURED = 1000
-# logits of these networks stay below some hundreds anywhere in the box
+# logits of these networks stay below a few hundred in the whole box
 WALL = 1e4
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A network in eval mode, its parameters asking for gradients as a user's do, and what to measure.
+    """A network in eval mode whose parameters require gradients, as a user's do, and images to measure.
 
     Attributes:
         images: ``(N, C, H, W)`` float32 in ``[0, 1]``.
-        labels: ``(N,)`` int64, the network's predictions: the class whose boundary every side goes for.
-        batch_size: images a call, for every side.
+        labels: ``(N,)`` int64, the network's predictions, used as labels by every side.
+        batch_size: images per call, for every side.
         unreachable: whether the first image of each batch cannot be moved.
     """
 
@@ -59,7 +59,7 @@ class Problem:
 
     @cached_property
     def frozen(self) -> nn.Module:
-        """A copy whose parameters ask for no gradients."""
+        """A copy whose parameters require no gradients."""
         return copy.deepcopy(self.model).requires_grad_(False)
 
     def first(self, images: int) -> Problem:
@@ -72,12 +72,11 @@ class Problem:
 
 
 class Walled(nn.Module):
-    """A network that nothing can lead away from class 0 where an image's first pixel is marked.
+    """A network whose class is always 0 for images with a marked first pixel.
 
-    A marked image has `WALL` added to its logit 0, which is more than any point of the box takes back. The mark is read
-    by a comparison and the network does not see it, so that no gradient leads to it; all other gradients are as alive
-    as everywhere, and an attack continues until its steps are used up. Attacks that add noise may wipe the mark out, as
-    Foolbox's DDN does.
+    `WALL` is added to logit 0 of a marked image, which is more than the logit gap anywhere in the box. The mark is read
+    by a comparison and hidden from the network, so that it has no gradient. All other gradients are unchanged, and an
+    attack continues until its steps are used up. Attacks that add noise may remove the mark, as Foolbox's DDN does.
     """
 
     def __init__(self, network: nn.Module, like: Tensor, classes: int) -> None:
@@ -100,7 +99,7 @@ class Walled(nn.Module):
 
 
 def resnet50(classes: int) -> nn.Module:
-    """torchvision's, with batch norms that take over the statistics of their last batch."""
+    """torchvision's ResNet-50, with batch norms that adopt the statistics of their last batch."""
     from torchvision.models import resnet50 as make
 
     model: nn.Module = make(num_classes=classes, norm_layer=partial(nn.BatchNorm2d, momentum=1.0))
@@ -108,10 +107,10 @@ def resnet50(classes: int) -> nn.Module:
 
 
 def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:
-    """A network of `NETWORKS`, trained, and this many images that it has not seen, at least a full batch of them.
+    """A trained network of `NETWORKS` and this many held-out images, at least a full batch.
 
     Raises:
-        ConfigError: more images than there are.
+        ConfigError: more images than available.
     """
     if images > MEASURED:
         raise ConfigError(f"expected at most {MEASURED} --images of {name}, got {images}; name a RUN for more")
@@ -123,7 +122,7 @@ def built_in(name: str, classes: int, images: int, batch_size: int) -> Problem:
 
 
 def of_run(run: Run, epochs: Sequence[int], images: int, batch_size: int) -> list[Problem]:
-    """A run's checkpoints with the first of its own images, at least a full batch: the test ones, then training ones.
+    """A run's checkpoints with the first of its images, at least a full batch: test images, then training images.
 
     Raises:
         ConfigError: fewer images than asked for.
@@ -144,7 +143,7 @@ def of_run(run: Run, epochs: Sequence[int], images: int, batch_size: int) -> lis
 
 
 def with_unreachable(problem: Problem) -> Problem:
-    """The same with the first image of each batch out of every attack's reach; see `Walled`."""
+    """The same with an unreachable first image in each batch; see `Walled`."""
     images = problem.images.clone()
     images[:, :, 0, 0] = 0
     images[:: problem.batch_size, :, 0, 0] = 1
@@ -161,7 +160,7 @@ def _predicted(name: str, model: nn.Module, images: Tensor, classes: int, batch_
 
 
 def _digits(shape: Shape, classes: int, measured: bool) -> tuple[Tensor, Tensor]:
-    """Digits in ``shape``; for 100 classes two side by side, whose class is the number that they make."""
+    """Digits resized to ``shape``; for 100 classes two digits side by side as a two-digit number."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

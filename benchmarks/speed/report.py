@@ -1,4 +1,4 @@
-"""Print and write the results: margins first, then times."""
+"""Print and write the results: agreement of margins first, then times."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LEGEND = (
 
 
 def title(table: Table) -> str:
-    """What the table is of."""
+    """The title of a table."""
     row = table.rows[0]
     return f"{row.problem}: {row.estimator} {row.norm}, {row.images} image{'s' * (row.images != 1)}"
 
 
 def lines(table: Table) -> Iterator[str]:
-    """The table for a terminal: how margins compare, then times and, where margins allow it, ratios."""
+    """The table for a terminal: agreement of margins, then times and, for comparable margins, ratios."""
     yield title(table)
     for row in table.rows[1:]:
         assert row.agreement is not None
@@ -53,7 +53,7 @@ def lines(table: Table) -> Iterator[str]:
 
 
 def notes(table: Table) -> Iterator[str]:
-    """What stands below a table."""
+    """The notes below a table."""
     yield f"ours: {table.forwards:.1f} forwards + {table.backwards:.1f} backwards per image"
     if table.floor is not None:
         floor = table.floor
@@ -66,7 +66,7 @@ def notes(table: Table) -> Iterator[str]:
 
 
 def margins(agreement: Agreement) -> str:
-    """How margins compare, in words."""
+    """The agreement of margins in words."""
     found = f"found {agreement.found} and {agreement.found_theirs} of {agreement.images}"
     mean = "no image with both" if math.isnan(agreement.mean) else f"ours / theirs {agreement.mean:.4f}"
     if agreement.touching:
@@ -77,7 +77,7 @@ def margins(agreement: Agreement) -> str:
 
 
 def markdown(tables: Sequence[Table], facts: Mapping[str, Any]) -> str:
-    """All tables and what they were made with."""
+    """All tables, with machine and versions."""
     parts = ["# Speed side by side", *LEGEND, f"```json\n{json.dumps(facts, indent=2)}\n```"]
     for table in tables:
         parts.append(f"## {title(table)}")
@@ -95,7 +95,7 @@ def markdown(tables: Sequence[Table], facts: Mapping[str, Any]) -> str:
 
 
 def write(out: Path, tables: Sequence[Table], options: Mapping[str, Any], device: torch.device) -> None:
-    """``speed.json`` and ``speed.md`` into the folder, each whole or not at all."""
+    """Write ``speed.json`` and ``speed.md`` into the folder atomically."""
     facts = made_with(device)
     content = {
         "created": now(),
@@ -110,7 +110,7 @@ def write(out: Path, tables: Sequence[Table], options: Mapping[str, Any], device
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """Machine and versions, those of the optional libraries too."""
+    """Machine and versions, including those of the optional libraries."""
     facts = environment(torch.get_num_threads())
     for library in ("torchattacks", "adv-lib", "adversarial-robustness-toolbox"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -133,7 +133,7 @@ def _differing(row: Row) -> Iterator[str]:
 
 
 def _same(row: Row) -> bool:
-    """Whether single images are worth a line: of another algorithm most differ."""
+    """Whether to list single images; for another algorithm most differ."""
     return row.agreement is not None and 10 * len(row.agreement.differing) <= row.agreement.images
 
 
@@ -157,7 +157,7 @@ def _spread(value: Spread) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: NaN is null, infinity a word."""
+    """Convert to JSON values: NaN becomes null, infinity a string."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""Who is timed: our estimators, and the libraries as their users call them.
+"""The timed sides: our estimators, and the libraries as their users call them.
 
-Inside every side's time is everything from the images and their predictions to points and the news which of them have
-another class: making the attack, its steps, one last pass (Foolbox has its own). Refinement and noisy restarts, which
-no library has, are not.
+The time of every side covers everything from the images and their predictions to points and whether these have another
+class: construction of the attack, its steps, one last pass (Foolbox has its own). It excludes refinement and noise
+retries, which no library has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.speed import peers
 from benchmarks.speed.problems import Problem
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Norm], Tensor]
-# images of a side that takes one at a time; its time for more is extrapolated
+# images of a side that processes one at a time; its time for more is extrapolated
 SLOW = 50
 BOTH = frozenset(NORMS)
 L2_ONLY: frozenset[Norm] = frozenset({"l2"})
@@ -35,13 +35,13 @@ class Side:
     """One attack of one library.
 
     Attributes:
-        library: of `peers.PEERS`.
+        library: key of `peers.PEERS`.
         attack: a batch of images and labels -> points.
-        same: whether it computes what ours computes, so that margins must be equal image by image.
-        frozen: on a copy of the network whose parameters ask for no gradients.
-        checks: whether it looks at its points in a last pass itself.
-        most: images, where it is slow.
-        about: what it is, in words.
+        same: whether it computes the same algorithm as ours, so that margins must be equal per image.
+        frozen: whether it runs on a copy of the network whose parameters require no gradients.
+        checks: whether it checks its points in a last pass itself.
+        most: limit of images for a slow side.
+        about: description.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Side:
     most: int | None = None
 
     def images(self, problem: Problem) -> int:
-        """How many of the problem's images it is given."""
+        """The number of the problem's images that it receives."""
         return len(problem.images) if self.most is None else min(self.most, len(problem.images))
 
     def solve(self, problem: Problem, norm: Norm) -> Tensor:
-        """Points ``(N, C, H, W)`` for the problem's images: what is timed."""
+        """Points ``(N, C, H, W)`` for the problem's images; this call is timed."""
         model = problem.frozen if self.frozen else problem.model
         parts = zip(problem.images.split(problem.batch_size), problem.labels.split(problem.batch_size), strict=True)
         points = torch.cat([self.attack(model, images, labels, norm).detach() for images, labels in parts])
@@ -70,7 +70,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """One of our estimators, without refinement; it is given all images, and batches them itself."""
+    """One of our estimators, without refinement; it receives all images and batches them itself."""
 
     estimator: Estimator
 
@@ -81,7 +81,7 @@ class Ours:
         return points
 
     def counted(self, problem: Problem, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
-        """Points, and forwards and backwards ``(N,)`` float64 of each image."""
+        """Points, and forwards and backwards per image, ``(N,)`` float64."""
         images, labels = problem.images, problem.labels
         seeds = torch.tensor([derive_seed("image", i) for i in range(len(images))], device=images.device)
         parts, forwards, backwards = [], [], []
@@ -98,23 +98,23 @@ class Ours:
 
 @torch.no_grad()
 def look(model: nn.Module, points: Tensor, problem: Problem) -> Tensor:
-    """Which points ``(N, ...)`` have another class than their images, ``(N,)`` bool."""
+    """Whether points ``(N, ...)`` have another class than their images, ``(N,)`` bool."""
     logits = torch.cat([model(part) for part in points.split(problem.batch_size)])
     return logits.argmax(1) != problem.labels
 
 
 def ours(text: str) -> Ours:
-    """Ours by its text form."""
+    """Our estimator with this text form."""
     return Ours(estimator=create(text))
 
 
 def sides_against(name: str) -> tuple[Side, ...]:
-    """The libraries' attacks that an estimator of ours is held against, by its name."""
+    """The libraries' attacks that an estimator of ours is compared with, by its name."""
     return SIDES.get(name, ())
 
 
 def _twice(name: str, attack: Attack, about: str, *, same: bool) -> tuple[Side, Side]:
-    """Foolbox as its users call it, and as those do who freeze the parameters first."""
+    """Foolbox on the user's network, and on one with frozen parameters."""
     both = partial(Side, library="foolbox", attack=attack, same=same, checks=True)
     return both(name=name, about=about), both(name=f"{name}-frozen", about=f"{about}, parameters frozen", frozen=True)
 

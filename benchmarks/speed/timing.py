@@ -1,4 +1,4 @@
-"""Sides that take turns on one clock, and what passes of the bare network cost."""
+"""Alternating timing of the sides, and the cost of passes of the bare network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from benchmarks.speed.problems import Problem
 
 T = TypeVar("T")
-# long enough for a clock to be right about passes that take a millisecond
+# long enough to time passes of a millisecond accurately
 LEAST_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """One side's rounds: wall and processor seconds, and what the first one returned."""
+    """The rounds of one side: wall and processor seconds, and the result of the first."""
 
     seconds: tuple[float, ...]
     processor: tuple[float, ...]
@@ -28,7 +28,7 @@ class Timed(Generic[T]):
 
 @dataclass(frozen=True)
 class Spread:
-    """A median over rounds, and the least and the most."""
+    """The median over rounds, the smallest and the largest."""
 
     median: float
     least: float
@@ -36,12 +36,12 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one value a round."""
+    """The spread of one value per round."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
-    """How many times as long they took as we did, round by round: a machine that slows down slows both."""
+    """Their time relative to ours, per round, so that a slower machine affects both."""
     return spread([their / our for their, our in zip(theirs, ours, strict=True)])
 
 
@@ -53,12 +53,12 @@ def take_turns(
     between: Callable[[], object] = lambda: None,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timed[T]]:
-    """Time every run once a round, in an order that turns round after each.
+    """Time every run once per round, in an order that reverses after each round.
 
     Args:
-        runs: name -> what is timed.
-        device: what a CUDA device has queued is waited for before the clock is read.
-        between, after_round: called after every run and every round, in nobody's time.
+        runs: name -> timed function.
+        device: a CUDA device is synchronised before the clock is read.
+        between, after_round: called after every run and every round, outside the timed sections.
     """
     clocks: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     results: dict[str, T] = {}
@@ -78,26 +78,26 @@ def take_turns(
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Seconds an image in full batches of the frozen network: a forward, and an input gradient of one logit gap."""
+    """Seconds per image in full batches of the frozen network, for a forward and an input gradient of one logit gap."""
 
     forward: float
     backward: float
 
     def floor(self, steps: float, others: int) -> float:
-        """Seconds an image that DeepFool cannot go below: ``steps + 1`` forwards, ``steps`` x ``others`` gradients.
+        """Lower bound of DeepFool's seconds per image: ``steps + 1`` forwards, ``steps`` x ``others`` gradients.
 
         Args:
-            steps: of an image on average.
-            others: classes besides its own.
+            steps: average per image.
+            others: number of other classes.
         """
         return (steps + 1) * self.forward + steps * others * self.backward
 
 
 def pass_costs(problem: Problem, candidates: int) -> PassCosts:
-    """Measure both on the first batch, as many times as the clock needs.
+    """Measure both on the first batch, repeated for an accurate time.
 
     Args:
-        candidates: how many classes are gone through, with one gradient each but for the first.
+        candidates: number of classes, with one gradient for each except the first.
     """
     images = problem.images[: problem.batch_size]
     device = images.device
@@ -105,7 +105,7 @@ def pass_costs(problem: Problem, candidates: int) -> PassCosts:
     top = min(candidates, problem.classes)
     forward = backward = 0.0
     rounds = 0
-    _gradients(problem, top)  # what a first call sets up is no pass's cost
+    _gradients(problem, top)  # the setup of a first call is not part of the cost of a pass
     while forward + backward < LEAST_SECONDS:
         began = _now(device)
         with torch.no_grad():
@@ -118,7 +118,7 @@ def pass_costs(problem: Problem, candidates: int) -> PassCosts:
 
 
 def _gradients(problem: Problem, top: int) -> float:
-    """Seconds of one gradient for each of the most likely classes but the first, after a forward that is not timed."""
+    """Seconds of one gradient for each of the most likely classes except the first, after an untimed forward."""
     leaf = problem.images[: problem.batch_size].clone().requires_grad_()
     logits = problem.frozen(leaf)
     order = logits.detach().topk(top, dim=1).indices
