@@ -46,7 +46,7 @@ def brute_force(model: nn.Module, image: np.ndarray, norm: Norm, low: np.ndarray
     point = image
     for weight, bias in hidden:
         point = np.maximum(weight @ point + bias, 0.0)
-    own = int((last @ point + offset).argmax())
+    predicted = int((last @ point + offset).argmax())
     best = math.inf
     for pattern in itertools.product((0.0, 1.0), repeat=sum(len(bias) for _, bias in hidden)):
         # the network is ``a @ move + c`` where its units are active as in the pattern
@@ -59,9 +59,9 @@ def brute_force(model: nn.Module, image: np.ndarray, norm: Norm, low: np.ndarray
             gaps.append(-(2 * on - 1) * c)
             a, c = on[:, None] * a, on * c
         a, c = last @ a, last @ c + offset
-        for other in set(range(len(c))) - {own}:
-            constraints = np.vstack([*rows, (a[other] - a[own])[None]])
-            missing = np.concatenate([*gaps, [c[own] - c[other]]])
+        for other in set(range(len(c))) - {predicted}:
+            constraints = np.vstack([*rows, (a[other] - a[predicted])[None]])
+            missing = np.concatenate([*gaps, [c[predicted] - c[other]]])
             best = min(best, _shortest(constraints, missing, low, high, norm, best))
     return best
 

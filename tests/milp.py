@@ -48,15 +48,15 @@ def linf_margin(
         reach: largest distance searched, inclusive; smaller values give tighter bounds.
         seconds: time limit per class.
     """
-    own = int(network.logits(image).argmax())
+    predicted = int(network.logits(image).argmax())
     best = Program(lower=math.inf, upper=math.inf, move=np.zeros_like(image))
     for other in range(network.classes):
-        if other == own:
+        if other == predicted:
             continue
         model = _Model(network, image, np.maximum(low, -reach), np.minimum(high, reach))
-        found = model.solve(network.lead(other, own), reach, seconds)
-        nearer = found if found.upper < best.upper else best
-        best = Program(lower=min(best.lower, found.lower), upper=nearer.upper, move=nearer.move)
+        solution = model.solve(network.lead(other, predicted), reach, seconds)
+        nearer = solution if solution.upper < best.upper else best
+        best = Program(lower=min(best.lower, solution.lower), upper=nearer.upper, move=nearer.move)
     return best
 
 

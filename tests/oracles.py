@@ -160,10 +160,10 @@ def near(classes: int = 10, shape: Shape = DIGITS, *, remaining: float = 1e-3, c
     model, images = affine_model(classes, shape), grey_images(count, shape)
     points = images.double().flatten(1)
     logits = points @ model.weight.T + model.bias
-    own = logits.argmax(1)
-    normals = model.weight[None] - model.weight[own][:, None]
+    predicted = logits.argmax(1)
+    normals = model.weight[None] - model.weight[predicted][:, None]
     distances = (logits.amax(1, keepdim=True) - logits) / normals.norm(dim=2)
-    nearest = distances.scatter(1, own[:, None], math.inf).argmin(1)
+    nearest = distances.scatter(1, predicted[:, None], math.inf).argmin(1)
     rows = torch.arange(count)
     normal = normals[rows, nearest]
     step = distances[rows, nearest, None] * normal / normal.norm(dim=1, keepdim=True)

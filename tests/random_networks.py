@@ -121,12 +121,12 @@ DRESSINGS: dict[str, Callable[[nn.Module], object]] = {
     "spectral norm": lambda m: parametrizations.spectral_norm(m),
     "orthogonal": lambda m: parametrizations.orthogonal(m),
     "own parametrization": lambda m: parametrize.register_parametrization(m, "weight", Tripled()),
-    "hook -3": lambda m: m.register_forward_hook(lambda _, given, result: -3 * result),
-    "hook relu": lambda m: m.register_forward_hook(lambda _, given, result: F.relu(result)),
-    "hook squared": lambda m: m.register_forward_hook(lambda _, given, result: result * result),
-    "hook in place": lambda m: m.register_forward_hook(lambda _, given, result: result.mul_(2)),
-    "pre-hook": lambda m: m.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
-    "pre-hook squared": lambda m: m.register_forward_pre_hook(lambda _, given: (given[0] ** 2,)),
+    "hook -3": lambda m: m.register_forward_hook(lambda _, inputs, result: -3 * result),
+    "hook relu": lambda m: m.register_forward_hook(lambda _, inputs, result: F.relu(result)),
+    "hook squared": lambda m: m.register_forward_hook(lambda _, inputs, result: result * result),
+    "hook in place": lambda m: m.register_forward_hook(lambda _, inputs, result: result.mul_(2)),
+    "pre-hook": lambda m: m.register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,)),
+    "pre-hook squared": lambda m: m.register_forward_pre_hook(lambda _, inputs: (inputs[0] ** 2,)),
 }
 PLACES = ("first", "second", "last", "")
 
@@ -204,7 +204,7 @@ def examine(recipe: Recipe, counts: Counts, certifiers: Sequence[str] = CERTIFIE
         for text in certifiers:
             counts.proofs += 1
             try:
-                found = create_certifier(text).certify(
+                certified = create_certifier(text).certify(
                     recipe.build(), pixels, norm, domain="box", upper=torch.full_like(upper, torch.inf)
                 )
             except InputError:
@@ -215,7 +215,9 @@ def examine(recipe: Recipe, counts: Counts, certifiers: Sequence[str] = CERTIFIE
                 continue
             counts.bounds += images
             counts.points += images * (POINTS + len(ATTACKS))
-            nearer = _nearer(recipe.build(), pixels, norm, found.lower, draw) | (found.lower > upper * (1 + 1e-6))
+            nearer = _nearer(recipe.build(), pixels, norm, certified.lower, draw) | (
+                certified.lower > upper * (1 + 1e-6)
+            )
             counts.false += [f"{recipe} {text} {norm}"] * int(nearer.sum())
 
 
@@ -229,9 +231,9 @@ def _nearer(model: nn.Module, pixels: Tensor, norm: Norm, radii: Tensor, draw: t
     reach = radii.clamp_max(10.0).float().view(1, -1, 1, 1, 1)
     points = (pixels + share * reach * move).clamp(0.0, 1.0)
     # one image at a time: a model may mix the images of a batch
-    own = torch.cat([model(one[None]) for one in pixels]).argmax(1)
+    predicted = torch.cat([model(one[None]) for one in pixels]).argmax(1)
     others = torch.cat([model(one[None]) for one in points.flatten(0, 1)]).argmax(1).view(POINTS, -1)
-    return (others != own).any(0)
+    return (others != predicted).any(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,9 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.random_networks", description=__doc__)
     parser.add_argument("--networks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
-    counts, draw = Counts(), random.Random(given.seed)
-    for _ in range(given.networks):
+    arguments = parser.parse_args(argv)
+    counts, draw = Counts(), random.Random(arguments.seed)
+    for _ in range(arguments.networks):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             examine(draw_recipe(draw), counts)

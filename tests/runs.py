@@ -29,11 +29,11 @@ ONE_LINE = re.compile(
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and SHA-256 (None for folders) of every path under a folder except the lock."""
-    found = {}
+    result = {}
     for path in sorted(path for path in folder.rglob("*") if path.name != LOCK):
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        found[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, digest)
-    return found
+        result[str(path.relative_to(folder))] = (path.stat().st_mtime_ns, digest)
+    return result
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -75,10 +75,14 @@ def assert_proves(certifier: Certifier, norm: Norm, least: float) -> None:
     """Lower bounds of an affine model are below its exact margins and close to them."""
     truth = oracles.affine(10).head(4)
     exact = truth.exact[norm]
-    found = certifier.certify(truth.model, truth.images, norm, domain="box", upper=torch.full_like(exact, torch.inf))
-    assert torch.equal(found.label, truth.model(truth.images).argmax(1))
-    assert (found.lower <= exact).all(), f"lower bounds up to {(found.lower / exact).max():.4f} times the exact margin"
-    assert (found.lower / exact).median() >= least
+    certified = certifier.certify(
+        truth.model, truth.images, norm, domain="box", upper=torch.full_like(exact, torch.inf)
+    )
+    assert torch.equal(certified.label, truth.model(truth.images).argmax(1))
+    assert (certified.lower <= exact).all(), (
+        f"lower bounds up to {(certified.lower / exact).max():.4f} times the exact margin"
+    )
+    assert (certified.lower / exact).median() >= least
 
 
 @pytest.mark.parametrize(("text", "norm"), [(text, norm) for text, norms in PROVED.items() for norm in norms])
@@ -271,8 +275,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(extended: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((extended / "result.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((extended / "result.json").read_text(encoding="utf-8"))
+    return content
 
 
 def test_there_is_a_section_for_every_extension_point() -> None:

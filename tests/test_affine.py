@@ -33,12 +33,12 @@ def solved(
     """The smallest norm over the other classes, each by a linear or quadratic program."""
     x = image.flatten().numpy()
     logits = weight.numpy() @ x + bias.numpy()
-    own = int(logits.argmax())
+    predicted = int(logits.argmax())
     low, high = (bounds[0] - x, bounds[1] - x) if domain == "box" else (np.full_like(x, -1e6), np.full_like(x, 1e6))
     return min(
-        program(weight.numpy()[other] - weight.numpy()[own], logits[own] - logits[other], low, high, norm)
+        program(weight.numpy()[other] - weight.numpy()[predicted], logits[predicted] - logits[other], low, high, norm)
         for other in range(len(weight))
-        if other != own
+        if other != predicted
     )
 
 

@@ -96,23 +96,23 @@ ALIKE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("given", ALIKE.values(), ids=ALIKE)
 def test_a_split_is_read_from(given: Callable[[], Any]) -> None:
-    found = as_probe("test", given(), BOUNDS)
-    assert torch.equal(found.images, IMAGES)
-    assert torch.equal(found.labels, LABELS)
-    assert found.labels.dtype == found.ids.dtype == torch.int64
-    assert found.ids.tolist() == list(range(6))
+    probe = as_probe("test", given(), BOUNDS)
+    assert torch.equal(probe.images, IMAGES)
+    assert torch.equal(probe.labels, LABELS)
+    assert probe.labels.dtype == probe.ids.dtype == torch.int64
+    assert probe.ids.tolist() == list(range(6))
 
 
 def test_negative_strides_keep_the_order_of_images() -> None:
-    found = as_probe("test", (IMAGES.numpy()[::-1], LABELS.numpy()[::-1], range(6)), BOUNDS)
-    assert torch.equal(found.images, IMAGES.flip(0))
-    assert found.labels.tolist() == [2, 1, 0, 2, 1, 0]
+    probe = as_probe("test", (IMAGES.numpy()[::-1], LABELS.numpy()[::-1], range(6)), BOUNDS)
+    assert torch.equal(probe.images, IMAGES.flip(0))
+    assert probe.labels.tolist() == [2, 1, 0, 2, 1, 0]
 
 
 def test_ids_of_a_subset_are_its_indices() -> None:
-    found = as_probe("test", data.Subset(Items(), [4, 1]), BOUNDS)
-    assert found.ids.tolist() == [4, 1]
-    assert torch.equal(found.images, IMAGES[[4, 1]])
+    probe = as_probe("test", data.Subset(Items(), [4, 1]), BOUNDS)
+    assert probe.ids.tolist() == [4, 1]
+    assert torch.equal(probe.images, IMAGES[[4, 1]])
 
 
 @pytest.mark.parametrize("given", [Items(), data.DataLoader(Items(), 2)])
@@ -123,10 +123,10 @@ def test_reading_a_data_set_leaves_the_global_generator(given: Any) -> None:
 
 
 def test_reading_a_loader_leaves_its_own_generator() -> None:
-    own = torch.Generator().manual_seed(3)
-    before = own.get_state()
-    as_probe("test", data.DataLoader(Items(), 2, generator=own), BOUNDS)
-    assert torch.equal(own.get_state(), before)
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    as_probe("test", data.DataLoader(Items(), 2, generator=generator), BOUNDS)
+    assert torch.equal(generator.get_state(), before)
 
 
 SPLITS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -469,8 +469,8 @@ def test_a_run_path_may_be_a_string(tmp_path: Path) -> None:
     tracker(tmp_path).update(0, dense())
     path = tmp_path / "run"
     assert read_run(str(path)).name == "run"
-    for given in (str(path), path, [str(path)]):
-        assert [run.name for run in read_runs(given)] == ["run"]
+    for folder in (str(path), path, [str(path)]):
+        assert [run.name for run in read_runs(folder)] == ["run"]
     for wrong in (5, None):
         with pytest.raises(InputError, match=rf"^expected a run folder as a path, got {wrong}; "):
             read_run(wrong)  # type: ignore[arg-type]

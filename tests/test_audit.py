@@ -51,11 +51,11 @@ def test_ratios_of_ties_missed_images_and_unknown_references() -> None:
 
 
 def test_one_missed_image_makes_the_mean_infinite_and_counts_in_every_share() -> None:
-    told = audit.describe(np.array([1.0, 1.01, 1.04, INF, NAN]))
-    assert told["mean"] == told["worst"] == INF
-    assert told["mean_found"] == pytest.approx(3.05 / 3)
-    assert told["median"] == pytest.approx(1.025)
-    assert (told["within_1"], told["within_5"], told["least"]) == (0.5, 0.75, 1.0)
+    described = audit.describe(np.array([1.0, 1.01, 1.04, INF, NAN]))
+    assert described["mean"] == described["worst"] == INF
+    assert described["mean_found"] == pytest.approx(3.05 / 3)
+    assert described["median"] == pytest.approx(1.025)
+    assert (described["within_1"], described["within_5"], described["least"]) == (0.5, 0.75, 1.0)
     assert all(math.isnan(value) for value in audit.describe(np.array([NAN])).values())
 
 
@@ -256,10 +256,10 @@ def test_every_rule_has_its_own_message_and_reports_its_own_fault_only(
     level: str, words: str, changed: dict[str, Any]
 ) -> None:
     assert not [rule for rule, _ in RULES if rule(BLAMELESS)]
-    said = [(grade, rule(BLAMELESS | changed)) for rule, grade in RULES if rule(BLAMELESS | changed)]
-    assert len(said) == 1
-    assert said[0][0] == level
-    assert words in said[0][1]
+    remarks = [(grade, rule(BLAMELESS | changed)) for rule, grade in RULES if rule(BLAMELESS | changed)]
+    assert len(remarks) == 1
+    assert remarks[0][0] == level
+    assert words in remarks[0][1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -468,13 +468,13 @@ def test_the_command_prints_and_writes_its_results(
         "on whole runs",
     ):
         assert words in printed
-    told = json.loads((out / "comparison.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    assert told["options"]["budget"] == 60
-    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert told["machine"]["threads"] == 1
-    assert [item["estimator"] for item in told["settings"]] == ["deepfool", "ddn:steps=10", "fmn:steps=30"]
+    content = json.loads((out / "comparison.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert content["options"]["budget"] == 60
+    assert content["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert content["machine"]["threads"] == 1
+    assert [item["estimator"] for item in content["settings"]] == ["deepfool", "ddn:steps=10", "fmn:steps=30"]
     table = pd.read_csv(out / "estimators.csv")
-    assert len(table) == len(told["estimators"]) == 2 * 5
+    assert len(table) == len(content["estimators"]) == 2 * 5
     assert (table["passes"][table["role"] == "estimator"] <= 60).all()
     figures = {path.stem for path in out.iterdir() if path.suffix == ".svg"}
     names = {
@@ -505,11 +505,11 @@ def test_the_command_prints_and_writes_its_results(
 def test_errors_are_one_line_and_write_nothing(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, words: str
 ) -> None:
-    given = [str(run_folder) if word == "RUN" else word for word in options]
-    assert main([*given, "--out", str(tmp_path / "out")]) == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert ONE_LINE.fullmatch(said.rstrip("\n"))
+    arguments = [str(run_folder) if word == "RUN" else word for word in options]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == code
+    stderr = capsys.readouterr().err
+    assert words in stderr
+    assert ONE_LINE.fullmatch(stderr.rstrip("\n"))
     assert not (tmp_path / "out").exists()
 
 

@@ -67,9 +67,9 @@ def test_bad_options_give_a_one_line_error(option: list[str], words: str, capsys
     with pytest.raises(SystemExit) as stopped:
         benchmark.main(option)
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert words in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert words in stderr
 
 
 @pytest.mark.parametrize("norm", NORMS)

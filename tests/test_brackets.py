@@ -173,8 +173,8 @@ def test_an_average_has_changed_only_if_its_brackets_are_disjoint() -> None:
     then = rows_of([1.0, 1.0], [1.2, 1.2], 1)
     for lower, upper, verdict in ((0.5, 0.9, "holds"), (1.3, 1.5, "does not hold"), (0.5, 1.1, "open")):
         rows = pd.concat([then, rows_of([lower] * 2, [upper] * 2, 9)])
-        found = proved({"a": ("standard", rows)}, [])
-        assert found.loc[found["claim"] == "decline", "certain"].tolist() == [verdict]
+        changes = proved({"a": ("standard", rows)}, [])
+        assert changes.loc[changes["claim"] == "decline", "certain"].tolist() == [verdict]
     mixed = rows_of([1.0, 0.1], [1.2, 0.3], 1, [True, False])
     assert proved({"a": ("pgd", mixed)}, [])["certain"].tolist() == ["holds"]
     pairs = proved({"a": ("standard", then), "b": ("pgd", rows_of([2.0] * 2, [3.0] * 2, 1))}, [("a", "b")])

@@ -39,10 +39,10 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
         try:
-            started = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+            started = playwright.chromium.launch(executable_path=binary, args=list(ARGUMENTS))
         except Error as error:
             pytest.skip(
                 f"no browser: none of {', '.join(BROWSERS)}, nor Playwright's own ({str(error).splitlines()[0]})"

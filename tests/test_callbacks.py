@@ -38,15 +38,15 @@ def tracker(folder: Path) -> MarginTracker:
 
 def plain(folder: Path, model: nn.Module) -> MarginTracker:
     """A plain loop: SGD over the batches in order."""
-    found, optimizer = tracker(folder), torch.optim.SGD(model.parameters(), lr=0.1)
-    found.update(0, model)
+    tracked, optimizer = tracker(folder), torch.optim.SGD(model.parameters(), lr=0.1)
+    tracked.update(0, model)
     for epoch in range(1, EPOCHS + 1):
         for images, labels in DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8):
             optimizer.zero_grad()
             functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        found.update(epoch, model, last=epoch == EPOCHS)
-    return found
+        tracked.update(epoch, model, last=epoch == EPOCHS)
+    return tracked
 
 
 def rows(found: MarginTracker) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def test_a_hugging_face_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     model = Classifier()
-    found = tracker(tmp_path / "transformers")
+    tracked = tracker(tmp_path / "transformers")
     options = TrainingArguments(
         output_dir=str(tmp_path / "out"),
         num_train_epochs=EPOCHS,
@@ -143,9 +143,9 @@ def test_a_hugging_face_loop_gives_the_margins_of_a_plain_loop(tmp_path: Path) -
         args=options,
         train_dataset=[{"pixel_values": image, "labels": label} for image, label in zip(IMAGES, LABELS, strict=True)],
         optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
-        callbacks=[MarginCallback(found)],
+        callbacks=[MarginCallback(tracked)],
     ).train()
-    pd.testing.assert_frame_equal(rows(found), rows(plain(tmp_path / "plain", network())), check_exact=True)
+    pd.testing.assert_frame_equal(rows(tracked), rows(plain(tmp_path / "plain", network())), check_exact=True)
     assert json.loads((tmp_path / "transformers" / "manifest.json").read_text())["fingerprint"]["domain"] == "box"
 
 
@@ -171,14 +171,14 @@ def test_two_ranks_track_a_single_run(tmp_path: Path, loop: str) -> None:
         for rank in (0, 1)
     ]
     try:
-        said = [rank.communicate(timeout=400)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
     folder = RunFolder(tmp_path / "run")
-    found = [read_part(path)[0] for path in folder.margin_parts()]
-    assert [rows["epoch"].unique().tolist() for rows in found] == [[0], [1]]
+    parts = [read_part(path)[0] for path in folder.margin_parts()]
+    assert [rows["epoch"].unique().tolist() for rows in parts] == [[0], [1]]
     alone = MarginTracker(tmp_path / "alone", {"test": (two.IMAGES[:6], two.LABELS[:6])}, ["deepfool:steps=5"], ["l2"])
     alone.update(0, two.network())
-    assert found[0]["distance"].tolist() == read_part(alone.folder.margin_parts()[0])[0]["distance"].tolist()
+    assert parts[0]["distance"].tolist() == read_part(alone.folder.margin_parts()[0])[0]["distance"].tolist()

@@ -130,11 +130,11 @@ def branching(logits: Tensor) -> Tensor:
 def test_refusals_give_a_one_line_error(model: nn.Module, words: str) -> None:
     with pytest.raises(InputError) as raised:
         read_network(model, (2, 6, 6))
-    said = str(raised.value)
-    assert words in said
-    assert "expected" in said
-    assert "; " in said
-    assert "\n" not in said
+    message = str(raised.value)
+    assert words in message
+    assert "expected" in message
+    assert "; " in message
+    assert "\n" not in message
 
 
 def test_the_fingerprint_depends_on_every_number() -> None:
@@ -286,6 +286,6 @@ def test_a_program_without_another_class_in_reach() -> None:
     )
     image, low, high = np.array([0.25, 0.5]), np.full(2, -2.0), np.full(2, 2.0)
     # the logits are (1 - max(x, 0), 0)
-    found = linf_margin(network, image, low, high, reach=1.5)
-    assert (found.lower, found.upper) == (pytest.approx(0.75), pytest.approx(0.75))
+    solution = linf_margin(network, image, low, high, reach=1.5)
+    assert (solution.lower, solution.upper) == (pytest.approx(0.75), pytest.approx(0.75))
     assert np.isinf(linf_margin(network, image, low, high, reach=0.5).lower)

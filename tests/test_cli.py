@@ -110,12 +110,12 @@ def test_the_tables_and_parts_are_complete(happy: tuple[Path, Any]) -> None:
         for _, unit in rows[rows["split"] == split].groupby(["epoch", "estimator", "norm"]):
             assert unit["image"].tolist() == ids
     for epoch, path in enumerate(paths.prediction_parts()):
-        said, facts = read_part(path)
-        assert list(said.columns) == ["split", "image", "label", "prediction", "confidence", "loss"]
-        assert said["split"].tolist() == ["train"] * 96 + ["test"] * 40
+        part, facts = read_part(path)
+        assert list(part.columns) == ["split", "image", "label", "prediction", "confidence", "loss"]
+        assert part["split"].tolist() == ["train"] * 96 + ["test"] * 40
         assert facts["epoch"] == str(epoch)
         # the probes are among them, with the same prediction
-        joined = rows[rows["epoch"] == epoch].merge(said, on=["split", "image"], suffixes=("", "_said"))
+        joined = rows[rows["epoch"] == epoch].merge(part, on=["split", "image"], suffixes=("", "_said"))
         assert len(joined) == 3 * 40
         assert joined["prediction"].tolist() == joined["prediction_said"].tolist()
         assert joined["label"].tolist() == joined["label_said"].tolist()
@@ -163,11 +163,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
         code = main(argv)
     except SystemExit as leaving:  # argparse exits by itself
         code = int(str(leaving.code))
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("track: error: ")
-    assert said.err.endswith("\n")
-    line = said.err[:-1]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("track: error: ")
+    assert printed.err.endswith("\n")
+    line = printed.err[:-1]
     assert ONE_LINE.fullmatch(line), line
     return code, line
 
@@ -357,8 +357,8 @@ def test_resume_needs_no_options(
     # control: other options are other estimators, which the message names
     assert main(["--resume", "--out", str(folder), "--estimator", "fmn:steps=3"]) == 0
     left_out = json.loads((tiny / "manifest.json").read_text())["config"]["estimator"]
-    said = capsys.readouterr().out
-    assert all(f"{text} is not named and not continued" in said for text in left_out)
+    stdout = capsys.readouterr().out
+    assert all(f"{text} is not named and not continued" in stdout for text in left_out)
 
 
 def test_folders_without_a_run_are_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,8 +403,8 @@ def test_an_estimator_that_writes_the_weights_exits_with_1_and_the_network_is_re
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     writing = ["--estimator", "writing", "--estimator", "linear"]
     assert main([*TINY, *writing, "--out", str(tmp_path / "run")]) == 1
-    said = capsys.readouterr().err
-    assert said == (
+    stderr = capsys.readouterr().err
+    assert stderr == (
         "track: error: expected margins from writing l2, got a change of the network's weights (undone); fix it\n"
     )
     assert main([*TINY, "--estimator", "linear", "--out", str(tmp_path / "alone")]) == 0
@@ -431,10 +431,10 @@ def test_an_estimator_that_fails_on_every_image_exits_with_1_and_the_others_are_
     folder = tmp_path / "run"
     both = ["--estimator", "broken", "--estimator", "deepfool:steps=3"]
     assert main([*TINY, *both, "--out", str(folder)]) == 1
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     line = "track: error: expected margins from broken l2, got RuntimeError: no luck on every image; fix it\n"
-    assert said.err == line
-    assert "deepfool:steps=3" in said.out
+    assert printed.err == line
+    assert "deepfool:steps=3" in printed.out
     parts = [path.name for path in RunFolder(folder).margin_parts()]
     assert parts == ["deepfool%3Asteps=3.l2.parquet"]
     before = {name: one for name, one in state(folder).items() if name.startswith("margins/")}
@@ -454,10 +454,10 @@ def test_diverging_training_gives_a_one_line_error_and_keeps_earlier_margins(
     folder = tmp_path / "run"
     options = [*TINY, "--epochs", "2", "--learning-rate", "1e18", "--optimizer", "sgd", "--model", "dense"]
     assert main([*options, "--estimator", "deepfool:steps=3", "--out", str(folder)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("track: error: expected ")
-    assert said.endswith("; lower the learning rate\n")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("track: error: expected ")
+    assert stderr.endswith("; lower the learning rate\n")
+    assert stderr.count("\n") == 1
     assert [path.parent.name for path in RunFolder(folder).margin_parts()] == ["epoch-000"]
     assert not RunFolder(folder).checkpoint(1).exists()
 
@@ -470,9 +470,9 @@ def test_a_stochastic_model_is_refused_before_anything_is_written(
 ) -> None:
     options = [*TINY, "--model", "tests.runs:Dropping", "--out", str(tmp_path / "run")]
     assert main(options) == 1
-    said = capsys.readouterr().err
-    assert ONE_LINE.fullmatch(said.strip())
-    assert "track: error: expected the same logits of the same images, got others in a second pass" in said
+    stderr = capsys.readouterr().err
+    assert ONE_LINE.fullmatch(stderr.strip())
+    assert "track: error: expected the same logits of the same images, got others in a second pass" in stderr
     assert not (tmp_path / "run").exists()
 
 

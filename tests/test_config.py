@@ -191,9 +191,11 @@ def test_unset_options_depend_on_the_data_set(
     assert sizes == [measure_batch or 128, measure_batch or 1000]
     asked = sized(parse("--dataset", dataset, "--measure-batch", "9"), torch.device("cuda"))
     assert asked.measure_batch == 9
-    given = parse("--dataset", dataset, "--batch-size", "5", "--epochs", "0", "--threads", "3", "--pgd-epsilon", "0.4")
-    assert (given.batch_size, given.epochs, given.threads, given.pgd_epsilon) == (5, 0, 3, 0.4)
-    assert given.pgd_step_size == pytest.approx(0.1, rel=1e-12)
+    options = parse(
+        "--dataset", dataset, "--batch-size", "5", "--epochs", "0", "--threads", "3", "--pgd-epsilon", "0.4"
+    )
+    assert (options.batch_size, options.epochs, options.threads, options.pgd_epsilon) == (5, 0, 3, 0.4)
+    assert options.pgd_step_size == pytest.approx(0.1, rel=1e-12)
     assert parse("--dataset", dataset, "--pgd-steps", "5").pgd_step_size == 2.5 * epsilon / 5
     assert parse("--dataset", dataset, "--pgd-step-size", "0.07").pgd_step_size == 0.07
 

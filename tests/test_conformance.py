@@ -211,9 +211,9 @@ def assert_honest(margins: Margins, truth: Oracle, norm: Norm, batch_size: int =
     assert (attack_distance >= distance).all()
     assert torch.equal(margins.target == -1, ~found)
 
-    own = classes(model, images, batch_size)
-    assert torch.equal(margins.prediction, own)
-    assert (margins.target[found] != own[found]).all()
+    predicted = classes(model, images, batch_size)
+    assert torch.equal(margins.prediction, predicted)
+    assert (margins.target[found] != predicted[found]).all()
     # near the boundary the class may depend on the batch: the same batches as `measure` used
     assert torch.equal(classes(model, witness, batch_size)[found], margins.target[found])
     torch.testing.assert_close(row_norm(witness - images, norm)[found], distance[found], rtol=1e-12, atol=0)

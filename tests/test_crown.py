@@ -94,7 +94,7 @@ def points_on(around: Balls, count: int, seed: int = 0) -> Tensor:
 
 def climbed(network: PiecewiseNetwork, around: Balls, functionals: Tensor, steps: int = 20) -> Tensor:
     """Points of the balls where the functionals ``(m, K)`` are large, by projected gradient steps: ``(m, B, ...)``."""
-    found = []
+    result = []
     for functional in functionals:
         move = torch.zeros_like(around.images, requires_grad=True)
         for step in range(steps):
@@ -111,8 +111,8 @@ def climbed(network: PiecewiseNetwork, around: Balls, functionals: Tensor, steps
                     move = move * (around.radii.view(-1, 1, 1, 1) / length.clamp_min(1e-300)).clamp_max(1)
                 move = (around.images + move).clamp(*around.limits) - around.images
             move.requires_grad_()
-        found.append((around.images + move).detach())
-    return torch.stack(found)
+        result.append((around.images + move).detach())
+    return torch.stack(result)
 
 
 def violations(network: PiecewiseNetwork, norm: Norm, domain: Domain, inner: str = "crown", count: int = 500) -> int:
@@ -124,8 +124,8 @@ def violations(network: PiecewiseNetwork, norm: Norm, domain: Domain, inner: str
     most = relaxation.most(len(network.blocks) - 1, functionals.expand(len(around.images), -1, -1))
     tried = torch.cat([points_on(around, count), climbed(network, around, functionals)])
     with torch.no_grad():
-        said = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], classes) @ functionals.T
-    return int((said > most + 1e-9 * most.abs()).sum())
+        functional_values = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], classes) @ functionals.T
+    return int((functional_values > most + 1e-9 * most.abs()).sum())
 
 
 # --- the bounds ---
@@ -169,8 +169,8 @@ def test_no_point_beyond_a_cut_is_outside_of_its_bounds(network: PiecewiseNetwor
     inside = ((tried - whole.images).flatten(2) * normals).sum(2) >= gaps
     assert inside.float().mean() > 0.05
     with torch.no_grad():
-        said = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], 4) @ functionals.T
-    assert int(((said > cut + 1e-9) & inside[..., None]).sum()) == 0
+        functional_values = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], 4) @ functionals.T
+    assert int(((functional_values > cut + 1e-9) & inside[..., None]).sum()) == 0
     assert (cut <= uncut + 1e-9).float().mean() > 0.9
     # only with unstable units: a nearly affine network has no looseness to reduce
     assert (cut < uncut - 1e-5).any()
@@ -205,10 +205,10 @@ def test_short_rows_equal_the_long_ones(norm: Norm, monkeypatch: pytest.MonkeyPa
 def test_affine_models_are_solved(norm: Norm, domain: Domain) -> None:
     model, pixels = oracles.affine_model(5, spread=4.0), oracles.inked_images(12)
     expected = affine_margins(model.weight, model.bias, pixels, norm, domain=domain)
-    found = Crown().certify(model, pixels, norm, domain=domain, upper=expected * 1.5)
+    certified = Crown().certify(model, pixels, norm, domain=domain, upper=expected * 1.5)
     reachable = expected.isfinite()
-    assert (found.lower <= expected * (1 + 1e-9)).all()
-    torch.testing.assert_close(found.lower[reachable], expected[reachable], rtol=1e-5, atol=1e-12)
+    assert (certified.lower <= expected * (1 + 1e-9)).all()
+    torch.testing.assert_close(certified.lower[reachable], expected[reachable], rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -221,10 +221,10 @@ def test_radii_are_below_brute_force_margins_of_tiny_networks(norm: Norm) -> Non
         point = pixels.flatten().numpy()
         expected = brute_force(model, point, norm, -point, 1 - point)
         upper = torch.tensor([expected]).double()
-        found = Crown(rounds=6, cuts=4).certify(model, pixels, norm, domain="box", upper=upper * 1.2)
-        assert found.lower[0] <= expected * (1 + 1e-9)
+        certified = Crown(rounds=6, cuts=4).certify(model, pixels, norm, domain="box", upper=upper * 1.2)
+        assert certified.lower[0] <= expected * (1 + 1e-9)
         if upper.isfinite():
-            shares.append(float(found.lower[0]) / expected)
+            shares.append(float(certified.lower[0]) / expected)
     assert sum(shares) / len(shares) > 0.9
 
 
@@ -244,9 +244,9 @@ def test_lower_bounds_are_below_exact_ones_and_cuts_help(
     exact = exact_margins(model, pixels, norm, domain=domain, nodes=300)
     means = {}
     for text in ("ibp", "crown:rounds=0", "crown", "crown:rounds=6,cuts=4", "crown:alpha=3"):
-        found = create_certifier(text).certify(model, pixels, norm, domain=domain, upper=upper)
-        assert (found.lower <= exact.upper * (1 + 1e-9)).all()
-        means[text] = float((found.lower / exact.upper).mean())
+        certified = create_certifier(text).certify(model, pixels, norm, domain=domain, upper=upper)
+        assert (certified.lower <= exact.upper * (1 + 1e-9)).all()
+        means[text] = float((certified.lower / exact.upper).mean())
     assert means["ibp"] < means["crown:rounds=0"] < means["crown"] < means["crown:rounds=6,cuts=4"]
     assert means["crown:rounds=0"] > 0.5
     assert means["crown:rounds=6,cuts=4"] > 0.75
@@ -284,10 +284,10 @@ def test_the_exact_certifier_solves_small_networks(digits: tuple[nn.Module, Tens
     model, pixels = digits
     upper = measure(model, pixels[:4], create("cascade"), "l2").distance
     crown_only = Crown(rounds=6, cuts=4).certify(model, pixels[:4], "l2", domain="box", upper=upper)
-    found = Exact(seconds=5.0).certify(model, pixels[:4], "l2", domain="box", upper=upper)
-    assert (found.lower >= crown_only.lower).all()
-    assert (found.lower <= upper * (1 + 1e-5)).all()
-    assert found.solved.any()
+    certified = Exact(seconds=5.0).certify(model, pixels[:4], "l2", domain="box", upper=upper)
+    assert (certified.lower >= crown_only.lower).all()
+    assert (certified.lower <= upper * (1 + 1e-5)).all()
+    assert certified.solved.any()
 
 
 @pytest.mark.slow
@@ -295,10 +295,10 @@ def test_residual_networks_of_torchvision_are_bounded() -> None:
     torch.manual_seed(0)
     model, pixels = build("resnet18", (3, 8, 8), 10, 0).eval(), torch.rand(10, 3, 8, 8)
     upper = measure(model, pixels, create("linear"), "linf").distance
-    found = IBP(evaluations=1).certify(model, pixels, "linf", domain="box", upper=upper)
-    assert (found.lower >= 0).all()
-    assert (found.lower <= upper).all()
-    assert found.lower.isfinite().all()
+    certified = IBP(evaluations=1).certify(model, pixels, "linf", domain="box", upper=upper)
+    assert (certified.lower >= 0).all()
+    assert (certified.lower <= upper).all()
+    assert certified.lower.isfinite().all()
     network = PiecewiseNetwork(model, (3, 8, 8), CPU)
     assert [len(block.sources) for block in network.blocks].count(2) == 8
     radius = torch.full((10,), 1e-3).double()

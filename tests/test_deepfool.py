@@ -104,7 +104,7 @@ def test_batches_are_refilled_with_waiting_images(digits: Digits) -> None:
     network, images = digits
     widths: list[int] = []
     handle = network.register_forward_pre_hook(
-        lambda _, given: widths.append(len(given[0])) if given[0].requires_grad else None
+        lambda _, inputs: widths.append(len(inputs[0])) if inputs[0].requires_grad else None
     )
     try:
         measure(network, images, DeepFool(candidates=2), "l2", batch_size=8, checked=True)

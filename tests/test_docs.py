@@ -29,7 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands() -> list[tuple[str, str, list[str]]]:
     """Page, module and arguments of every command, in blocks and in lines."""
-    found = []
+    result = []
     for page in PAGES:
         text = "\n".join(
             [*blocks(page, "bash"), *blocks(page, "sh"), *INLINE.findall(page.read_text(encoding="utf-8"))]
@@ -38,8 +38,8 @@ def commands() -> list[tuple[str, str, list[str]]]:
             if match := COMMAND.search(line.partition("  #")[0]):
                 arguments = shlex.split(match[2].partition(" &&")[0])
                 if "--help" not in arguments:
-                    found.append((page.name, match[1], arguments))
-    return found
+                    result.append((page.name, match[1], arguments))
+    return result
 
 
 class Parsed(Exception):

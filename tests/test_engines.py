@@ -64,9 +64,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def differences(folder: Path, whole: Path) -> list[str]:
     """Differences except the engine, which the manifest records."""
-    found = compare(folder, whole)
-    assert found.rows > 300
-    return [line for line in found.differences if line != "manifest.json has another config"]
+    comparison = compare(folder, whole)
+    assert comparison.rows > 300
+    return [line for line in comparison.differences if line != "manifest.json has another config"]
 
 
 def linear(seed: int = 0) -> nn.Module:
@@ -151,9 +151,9 @@ class Ears(Listener):
 
 def test_all_units_of_an_epoch_run_in_parallel(tmp_path: Path, workers: Workers) -> None:
     ears = Ears()
-    beside = tracker(tmp_path / "beside", workers, "linear", "fmn:steps=5", listener=ears)
-    beside.update(0, linear())
-    assert ears.started == [(beside.units, 48)]
+    parallel = tracker(tmp_path / "beside", workers, "linear", "fmn:steps=5", listener=ears)
+    parallel.update(0, linear())
+    assert ears.started == [(parallel.units, 48)]
     assert ears.images == 48
     alone = tracker(tmp_path / "alone", InProcess(), "linear", "fmn:steps=5")
     alone.update(0, linear())
@@ -238,9 +238,9 @@ def test_a_killed_worker_loses_no_rows(tmp_path: Path) -> None:
     for number in range(2):
         (lives / str(number)).touch()
     ears = Ears()
-    beside = tracker(tmp_path / "beside", engine, *estimators, listener=ears)
-    beside.update(0, linear())
-    beside.close()
+    parallel = tracker(tmp_path / "beside", engine, *estimators, listener=ears)
+    parallel.update(0, linear())
+    parallel.close()
     assert list(lives.iterdir()) == []
     assert engine.deaths == 2
     assert ears.images == 48
@@ -257,10 +257,10 @@ def test_a_task_that_kills_its_workers_is_abandoned(tmp_path: Path) -> None:
     for number in range(10 * DEATHS):
         (lives / str(number)).touch()
     engine = Workers(1, threads=1)
-    beside = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
+    parallel = tracker(tmp_path / "run", engine, "linear", Deadly(folder=str(lives)))
     with pytest.raises(EngineError, match=f"{DEATHS} workers died at deadly.* images 0 to 7; if memory ran out"):
-        beside.update(0, linear())
-    beside.close()
+        parallel.update(0, linear())
+    parallel.close()
     # the other unit is complete
     assert list(rows_of(tmp_path / "run")) == ["linear.l2.parquet"]
 
@@ -268,13 +268,13 @@ def test_a_task_that_kills_its_workers_is_abandoned(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_worker_that_dies_between_epochs_is_replaced(tmp_path: Path) -> None:
     engine = Workers(1, threads=1)
-    beside = tracker(tmp_path / "run", engine, "linear")
-    beside.update(0, linear())
+    parallel = tracker(tmp_path / "run", engine, "linear")
+    parallel.update(0, linear())
     for child in psutil.Process().children(recursive=True):
         if "spawn_main" in " ".join(child.cmdline()):
             child.kill()
-    beside.update(1, linear(1))
-    beside.close()
+    parallel.update(1, linear(1))
+    parallel.close()
     assert len(rows_of(tmp_path / "run")) == 1
     assert RunFolder(tmp_path / "run").measured_epochs(Unit("linear", "l2")) == [0, 1]
 
@@ -302,9 +302,9 @@ def test_a_worker_killed_while_sending_its_result_loses_no_rows(tmp_path: Path) 
     lives.mkdir()
     (lives / "0").touch()
     engine = Workers(2, threads=1)
-    beside = tracker(tmp_path / "beside", engine, Halfway(folder=str(lives)))
-    beside.update(0, linear())
-    beside.close()
+    parallel = tracker(tmp_path / "beside", engine, Halfway(folder=str(lives)))
+    parallel.update(0, linear())
+    parallel.close()
     assert engine.deaths == 1
     alone = tracker(tmp_path / "alone", None, Halfway(folder=str(lives)))
     alone.update(0, linear())
@@ -345,8 +345,8 @@ def test_classes_that_workers_cannot_import(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    said = done.stderr.strip().splitlines()[-1]
-    assert "expected workers that can import the model and the estimator, got AttributeError: " in said
+    message = done.stderr.strip().splitlines()[-1]
+    assert "expected workers that can import the model and the estimator, got AttributeError: " in message
     # a script without the main guard: each worker would run it again
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "mine.py").write_text(script)
@@ -387,8 +387,8 @@ def test_a_logger_that_fails_to_close_leaves_no_worker(tmp_path: Path) -> None:
             raise OSError("disk full")
 
     before = set(psutil.Process().children(recursive=True))
-    beside = tracker(tmp_path / "run", Workers(1, threads=1), "linear", loggers=[Stuck()])
-    beside.update(0, linear())
+    parallel = tracker(tmp_path / "run", Workers(1, threads=1), "linear", loggers=[Stuck()])
+    parallel.update(0, linear())
     started = [
         child
         for child in set(psutil.Process().children(recursive=True)) - before
@@ -396,7 +396,7 @@ def test_a_logger_that_fails_to_close_leaves_no_worker(tmp_path: Path) -> None:
     ]
     assert len(started) == 1
     with pytest.raises(OSError, match="disk full"):
-        beside.close()
+        parallel.close()
     assert not any(child.is_running() for child in started)
 
 
@@ -454,9 +454,9 @@ def test_invalid_unit_timeouts_give_a_one_line_error(tmp_path: Path, capsys: pyt
         ([*options, "0"], "expected --unit-timeout above 0, got 0.0; give a larger number"),
     ):
         assert main(argv) == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert ONE_LINE.fullmatch(said.rstrip("\n"))
+        stderr = capsys.readouterr().err
+        assert words in stderr
+        assert ONE_LINE.fullmatch(stderr.rstrip("\n"))
         assert not (tmp_path / "run").exists()
     assert compare_again([str(tmp_path), "--estimator", "fmn", "--unit-timeout", "-1"]) == 2
     assert "expected --unit-timeout above 0, got -1; give another number" in capsys.readouterr().err
@@ -509,10 +509,10 @@ def a_shard(folder: RunFolder) -> Task:
 def test_a_shard_is_read_back_unchanged(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     task = a_shard(folder)
-    found, measured = find_shard(folder, 3, task, "weights"), run_task(linear(), task)
-    assert found is not None
+    shard, measured = find_shard(folder, 3, task, "weights"), run_task(linear(), task)
+    assert shard is not None
     for name, value in vars(measured.margins).items():
-        back = getattr(found.margins, name)
+        back = getattr(shard.margins, name)
         assert torch.equal(back, value) if isinstance(value, torch.Tensor) else back == value
 
 
@@ -622,9 +622,9 @@ def test_ctrl_c_ends_workers_without_output(tmp_path: Path) -> None:
     process = command(tmp_path / "run")
     first_shard(tmp_path / "run")
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
+    assert stderr == "track: interrupted; to resume, run the same command with --resume and its --out\n"
 
 
 @pytest.mark.slow

@@ -83,32 +83,32 @@ def test_affine_models(norm: Norm, domain: Domain, bounds: tuple[float, float]) 
         model.linear.weight /= high - low
         model.linear.bias += model.linear.weight.sum(1) * (0.5 - (low + high) / 2)
     images = low + (high - low) * images
-    found = exact_margins(model, images, norm, domain=domain, bounds=bounds)
+    solved = exact_margins(model, images, norm, domain=domain, bounds=bounds)
     expected = affine_margins(model.weight, model.bias, images, norm, domain=domain, bounds=bounds)
-    assert found.solved.all()
-    torch.testing.assert_close(found.margin, expected, rtol=2 * GAP, atol=0)
-    assert (found.lower <= expected * (1 + 1e-9)).all()
+    assert solved.solved.all()
+    torch.testing.assert_close(solved.margin, expected, rtol=2 * GAP, atol=0)
+    assert (solved.lower <= expected * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_images_without_a_boundary_and_on_the_boundary(norm: Norm, domain: Domain) -> None:
     nowhere = oracles.constant()
-    found = exact_margins(nowhere.model, nowhere.images, norm, domain=domain)
-    assert torch.isinf(found.margin).all()
-    torch.testing.assert_close(found.witness, nowhere.images.double(), rtol=0, atol=0)
+    solved = exact_margins(nowhere.model, nowhere.images, norm, domain=domain)
+    assert torch.isinf(solved.margin).all()
+    torch.testing.assert_close(solved.witness, nowhere.images.double(), rtol=0, atol=0)
     edge = oracles.tied()
-    found = exact_margins(edge.model, edge.images, norm, domain=domain)
-    assert (found.margin[::2] == 0).all()
-    torch.testing.assert_close(found.margin, edge.exact[norm], rtol=2 * GAP, atol=1e-12)
+    solved = exact_margins(edge.model, edge.images, norm, domain=domain)
+    assert (solved.margin[::2] == 0).all()
+    torch.testing.assert_close(solved.margin, edge.exact[norm], rtol=2 * GAP, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_margins_behind_a_region_of_constant_logits(norm: Norm) -> None:
     flat = oracles.flat(count=6)
-    found = exact_margins(flat.model, flat.images, norm, domain="free")
+    solved = exact_margins(flat.model, flat.images, norm, domain="free")
     # the oracle's edge and depth are float32 numbers, its margins are not
-    torch.testing.assert_close(found.margin, flat.exact[norm][:6], rtol=1e-5, atol=0)
+    torch.testing.assert_close(solved.margin, flat.exact[norm][:6], rtol=1e-5, atol=0)
 
 
 def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
@@ -120,15 +120,15 @@ def disagreements(norm: Norm, domain: Domain, seeds: range = range(5)) -> int:
         point = images.flatten().numpy()
         low, high = (-point, 1 - point) if domain == "box" else (np.full_like(point, -FREE), np.full_like(point, FREE))
         try:
-            found = exact_margins(model, images, norm, domain=domain)
+            solved = exact_margins(model, images, norm, domain=domain)
         except UnsoundError:
             wrong += 1
             continue
         expected = brute_force(model, point, norm, low, high)
         # without a boundary, the free domain is searched up to a limit only
         if math.isinf(expected) and domain == "free":
-            wrong += bool(found.upper.item() < FREE)
-        elif found.margin.item() != pytest.approx(expected, rel=1e-5):
+            wrong += bool(solved.upper.item() < FREE)
+        elif solved.margin.item() != pytest.approx(expected, rel=1e-5):
             wrong += 1
     return wrong
 
@@ -139,10 +139,10 @@ def test_margins_match_every_activation_pattern(norm: Norm, domain: Domain) -> N
     assert disagreements(norm, domain) == 0
 
 
-def unlike_programs(model: nn.Module, images: Tensor, found: ExactMargins) -> int:
+def unlike_programs(model: nn.Module, images: Tensor, result: ExactMargins) -> int:
     """How many L-infinity margins HiGHS does not confirm."""
     network, wrong = read_network(model, tuple(images.shape[1:])), 0
-    for image, lower, upper in zip(images, found.lower.tolist(), found.upper.tolist(), strict=True):
+    for image, lower, upper in zip(images, result.lower.tolist(), result.upper.tolist(), strict=True):
         point = image.double().flatten().numpy()
         program = linf_margin(network, point, -point, 1 - point, reach=1.05 * upper)
         agrees = program.upper == pytest.approx(upper, rel=1e-5) and program.lower == pytest.approx(lower, rel=1e-5)
@@ -170,14 +170,14 @@ def test_margins_match_integer_programs_on_more_images(shallow: nn.Module, deep:
 @pytest.mark.parametrize("norm", ["l2", pytest.param("linf", marks=pytest.mark.slow)])
 def test_no_attack_is_below_the_exact_margin(shallow: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:24]
-    found = exact_margins(shallow, images, norm)
-    assert found.solved.all()
+    solved = exact_margins(shallow, images, norm)
+    assert solved.solved.all()
     ratios = []
     for text in ("cascade", "apgd:steps=20"):
         distance = measure(shallow, images, create(text), norm).distance
         # attacks and verification compute in float32
-        assert (distance >= found.lower * (1 - 1e-5)).all()
-        ratios.append(distance / found.margin)
+        assert (distance >= solved.lower * (1 - 1e-5)).all()
+        ratios.append(distance / solved.margin)
     # control: the attacks are close enough to refute a bound that is 1% too high
     assert torch.stack(ratios).amin(0).median() < 1.01
 
@@ -203,11 +203,11 @@ def changed_in_ball(
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor, norm: Norm, domain: Domain) -> None:
     images = digits[:12]
-    found = exact_margins(deep, images, norm, domain=domain)
-    inside = found.lower * (1 - 1e-9)
-    assert changed_in_ball(deep, images, norm, domain, inside, found.witness) == 0
+    solved = exact_margins(deep, images, norm, domain=domain)
+    inside = solved.lower * (1 - 1e-9)
+    assert changed_in_ball(deep, images, norm, domain, inside, solved.witness) == 0
     # control: just beyond the margin a point has another class
-    assert changed_in_ball(deep, images, norm, domain, found.upper * (1 + 1e-6), found.witness) == len(images)
+    assert changed_in_ball(deep, images, norm, domain, solved.upper * (1 + 1e-6), solved.witness) == len(images)
 
 
 # --- properties of results ---
@@ -216,14 +216,14 @@ def test_no_point_in_the_ball_has_another_class(deep: nn.Module, digits: Tensor,
 @pytest.mark.parametrize("norm", NORMS)
 def test_witnesses_have_their_stated_properties(deep: nn.Module, digits: Tensor, norm: Norm) -> None:
     images = digits[:12]
-    found = exact_margins(deep, images, norm)
+    solved = exact_margins(deep, images, norm)
     exact = copy.deepcopy(deep).double()
-    assert found.witness.dtype == torch.float64
-    assert ((found.witness >= 0) & (found.witness <= 1)).all()
-    assert (exact(images.double()).argmax(1) == found.label).all()
-    assert (exact(found.witness).argmax(1) != found.label).all()
-    torch.testing.assert_close(row_norm(found.witness - images.double(), norm), found.upper, rtol=1e-12, atol=0)
-    assert (found.lower >= found.upper * (1 - GAP)).all()
+    assert solved.witness.dtype == torch.float64
+    assert ((solved.witness >= 0) & (solved.witness <= 1)).all()
+    assert (exact(images.double()).argmax(1) == solved.label).all()
+    assert (exact(solved.witness).argmax(1) != solved.label).all()
+    torch.testing.assert_close(row_norm(solved.witness - images.double(), norm), solved.upper, rtol=1e-12, atol=0)
+    assert (solved.lower >= solved.upper * (1 - GAP)).all()
 
 
 @pytest.mark.slow
@@ -247,19 +247,19 @@ def test_brackets_close_with_the_budget(digits: Tensor) -> None:
 
 def test_tiny_margins_are_bracketed_up_to_rounding(deep: nn.Module, digits: Tensor) -> None:
     images = digits[:4].double()
-    found = exact_margins(deep, images, "l2")
+    solved = exact_margins(deep, images, "l2")
     for remaining, width in ((1e-3, 1e-5), (1e-5, 1e-3)):
-        near = images + (1 - remaining) * (found.witness - images)
+        near = images + (1 - remaining) * (solved.witness - images)
         bracket = exact_margins(deep, near, "l2", nodes=2000)
         assert (bracket.lower >= (1 - width) * bracket.upper).all()
-        torch.testing.assert_close(bracket.upper, remaining * found.upper, rtol=5e-3, atol=0)
+        torch.testing.assert_close(bracket.upper, remaining * solved.upper, rtol=5e-3, atol=0)
 
 
 def test_the_time_budget_ends_the_search(digits: Tensor) -> None:
-    found = exact_margins(trained((48, 48), epochs=2), digits[:1], "linf", seconds=1e-9)
-    assert not found.solved.any()
-    assert 0 < found.upper.item() < 1
-    assert found.nodes.item() <= 1
+    solved = exact_margins(trained((48, 48), epochs=2), digits[:1], "linf", seconds=1e-9)
+    assert not solved.solved.any()
+    assert 0 < solved.upper.item() < 1
+    assert solved.nodes.item() <= 1
 
 
 def test_given_witnesses_are_used_and_invalid_ones_ignored(shallow: nn.Module, digits: Tensor) -> None:
@@ -269,8 +269,8 @@ def test_given_witnesses_are_used_and_invalid_ones_ignored(shallow: nn.Module, d
     torch.testing.assert_close(known.upper, solved.upper, rtol=1e-12, atol=0)
     assert not known.solved.any()
     for useless in (images, torch.full_like(images, math.nan), images + 1e-9):
-        found = exact_margins(shallow, images, "l2", witnesses=useless)
-        torch.testing.assert_close(found.margin, solved.margin, rtol=GAP, atol=0)
+        result = exact_margins(shallow, images, "l2", witnesses=useless)
+        torch.testing.assert_close(result.margin, solved.margin, rtol=GAP, atol=0)
 
 
 @pytest.mark.slow
@@ -306,10 +306,10 @@ def test_the_model_is_left_as_it_was(digits: Tensor) -> None:
     ],
 )
 def test_refusals_give_a_one_line_error(shallow: nn.Module, changed: dict[str, Any], words: str) -> None:
-    given = {"images": torch.zeros(1, 1, 8, 8), "norm": "l2", **changed}
-    images, norm = given.pop("images"), given.pop("norm")
+    arguments = {"images": torch.zeros(1, 1, 8, 8), "norm": "l2", **changed}
+    images, norm = arguments.pop("images"), arguments.pop("norm")
     with pytest.raises(InputError) as raised:
-        exact_margins(shallow, images, norm, **given)
+        exact_margins(shallow, images, norm, **arguments)
     assert words in str(raised.value)
     assert "; " in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -330,8 +330,10 @@ def test_a_solved_margin_is_read_from_the_cache(
     shallow: nn.Module, digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def solve(**changed: Any) -> ExactMargins:
-        given = {"model": shallow, "images": digits[:2], "norm": "l2", "nodes": 5000, **changed}
-        return exact_margins(given.pop("model"), given.pop("images"), given.pop("norm"), cache=tmp_path, **given)
+        arguments = {"model": shallow, "images": digits[:2], "norm": "l2", "nodes": 5000, **changed}
+        return exact_margins(
+            arguments.pop("model"), arguments.pop("images"), arguments.pop("norm"), cache=tmp_path, **arguments
+        )
 
     first = solve()
     assert len(list(tmp_path.iterdir())) == 2
@@ -472,5 +474,5 @@ def test_integer_programs_detect_a_forgotten_class(
     assert len(images) == 2
     with monkeypatch.context() as patch:
         plant(patch, "class")
-        found = exact_margins(deep, images, "linf")
-    assert unlike_programs(deep, images, found) == 2
+        solved = exact_margins(deep, images, "linf")
+    assert unlike_programs(deep, images, solved) == 2

@@ -69,9 +69,9 @@ def test_files_are_found_by_epoch(tmp_path: Path) -> None:
 def test_the_epoch_is_read_from_a_name(tmp_path: Path, names: list[str], epochs: list[int]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    found = existing_checkpoints(str(tmp_path / "*"))
-    assert {path.name: epoch for epoch, path in found.items()} == dict(zip(names, epochs, strict=True))
-    assert list(found) == epochs
+    result = existing_checkpoints(str(tmp_path / "*"))
+    assert {path.name: epoch for epoch, path in result.items()} == dict(zip(names, epochs, strict=True))
+    assert list(result) == epochs
 
 
 @pytest.mark.parametrize("pattern", ["run[v1]/m_*.pt", "run[v1]/m_3[[]x].pt", "run[v1]/m_3[x].pt", "run[[]v1]/m_3*"])
@@ -131,9 +131,9 @@ def test_checkpoints_are_tracked_compared_and_resumed(tmp_path: Path, capsys: py
     assert folder.checkpoint_epochs() == [0, 5, 10]
     assert not folder.trainer_epochs()
     assert "checkpoints that were there already" in " ".join(folder.read_manifest()["notes"])
-    said = capsys.readouterr().out.splitlines()
+    stdout = capsys.readouterr().out.splitlines()
     mapping = "checkpoints by epoch: m_000.safetensors -> 0, m_5.pt -> 5, m_010.safetensors -> 10"
-    assert said.index(mapping) < next(row for row, line in enumerate(said) if line.startswith("epoch   0"))
+    assert stdout.index(mapping) < next(row for row, line in enumerate(stdout) if line.startswith("epoch   0"))
     # the rows belong to these weights
     model = build("dense", (1, 8, 8), 10, seed=5)
     rows, facts = read_part(folder.margins(5, Unit("linear", "l2")))

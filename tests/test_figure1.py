@@ -102,12 +102,12 @@ def test_the_command_writes_a_page_and_refuses_an_existing_folder(
     out = tmp_path / "figure1"
     options = ["--dataset", "digits", "--epochs", "1", "--probe", "6", "--out", str(out)]
     assert main(options) == 0
-    said = capsys.readouterr().out
-    assert "margins: 48 of 48 the same within 0.0001" in said
-    told = json.loads((out / "figure1.json").read_text())
-    assert [row["same"] for row in told["rows"]] == [6] * 8
-    assert told["totals"]["ours"] > 5
-    assert all(line in (out / "figure1.md").read_text() for line in told["said"])
+    stdout = capsys.readouterr().out
+    assert "margins: 48 of 48 the same within 0.0001" in stdout
+    content = json.loads((out / "figure1.json").read_text())
+    assert [row["same"] for row in content["rows"]] == [6] * 8
+    assert content["totals"]["ours"] > 5
+    assert all(line in (out / "figure1.md").read_text() for line in content["said"])
     assert (out / "figure1.png").stat().st_size > 10_000
     assert main(options) == 2
     assert "expected a new folder for --out" in capsys.readouterr().err

@@ -283,8 +283,8 @@ def test_estimators_of_other_tables_keep_their_colours() -> None:
     table = ratios()
     alone = table[table["estimator"] == "fmn"]
     both = colours(estimator_ratios(table).axes[0])
-    told = colours(estimator_ratios(alone, estimators=["deepfool", "fmn"]).axes[0])
-    assert told["fmn, test"] == both["fmn, test"] != both["deepfool, test"]
+    colour_of = colours(estimator_ratios(alone, estimators=["deepfool", "fmn"]).axes[0])
+    assert colour_of["fmn, test"] == both["fmn, test"] != both["deepfool, test"]
     assert colours(estimator_ratios(alone).axes[0])["fmn, test"] == both["deepfool, test"]
     curves = bars(margin_curves(summary(("fmn",)), errors(), estimators=["deepfool", "fmn"]).axes[1])
     assert to_hex(curves["fmn, test"].lines[0].get_color()) == both["fmn, test"]
@@ -499,13 +499,13 @@ def test_flow_epochs_are_few_and_denser_early() -> None:
 
 def ribbons(figure: Figure) -> dict[str, tuple[float, float, float, float]]:
     """Lower and upper height of each ribbon at its start and at its end, by name."""
-    found = {}
+    result = {}
     for collection in itertools.chain.from_iterable(axes.collections for axes in figure.axes):
         assert isinstance(collection, PolyCollection)
         points = collection.get_paths()[0].vertices
         start, end = (points[points[:, 0] == edge][:, 1] for edge in (points[:, 0].min(), points[:, 0].max()))
-        found[str(collection.get_gid())] = (start.min(), start.max(), end.min(), end.max())
-    return found
+        result[str(collection.get_gid())] = (start.min(), start.max(), end.min(), end.max())
+    return result
 
 
 def test_ribbon_widths_are_numbers_of_images() -> None:

@@ -113,23 +113,23 @@ def waits(text: str, norm: Any, images: Tensor, model: nn.Module) -> int:
         seeds = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 create(text).perturb(view, images, labels, norm, seeds=seeds)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchron" in str(one.message) for one in said)
+    return sum("synchron" in str(one.message) for one in caught)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_descent_loops_do_not_synchronise_with_the_device(norm: Any) -> None:
     model, images = small_cnn().cuda(), some_images().cuda()
     texts = ("fmn:steps=20", "fmn:steps=40", *(("ddn:steps=20", "ddn:steps=40") if norm == "l2" else ()))
-    said = {text: waits(text, norm, images, model) for text in texts}
+    synchronisations = {text: waits(text, norm, images, model) for text in texts}
     # a check for converged walks every ten steps, and a few at the end
-    assert said["fmn:steps=40"] - said["fmn:steps=20"] <= 10
+    assert synchronisations["fmn:steps=40"] - synchronisations["fmn:steps=20"] <= 10
     if norm == "l2":
-        assert said["ddn:steps=40"] == said["ddn:steps=20"] <= 5
+        assert synchronisations["ddn:steps=40"] == synchronisations["ddn:steps=20"] <= 5
 
 
 def test_deepfool_synchronises_with_the_device_a_few_times_per_step() -> None:

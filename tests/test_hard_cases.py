@@ -72,25 +72,25 @@ def images(count: int = 6, shape: tuple[int, ...] = (1, 4, 5), seed: int = 1) ->
     return 0.4 + 0.2 * torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def margins(model: nn.Module, given: Tensor, text: str = "cascade", norm: Norm = "l2", **more: Any) -> Margins:
-    return measure(model, given, create(text), norm, **more)
+def margins(model: nn.Module, batch: Tensor, text: str = "cascade", norm: Norm = "l2", **more: Any) -> Margins:
+    return measure(model, batch, create(text), norm, **more)
 
 
-def assert_exact(model: Affine, given: Tensor, **more: Any) -> None:
+def assert_exact(model: Affine, batch: Tensor, **more: Any) -> None:
     """Distances of every estimator and norm are near the exact margin of each image, and never below it."""
     for norm in NORMS:
-        exact = model.exact(given, norm)
+        exact = model.exact(batch, norm)
         for text in ESTIMATORS:
-            ratio = margins(model, given, text, norm, **more).distance / exact
+            ratio = margins(model, batch, text, norm, **more).distance / exact
             assert (ratio > 1 - 1e-5).all(), (text, norm, ratio)
             # few steps, from a point where another class may be nearer
             most = 1.15 if text.startswith("fmn") else 1.02
             assert (ratio < most).all(), (text, norm, ratio)
 
 
-def assert_statuses(found: Margins) -> None:
+def assert_statuses(measured: Margins) -> None:
     """A distance is finite with a witness, 0 on a tie and inf otherwise; never NaN."""
-    for status, distance in zip(found.status, found.distance.tolist(), strict=True):
+    for status, distance in zip(measured.status, measured.distance.tolist(), strict=True):
         if status in (Status.FOUND, Status.FOUND_AFTER_NOISE):
             assert 0 < distance < math.inf
         else:
@@ -144,10 +144,10 @@ def test_an_affine_network_is_measured_exactly() -> None:
 
 
 def test_a_model_that_writes_into_its_input() -> None:
-    given = images()
-    before = given.clone()
-    assert_exact(Scaling(), given)
-    assert torch.equal(given, before)
+    batch = images()
+    before = batch.clone()
+    assert_exact(Scaling(), batch)
+    assert torch.equal(batch, before)
 
 
 def test_normalisation_inside_the_model() -> None:
@@ -183,12 +183,12 @@ def test_channels_and_shapes(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 1000])
 def test_two_three_and_a_thousand_classes(classes: int) -> None:
-    model, given = Affine(classes), images(2)
+    model, batch = Affine(classes), images(2)
     for norm in NORMS:
-        found = margins(model, given, "cascade", norm)
-        assert_statuses(found)
-        assert (found.distance / model.exact(given, norm) < 1.05).all()
-        assert (found.distance / model.exact(given, norm) > 1 - 1e-5).all()
+        measured = margins(model, batch, "cascade", norm)
+        assert_statuses(measured)
+        assert (measured.distance / model.exact(batch, norm) < 1.05).all()
+        assert (measured.distance / model.exact(batch, norm) > 1 - 1e-5).all()
 
 
 def test_one_image() -> None:
@@ -196,9 +196,9 @@ def test_one_image() -> None:
 
 
 def test_duplicate_images_have_equal_margins() -> None:
-    given = images(3).repeat_interleave(2, 0)
+    batch = images(3).repeat_interleave(2, 0)
     for text in ESTIMATORS:
-        distance = margins(Affine(), given, text, seeds=[5] * 6).distance
+        distance = margins(Affine(), batch, text, seeds=[5] * 6).distance
         assert torch.allclose(distance[::2], distance[1::2], rtol=1e-5)
 
 
@@ -210,23 +210,23 @@ def test_images_that_are_not_contiguous() -> None:
 
 def test_images_at_the_bounds() -> None:
     """Black, white and half of each: the box blocks every step in one direction."""
-    given = torch.stack([torch.zeros(1, 4, 5), torch.ones(1, 4, 5), torch.tensor([0.0, 1.0]).repeat(10).view(1, 4, 5)])
+    batch = torch.stack([torch.zeros(1, 4, 5), torch.ones(1, 4, 5), torch.tensor([0.0, 1.0]).repeat(10).view(1, 4, 5)])
     model = Affine()
     for norm in NORMS:
-        found, exact = margins(model, given, "cascade", norm), model.exact(given, norm)
-        assert_statuses(found)
-        assert (found.distance / exact > 1 - 1e-5).all()
-        assert (found.distance / exact < 1.1).all()
+        measured, exact = margins(model, batch, "cascade", norm), model.exact(batch, norm)
+        assert_statuses(measured)
+        assert (measured.distance / exact > 1 - 1e-5).all()
+        assert (measured.distance / exact < 1.1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_other_precisions(dtype: torch.dtype) -> None:
-    model, given = Affine().to(dtype), images().to(dtype)
-    found = margins(model, given)
-    assert_statuses(found)
+    model, batch = Affine().to(dtype), images().to(dtype)
+    measured = margins(model, batch)
+    assert_statuses(measured)
     # logits are up to 4, correct to rounding at that size, and gradients have norms of 4 to 6
     slack = 8 * torch.finfo(dtype).eps
-    assert ((found.distance - model.exact(given, "l2")).abs() < slack + 2e-4).all()
+    assert ((measured.distance - model.exact(batch, "l2")).abs() < slack + 2e-4).all()
 
 
 class Reduced(Affine):
@@ -261,11 +261,11 @@ def test_logits_of_lower_precision_than_the_images(text: str, reduced: tuple[str
     model = Reduced(how, dtype)
     exact = model.exact(images(12), "l2")
     # at smaller distances all other classes are within a rounding step or two of the logits
-    given, exact = images(12)[exact > 0.05][:2], exact[exact > 0.05][:2]
-    found = margins(model, given, text)
-    assert found.status == (Status.FOUND, Status.FOUND)
+    batch, exact = images(12)[exact > 0.05][:2], exact[exact > 0.05][:2]
+    measured = margins(model, batch, text)
+    assert measured.status == (Status.FOUND, Status.FOUND)
     # logits and pixels are up to 0.5, gradients of logit gaps have norms of 4 to 7
-    assert ((found.distance - exact).abs() < torch.finfo(dtype).eps + 0.02 * exact).all(), found.distance / exact
+    assert ((measured.distance - exact).abs() < torch.finfo(dtype).eps + 0.02 * exact).all(), measured.distance / exact
 
 
 def test_logits_are_cast_once_and_never_to_less() -> None:
@@ -314,9 +314,9 @@ class Outputs(NamedTuple):
     ids=["tuple", "dict", "mapping", "object", "named tuple"],
 )
 def test_logits_inside_of_what_a_model_returns(how: Callable[[Tensor], Any]) -> None:
-    model, given = Affine(), images()
-    found = margins(Returning(model, how), given)
-    assert torch.equal(found.distance, margins(model, given).distance)
+    model, batch = Affine(), images()
+    measured = margins(Returning(model, how), batch)
+    assert torch.equal(measured.distance, margins(model, batch).distance)
 
 
 @pytest.mark.parametrize("how", [lambda z: [z, z], lambda z: {"scores": z}, lambda z: z.detach().numpy(), lambda z: ()])
@@ -328,30 +328,30 @@ def test_outputs_without_logits_are_refused(how: Callable[[Tensor], Any]) -> Non
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_single_logit_is_read_as_that_of_a_binary_classifier(flat: bool) -> None:
-    single, given = Affine(1), images()
+    single, batch = Affine(1), images()
     model = Returning(single, lambda z: z[:, 0] if flat else z)
     shape = r"\(6,\)" if flat else r"\(6, 1\)"
     with pytest.raises(
         InputError, match=rf"got one logit per image, {shape}; read it .* with binary=True \(--binary\)"
     ):
-        margins(model, given)
+        margins(model, batch)
     zero = torch.zeros_like
     weight, bias = single.linear.weight, single.linear.bias
-    exact = affine_margins(torch.cat([zero(weight), weight]), torch.cat([zero(bias), bias]), given, "l2", domain="box")
+    exact = affine_margins(torch.cat([zero(weight), weight]), torch.cat([zero(bias), bias]), batch, "l2", domain="box")
     for text in ESTIMATORS:
-        found = margins(model, given, text, binary=True)
-        assert (found.distance / exact - 1).abs().max() < 1e-3
-    assert torch.equal(found.prediction, (single(given)[:, 0] > 0).long())
+        measured = margins(model, batch, text, binary=True)
+        assert (measured.distance / exact - 1).abs().max() < 1e-3
+    assert torch.equal(measured.prediction, (single(batch)[:, 0] > 0).long())
     if not flat:
-        bounds = Crown().certify(Logits(model.inner, binary=True), given, "l2", domain="box", upper=exact.cpu())
+        bounds = Crown().certify(Logits(model.inner, binary=True), batch, "l2", domain="box", upper=exact.cpu())
         assert (bounds.lower > 0.9 * exact).all()
-    polished = margins(single, given, "deepfool:refine=polish", binary=True)
+    polished = margins(single, batch, "deepfool:refine=polish", binary=True)
     assert (polished.distance / exact - 1).abs().max() < 1e-3
 
 
 def test_a_logit_per_class_is_no_binary_classifier() -> None:
-    said = refused(margins, Affine(3), images(), binary=True)
-    assert "expected one logit per image with binary, got 18 for 6 images" in said
+    message = refused(margins, Affine(3), images(), binary=True)
+    assert "expected one logit per image with binary, got 18 for 6 images" in message
 
 
 def test_a_binary_classifier_is_tracked_with_its_own_weights(tmp_path: Path) -> None:
@@ -413,22 +413,22 @@ def twisted(twist: Callable[[Affine, Tensor], Tensor]) -> Affine:
 
 @pytest.mark.parametrize("twist", RANDOM)
 def test_a_stochastic_network_is_refused(tmp_path: Path, twist: Callable[[Affine, Tensor], Tensor]) -> None:
-    model, given = twisted(twist), images()
-    tracker = MarginTracker(tmp_path / "run", {"test": (given, torch.arange(6) % 4)}, ["deepfool"])
-    for said in (
-        refused(margins, model, given),
-        refused(measure_margins, model, given),
+    model, batch = twisted(twist), images()
+    tracker = MarginTracker(tmp_path / "run", {"test": (batch, torch.arange(6) % 4)}, ["deepfool"])
+    for message in (
+        refused(margins, model, batch),
+        refused(measure_margins, model, batch),
         refused(tracker.update, 0, model),
     ):
-        assert re.fullmatch(DIFFERENT, said)
+        assert re.fullmatch(DIFFERENT, message)
     assert not list((tmp_path / "run").glob("margins/*/*"))
 
 
 def test_models_with_their_own_generators_cannot_be_averaged() -> None:
     for twist in (by_own_generator, by_counter):
-        said = refused(margins, twisted(twist), images(), expect_over=4)
-        assert "got others in a second pass" in said
-        assert said.endswith("draw only from the global generators, which are seeded before every pass")
+        message = refused(margins, twisted(twist), images(), expect_over=4)
+        assert "got others in a second pass" in message
+        assert message.endswith("draw only from the global generators, which are seeded before every pass")
 
 
 def centred(self: Affine, images: Tensor) -> Tensor:
@@ -467,17 +467,17 @@ TOLD = [
 def test_model_warnings_are_given_and_recorded(
     tmp_path: Path, make: Callable[[], nn.Module], kind: type[ModelWarning]
 ) -> None:
-    model, given = make(), images()
-    with pytest.warns(kind) as told:
-        margins(model, given, "linear")
-    assert len(told) == 1
+    model, batch = make(), images()
+    with pytest.warns(kind) as caught:
+        margins(model, batch, "linear")
+    assert len(caught) == 1
     with pytest.warns(kind):
-        measure_margins(model, given, ["linear"], ["l2"])
-    tracker = MarginTracker(tmp_path / "run", {"test": (given, torch.arange(6) % 4)}, ["linear"], ["l2"])
+        measure_margins(model, batch, ["linear"], ["l2"])
+    tracker = MarginTracker(tmp_path / "run", {"test": (batch, torch.arange(6) % 4)}, ["linear"], ["l2"])
     for epoch in (0, 1):
         with pytest.warns(kind):
             tracker.update(epoch, model)
-    assert tracker.folder.read_manifest()["notes"] == [f"epoch 0: {told[0].message}"]
+    assert tracker.folder.read_manifest()["notes"] == [f"epoch 0: {caught[0].message}"]
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -491,17 +491,19 @@ def test_a_gradient_of_a_single_logit_suffices(place: int) -> None:
 
 def test_logits_without_a_graph_are_reported() -> None:
     with pytest.warns(GradientWarning):
-        found = margins(twisted(cut_off), images(), "linear")
-    assert set(found.status) == {Status.FAILED}
+        measured = margins(twisted(cut_off), images(), "linear")
+    assert set(measured.status) == {Status.FAILED}
 
 
 def test_batch_norm_that_takes_no_single_image_is_refused_or_averaged() -> None:
-    model, given = Normalising(False), images()
-    said = refused(margins, model, given)
-    assert "expected a model that takes a single image, got ValueError: Expected more than 1 value per channel" in said
-    assert said.endswith("or measure its average over N draws with expect_over=N (--expect-over N)")
-    found = margins(Normalising(True), given, "linear", expect_over=2)
-    assert torch.equal(margins(Normalising(True), given[2:], "linear", expect_over=2).distance, found.distance[2:])
+    model, batch = Normalising(False), images()
+    message = refused(margins, model, batch)
+    assert (
+        "expected a model that takes a single image, got ValueError: Expected more than 1 value per channel" in message
+    )
+    assert message.endswith("or measure its average over N draws with expect_over=N (--expect-over N)")
+    measured = margins(Normalising(True), batch, "linear", expect_over=2)
+    assert torch.equal(margins(Normalising(True), batch[2:], "linear", expect_over=2).distance, measured.distance[2:])
 
 
 def test_rounding_is_not_reported() -> None:
@@ -526,13 +528,13 @@ class Antithetic(Affine):
 
 
 def test_an_averaged_network_has_the_expected_margin() -> None:
-    model, given = Antithetic(2), images(2)
+    model, batch = Antithetic(2), images(2)
     for norm in NORMS:
-        exact = model.exact(given, norm)
+        exact = model.exact(batch, norm)
         for text in ("deepfool", "fmn:steps=20", "linear"):
-            found = margins(model, given, text, norm, expect_over=6)
-            assert (found.distance / exact > 1 - 1e-4).all(), text
-            assert (found.distance / exact < 1.02).all(), text
+            measured = margins(model, batch, text, norm, expect_over=6)
+            assert (measured.distance / exact > 1 - 1e-4).all(), text
+            assert (measured.distance / exact < 1.02).all(), text
 
 
 def test_every_draw_counts_as_a_pass() -> None:
@@ -545,11 +547,11 @@ def test_every_draw_counts_as_a_pass() -> None:
 @pytest.mark.parametrize("text", ["deepfool:steps=5", "fmn:steps=5", "torchattacks:PGDL2:steps=3"])
 def test_an_averaged_networks_margins_depend_on_the_image_alone(text: str) -> None:
     """Bitwise: repeated, and in other batch sizes, orders and divisions, also for an attack with random draws."""
-    model, given, seeds = twisted(by_dropout), images(3), [5, 6, 7]
+    model, batch, seeds = twisted(by_dropout), images(3), [5, 6, 7]
 
     def found(rows: list[int], **more: Any) -> Margins:
         picked = [seeds[row] for row in rows]
-        return margins(model, given[rows], text, seeds=picked, noise_retries=0, expect_over=3, checked=True, **more)
+        return margins(model, batch[rows], text, seeds=picked, noise_retries=0, expect_over=3, checked=True, **more)
 
     whole = found([0, 1, 2])
     again = found([0, 1, 2], batch_size=1)
@@ -558,7 +560,7 @@ def test_an_averaged_networks_margins_depend_on_the_image_alone(text: str) -> No
     assert torch.equal(found([2, 0, 1]).distance, whole.distance[[2, 0, 1]])
     assert torch.equal(found([1]).distance, whole.distance[1:2])
     # control: each image has its own draws
-    twins = torch.cat([given[:1], given[:1] + 1e-6])
+    twins = torch.cat([batch[:1], batch[:1] + 1e-6])
     apart = margins(model, twins, text, seeds=[5, 5], noise_retries=0, expect_over=3).logit_margin
     assert not torch.allclose(apart[0], apart[1], rtol=1e-3)
 
@@ -602,10 +604,10 @@ class Broken(nn.Module):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite(value: float) -> None:
-    given = images()
-    given[2] = 0.95
+    batch = images()
+    batch[2] = 0.95
     with pytest.raises(InputError, match="expected finite logits, got NaN or inf for 1 of 6 images"):
-        margins(Broken(value), given)
+        margins(Broken(value), batch)
     # a point of this kind on the way is not a witness
     assert_statuses(margins(Broken(value), images()))
 
@@ -635,9 +637,9 @@ def test_constant_outputs_have_no_boundary(text: str) -> None:
             return torch.tensor([2.0, 0.0, 0.0]).expand(len(images), 3) + 0 * images.flatten(1).sum(1, keepdim=True)
 
     with pytest.warns(GradientWarning):
-        found = margins(Constant(), images(), text)
-    assert set(found.status) <= {Status.NOT_FOUND, Status.FAILED}
-    assert_statuses(found)
+        measured = margins(Constant(), images(), text)
+    assert set(measured.status) <= {Status.NOT_FOUND, Status.FAILED}
+    assert_statuses(measured)
 
 
 @pytest.mark.parametrize("text", ESTIMATORS)
@@ -647,9 +649,9 @@ def test_outputs_that_are_all_equal_are_ties(text: str) -> None:
             return 0 * images.flatten(1)[:, :3]
 
     with pytest.warns(GradientWarning):
-        found = margins(Equal(), images(), text)
-    assert set(found.status) == {Status.TIED}
-    assert_statuses(found)
+        measured = margins(Equal(), images(), text)
+    assert set(measured.status) == {Status.TIED}
+    assert_statuses(measured)
 
 
 @pytest.mark.parametrize("text", ESTIMATORS)
@@ -670,9 +672,9 @@ def test_a_model_that_ends_in_softmax_is_warned_of(text: str, scale: float) -> N
             return (scale * super().forward(images)).softmax(1)
 
     with pytest.warns(ProbabilityWarning, match="probabilities, not logits"):
-        found = margins(Soft(), images(), text)
-    assert_statuses(found)
-    assert (found.distance / Soft().exact(images(), "l2") > 1 - 1e-5).all()
+        measured = margins(Soft(), images(), text)
+    assert_statuses(measured)
+    assert (measured.distance / Soft().exact(images(), "l2") > 1 - 1e-5).all()
 
 
 @pytest.mark.filterwarnings("error::attacks.checks.ProbabilityWarning")
@@ -702,9 +704,9 @@ def test_images_outside_the_bounds_or_normalised_outside_the_model() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_pixels_that_are_not_finite(value: float) -> None:
-    given = images()
-    given[0, 0, 0, 0] = value
-    assert "clean the data" in refused(margins, Affine(), given)
+    batch = images()
+    batch[0, 0, 0, 0] = value
+    assert "clean the data" in refused(margins, Affine(), batch)
 
 
 @pytest.mark.parametrize("label", [-1, 4, 1000])

@@ -215,16 +215,16 @@ def test_files_with_other_names_are_skipped_with_one_warning(run: RunFolder, nam
     whole = read_run(run.path)
     (run.path / name).parent.mkdir(exist_ok=True)
     shutil.copy(kinds[name.partition("/")[0]], run.path / name)
-    found = read_run(run.path)
+    result = read_run(run.path)
     # a folder with another name is reported as such
     shown = name.rpartition("/")[0] if "epoch-0001/" in name or "epoch-1/" in name or " (copy)/" in name else name
-    said = f"{run.path}: {shown} left out: not the name of a file of a run"
-    assert (whole.remarks, found.remarks) == ((), (said,))
+    message = f"{run.path}: {shown} left out: not the name of a file of a run"
+    assert (whole.remarks, result.remarks) == ((), (message,))
     for table in ("margins", "bounds", "predictions", "epochs"):
-        pd.testing.assert_frame_equal(getattr(found, table), getattr(whole, table))
+        pd.testing.assert_frame_equal(getattr(result, table), getattr(whole, table))
     with pytest.warns(UserWarning, match="left out") as warned:
         tracker(run.path).update(2, network(2))
-    assert [str(warning.message) for warning in warned] == [said]
+    assert [str(warning.message) for warning in warned] == [message]
 
 
 @pytest.mark.slow
@@ -233,17 +233,17 @@ def test_the_commands_report_skipped_files(
 ) -> None:
     monkeypatch.setattr("harness.report.build.write_report", lambda *_: [])
     shutil.copy(run.margins(1, UNIT), run.margins(1, UNIT).with_stem("linear.l2 (conflicted copy)"))
-    said = "margins/epoch-001/linear.l2 (conflicted copy).parquet left out: not the name of a file of a run\n"
+    message = "margins/epoch-001/linear.l2 (conflicted copy).parquet left out: not the name of a file of a run\n"
     for command in (report, compare):
         assert command([str(run.path)]) == 0
-        assert capsys.readouterr().out.count(said) == 1
+        assert capsys.readouterr().out.count(message) == 1
 
 
 def test_epochs_beyond_999_have_four_digits() -> None:
     for name, epoch in (("epoch-000", 0), ("epoch-999", 999), ("epoch-1000", 1000), ("epoch-12345", 12345)):
-        found = place_of(("predictions", f"{name}.parquet"))
-        assert found is not None
-        assert found.epoch == epoch
+        place = place_of(("predictions", f"{name}.parquet"))
+        assert place is not None
+        assert place.epoch == epoch
     for name in (
         "epoch-0001",
         "epoch-1",
@@ -274,18 +274,18 @@ def test_files_of_earlier_versions_are_accepted_with_one_warning(run: RunFolder)
     parts = [*run.margin_parts(), *run.bound_parts(), *run.witness_files()]
     for path in parts:
         as_before(path)
-    said = (
+    message = (
         f"{run.path}: files of version 0.1.0, such as linear.l2.parquet, do not record their "
         "identity; their names are trusted"
     )
-    found = read_run(run.path)
-    assert (len(found.margins), found.remarks) == (72, (said,))
+    result = read_run(run.path)
+    assert (len(result.margins), result.remarks) == (72, (message,))
     again = tracker(run.path)
     with pytest.warns(UserWarning, match=r"0\.1\.0") as warned:
         again.update(0, network(0))
     for epoch in (1, 2, 3):
         again.update(epoch, network(epoch))
-    assert [str(warning.message) for warning in warned] == [said]
+    assert [str(warning.message) for warning in warned] == [message]
     # their rows hold their epoch, estimator and norm
     for other, wanted in ((run.margins(1, Unit("linear", "linf")), "norm linf"), (run.margins(2, UNIT), "epoch 2")):
         kept = other.read_bytes()
@@ -329,13 +329,13 @@ def test_impossible_rows_give_a_one_line_error(
 
 
 def test_probes_and_certifiers_are_in_the_manifest_but_not_in_the_fingerprint(run: RunFolder) -> None:
-    found = run.read_manifest()
-    assert found["probes"] == found["fingerprint"]["probes"]
-    assert [(e["estimator"], e["revision"], e["every"], e["probe"]) for e in found["certifiers"]] == [
+    manifest = run.read_manifest()
+    assert manifest["probes"] == manifest["fingerprint"]["probes"]
+    assert [(e["estimator"], e["revision"], e["every"], e["probe"]) for e in manifest["certifiers"]] == [
         ("ibp", 2, 1, 100)
     ]
-    assert "certifiers" not in found["fingerprint"]
-    assert [entry["revision"] for entry in found["estimators"]] == [1]
+    assert "certifiers" not in manifest["fingerprint"]
+    assert [entry["revision"] for entry in manifest["estimators"]] == [1]
 
 
 def test_probes_that_differ_from_the_manifest_are_refused(run: RunFolder) -> None:
@@ -376,26 +376,26 @@ def test_an_edited_manifest_gives_a_one_line_error(
     changed = {inside: manifest.get(inside, {}) | {name: EDITS[name]}} if inside else {name: EDITS[name]}
     run.manifest.write_text(json.dumps(manifest | changed | {"schema": 1}), encoding="utf-8")
     before = state(run.path)
-    said = f"expected {name} in {run.manifest} as a run writes it, got a value of another type or without a key; "
+    message = f"expected {name} in {run.manifest} as a run writes it, got a value of another type or without a key; "
     for act in (lambda: read_run(run.path), lambda: tracker(run.path).update(0, network())):
         with pytest.raises(StoreError) as error:
             act()
-        assert line(error) == said + "restore it"
+        assert line(error) == message + "restore it"
     assert report([str(run.path)]) == 1
-    assert capsys.readouterr().err == f"report: error: {said}restore it\n"
+    assert capsys.readouterr().err == f"report: error: {message}restore it\n"
     assert state(run.path) == before
 
 
 def test_options_that_are_missing_or_of_another_type_are_named(run: RunFolder) -> None:
     config = {"model": "cnn", "norm": ["l2"], "domain": "box", "noise_retries": 6, "measure_batch": 8, "seed": 0}
     for changes, got in (({"norm": 5}, "norm"), ({"noise_retries": "six"}, "noise"), ({"domain": "ball"}, "domain")):
-        found = dataclasses.replace(read_run(run.path), manifest={"config": config | changes})
+        changed_run = dataclasses.replace(read_run(run.path), manifest={"config": config | changes})
         with pytest.raises(StoreError, match=rf"expected the options of a run in .*manifest.json, got .*{got}"):
-            options_of(found)
+            options_of(changed_run)
     del config["measure_batch"]
-    found = dataclasses.replace(read_run(run.path), manifest={"config": config})
+    changed_run = dataclasses.replace(read_run(run.path), manifest={"config": config})
     with pytest.raises(StoreError, match=r"got none of measure_batch; restore it"):
-        options_of(found)
+        options_of(changed_run)
 
 
 # revisions

@@ -135,8 +135,8 @@ def test_a_planted_import_is_detected(tmp_path: Path, module: str, line: str, ex
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     planted = tmp_path / module
     planted.write_text(planted.read_text(encoding="utf-8") + f"\n\n{line}\n", encoding="utf-8")
-    found = violations(tmp_path)
-    assert (expected in found) if expected else (found == [])
+    broken = violations(tmp_path)
+    assert (expected in broken) if expected else (broken == [])
 
 
 @pytest.mark.parametrize("foreign", ["attacks.py", "attacks/__init__.py"])

@@ -323,23 +323,23 @@ def test_images_of_any_memory_layout(text: str, layout: str) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     images = torch.rand(3, 2, 4, 4)
     if layout == "requires grad":
-        given = images.clone().requires_grad_()
+        inputs = images.clone().requires_grad_()
     elif layout == "transposed":
-        given = images.transpose(2, 3).contiguous().transpose(2, 3)
+        inputs = images.transpose(2, 3).contiguous().transpose(2, 3)
     elif layout == "expanded":
         images = images[:1].repeat(3, 1, 1, 1)
-        given = images[:1].expand(3, -1, -1, -1)
+        inputs = images[:1].expand(3, -1, -1, -1)
     else:
-        given = images.to(memory_format=torch.channels_last)
+        inputs = images.to(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)
-    kept = given.detach().clone()
+    kept = inputs.detach().clone()
     expected = measure(model, images, create(text), norm_of(text), noise_retries=0)
-    margins = measure(model, given, create(text), norm_of(text), noise_retries=0)
+    margins = measure(model, inputs, create(text), norm_of(text), noise_retries=0)
     assert margins.message == expected.message
     assert torch.equal(margins.distance, expected.distance)
-    assert torch.equal(given, kept)
-    assert given.grad is None
-    assert given.requires_grad == (layout == "requires grad")
+    assert torch.equal(inputs, kept)
+    assert inputs.grad is None
+    assert inputs.requires_grad == (layout == "requires grad")
 
 
 def test_measuring_between_forward_and_backward() -> None:
@@ -795,7 +795,7 @@ def replace_weights(view: nn.Module) -> None:
 
 def replace_forward(view: Any) -> None:
     view.network.head.forward = lambda hidden: hidden[:, :4]
-    view.network.head.register_forward_hook(lambda module, given, result: result * 3)
+    view.network.head.register_forward_hook(lambda module, inputs, result: result * 3)
 
 
 def write_buffers(view: nn.Module) -> None:

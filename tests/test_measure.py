@@ -280,9 +280,9 @@ def test_a_raising_library_fails_only_the_rows_that_raise(bad: set[int]) -> None
     images = greys(*(0.1 + 0.01 * i for i in range(8)))
 
     def propose(view: Classifier, points: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
-        here = bad & set(seeds.tolist())
-        if here:
-            raise ValueError(f"cannot do {sorted(here)}\nsecond line")
+        raising = bad & set(seeds.tolist())
+        if raising:
+            raise ValueError(f"cannot do {sorted(raising)}\nsecond line")
         return torch.full_like(points, 0.9)
 
     model, estimator = Line(0.5), Planted(propose)

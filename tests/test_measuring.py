@@ -57,13 +57,13 @@ def test_every_container_of_the_same_images_gives_the_same_rows(model: nn.Module
     wanted = measure_margins(model, (images, LABELS), ["fmn:steps=10"], ["l2"])
     assert wanted["label"].tolist() == LABELS.tolist()
     pairs = Pairs(images, LABELS)
-    for given in (
+    for container in (
         (images.numpy(), LABELS.numpy()),
         pairs,
         data.DataLoader(pairs, batch_size=2),
         data.TensorDataset(images, LABELS),
     ):
-        pd.testing.assert_frame_equal(measure_margins(model, given, ["fmn:steps=10"], ["l2"]), wanted)
+        pd.testing.assert_frame_equal(measure_margins(model, container, ["fmn:steps=10"], ["l2"]), wanted)
 
 
 def test_the_ids_of_a_subset_are_its_indices(model: nn.Module, images: torch.Tensor) -> None:
@@ -91,7 +91,7 @@ def test_input_that_cannot_be_tracked_gives_a_one_line_error(model: nn.Module, i
         def __getitem__(self, index: int) -> tuple[object, int]:  # type: ignore[override]
             return object(), 0
 
-    for given, words in (
+    for container, words in (
         (data.DataLoader(pairs, shuffle=True), "shuffle=False"),
         (Pictures(images, LABELS), r"ToTensor\(\)"),
         (Pairs(images[:0], LABELS[:0]), "got none; give at least one"),
@@ -99,5 +99,5 @@ def test_input_that_cannot_be_tracked_gives_a_one_line_error(model: nn.Module, i
         ((images,), "give two or three"),
     ):
         with pytest.raises(InputError, match=words) as caught:
-            measure_margins(model, given)
+            measure_margins(model, container)
         assert ONE_LINE.fullmatch(str(caught.value))

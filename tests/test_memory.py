@@ -49,7 +49,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_smaller_batches_give_the_same_margins(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points, widths = network(), images(24), []
-    model.register_forward_pre_hook(lambda _, given: widths.append(len(given[0])))
+    model.register_forward_pre_hook(lambda _, inputs: widths.append(len(inputs[0])))
     whole = measure(model, points, DeepFool(), "l2", batch_size=24)
     assert max(widths) == 24
     widths.clear()

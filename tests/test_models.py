@@ -170,8 +170,8 @@ def test_a_named_tuple_of_logits_is_accepted_while_training(factories: str) -> N
 def test_binary_models_have_one_logit(factories: str) -> None:
     for name in ("dense", "cnn", f"{factories}:Lazy.make"):
         assert build(name, DIGITS, 2, 0, binary=True)(torch.zeros(3, *DIGITS)).shape == (3, 1)
-    said = r"^expected logits of shape \(2, 2\), got one per image, \(2, 1\); give --binary to read it as a binary "
-    with pytest.raises(ValueError, match=said):
+    message = r"^expected logits of shape \(2, 2\), got one per image, \(2, 1\); give --binary to read it as a binary "
+    with pytest.raises(ValueError, match=message):
         build(f"{factories}:single", DIGITS, 2, 0)
     with pytest.raises(ValueError, match=r"^expected data of 2 classes with --binary, got 10; leave --binary out"):
         build("dense", DIGITS, 10, 0, binary=True)

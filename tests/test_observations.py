@@ -49,8 +49,8 @@ def verdicts(trials: list[Trial]) -> dict[str, str]:
 
 
 def tried(trials: Any, claim: str) -> Trial:
-    (found,) = [one for one in trials if one.claim == claim]
-    return found
+    (trial,) = [one for one in trials if one.claim == claim]
+    return trial
 
 
 # observation 1
@@ -61,8 +61,8 @@ def tried(trials: Any, claim: str) -> Trial:
 )
 def test_a_decline_is_distinguished_from_no_change_and_from_a_rise(last: float, expected: str) -> None:
     made = panel(curves(np.random.default_rng(0), decline(last), 400))
-    found = verdicts(list(observation1.trials([made])))
-    assert found == {
+    verdict_of = verdicts(list(observation1.trials([made])))
+    assert verdict_of == {
         observation1.JUMP: SUPPORTED,
         observation1.DECLINE: expected,
         observation1.LATE: expected,
@@ -103,8 +103,8 @@ def test_the_changes_are_between_the_epochs_fixed_beforehand() -> None:
     ],
 )
 def test_the_last_quarter(epochs: Any, expected: int | None) -> None:
-    found = observation1.last_quarter(np.array(list(epochs), dtype=int))
-    assert found == (None if expected == 40 else expected)
+    quarter = observation1.last_quarter(np.array(list(epochs), dtype=int))
+    assert quarter == (None if expected == 40 else expected)
 
 
 def test_train_and_test_agree_within_the_bound_or_not() -> None:
@@ -131,13 +131,13 @@ def test_measures_and_norms_are_not_mixed_in_the_comparison_of_splits() -> None:
         for split in ("train", "test")
         for level, (norm, measure) in enumerate([("l2", "distance"), ("l2", "attack_distance"), ("linf", "distance")])
     ]
-    found = [one for one in observation1.trials(made) if one.claim == observation1.SPLITS_AGREE]
-    assert [(one.norm, one.measure) for one in found] == [
+    selected = [one for one in observation1.trials(made) if one.claim == observation1.SPLITS_AGREE]
+    assert [(one.norm, one.measure) for one in selected] == [
         ("l2", "distance"),
         ("l2", "attack_distance"),
         ("linf", "distance"),
     ]
-    assert all(one.effect is not None and one.effect.estimate == 0 for one in found)
+    assert all(one.effect is not None and one.effect.estimate == 0 for one in selected)
 
 
 WALKS = 500
@@ -240,10 +240,10 @@ def compared(standard: np.ndarray, adversarial: np.ndarray, **given: Any) -> dic
 def test_the_ratio_the_slopes_and_the_shares_of_a_pair() -> None:
     draw = np.random.default_rng(8)
     standard, adversarial = curves(draw, decline(0.5), 300), 1.9 * curves(draw, decline(0.9), 300)
-    found = compared(standard, adversarial)
-    assert set(found) == {observation2.TRANSFER, observation2.SLOPE, observation2.DAMPED}
+    result = compared(standard, adversarial)
+    assert set(result) == {observation2.TRANSFER, observation2.SLOPE, observation2.DAMPED}
     ratio, slope, kept = (
-        found[claim].effect for claim in (observation2.TRANSFER, observation2.SLOPE, observation2.DAMPED)
+        result[claim].effect for claim in (observation2.TRANSFER, observation2.SLOPE, observation2.DAMPED)
     )
     assert ratio is not None
     assert slope is not None
@@ -256,7 +256,7 @@ def test_the_ratio_the_slopes_and_the_shares_of_a_pair() -> None:
     assert slope.estimate == pytest.approx(fits[0] - fits[1])
     share = [values[:, 20].mean() / values[:, 1].mean() for values in (adversarial, standard)]
     assert math.exp(kept.estimate) == pytest.approx(share[0] / share[1])
-    table = judge(list(found.values()))
+    table = judge(list(result.values()))
     assert set(table["verdict"]) == {SUPPORTED}
     shown = table.set_index("claim").loc[observation2.TRANSFER]
     assert shown["value"] == pytest.approx(last)
@@ -316,8 +316,8 @@ def test_misclassified_images_that_are_closer_are_found_closer() -> None:
     trials = list(observation3.trials([panel(values, correct)]))
     closer = [trial for trial in trials if trial.claim == observation3.CLOSER]
     assert [trial.epochs for trial in closer] == ["1", "2", "3", "4"]
-    found = judge(trials)
-    own = found[found["claim"] == observation3.CLOSER]
+    table = judge(trials)
+    own = table[table["claim"] == observation3.CLOSER]
     assert (own["verdict"] == SUPPORTED).all()
     assert (own["value"] < -0.9).all()
     assert own["detail"].str.startswith("Mann-Whitney U = ").all()
@@ -363,10 +363,10 @@ def test_a_margin_that_detects_better_than_confidence_is_found_on_test_images_on
     values, correct = hardness(np.random.default_rng(14), 500, 3)
     blind = np.random.default_rng(15).random(values.shape)
     test = panel(values, correct, confidence=blind, logit_margin=values)
-    found = verdicts(list(observation3.trials([test])))
-    assert found[observation3.BEATS_SOFTMAX] == SUPPORTED
+    verdict_of = verdicts(list(observation3.trials([test])))
+    assert verdict_of[observation3.BEATS_SOFTMAX] == SUPPORTED
     # the same score twice cannot be better
-    assert found[observation3.BEATS_LOGITS] in (NOT_SUPPORTED, UNDECIDED)
+    assert verdict_of[observation3.BEATS_LOGITS] in (NOT_SUPPORTED, UNDECIDED)
     on_train = {trial.claim for trial in observation3.trials([panel(values, correct, split="train")])}
     assert {observation3.BEATS_SOFTMAX, observation3.BEATS_LOGITS} & on_train == set()
     rows = {row["name"]: row["value"] for row in observation3.describe_groups(test)}
@@ -382,10 +382,10 @@ def test_few_incorrect_images_are_undecided() -> None:
     for wrong, expected in ((9, UNDECIDED), (30, SUPPORTED), (0, UNDECIDED)):
         correct = np.tile(np.arange(300)[:, None] >= wrong, (1, 4))
         made = panel(np.where(correct, 1 + values, 0.1 * values), correct)
-        found = judge([trial for trial in observation3.trials([made]) if trial.claim == observation3.CLOSER])
-        assert (found["verdict"] == expected).all()
+        table = judge([trial for trial in observation3.trials([made]) if trial.claim == observation3.CLOSER])
+        assert (table["verdict"] == expected).all()
         if expected == UNDECIDED:
-            assert set(found["reason"]) == {"fewer than 10 images in a group"}
+            assert set(table["reason"]) == {"fewer than 10 images in a group"}
 
 
 def test_images_not_found_are_excluded_and_many_of_them_prevent_a_verdict() -> None:
@@ -397,8 +397,8 @@ def test_images_not_found_are_excluded_and_many_of_them_prevent_a_verdict() -> N
     assert (trial.effect.images, trial.effect.left_out) == (381, 19)
     assert judge([trial]).iloc[0]["verdict"] == SUPPORTED
     some[:21] = NAN
-    found = judge(list(observation3.trials([panel(some, correct)])))
-    closer = found[found["claim"] == observation3.CLOSER]
+    table = judge(list(observation3.trials([panel(some, correct)])))
+    closer = table[table["claim"] == observation3.CLOSER]
     assert set(closer["reason"]) == {"more than 5% of the images have no distance"}
 
 
@@ -411,10 +411,10 @@ def test_whether_incorrect_images_stay_incorrect(again: float, expected: str) ->
     table = pd.DataFrame(~wrong, columns=[0, 1, 2])
     trial = observation3.persistence("run", "train", table)
     assert (trial.epochs, trial.split, trial.estimator) == ("1 → 2", "train", "")
-    found = judge([trial]).iloc[0]
-    assert found["verdict"] == expected
-    assert found["images"] == 200
-    assert found["p"] == pytest.approx(stats.binomtest(int(200 * again), 200).pvalue)
+    result = judge([trial]).iloc[0]
+    assert result["verdict"] == expected
+    assert result["images"] == 200
+    assert result["p"] == pytest.approx(stats.binomtest(int(200 * again), 200).pvalue)
     rows = observation3.describe_persistence("run", "train", table)
     assert [(row["epochs"], row["value"], row["images"]) for row in rows] == [("1 → 2", again, 200)]
     assert observation3.persistence("run", "train", table[[0, 1]]).obstacle == "fewer than two epochs from 1 on"
@@ -443,8 +443,8 @@ def simulated(
         tables.append(margin_rows(values, correct=correct, split=split))
         tables.append(margin_rows(1.1 * values, correct=correct, split=split, estimator="fmn", overshoot=1.001))
         kept.append(predictions_of(correct, split=split))
-    given = {"training": "standard", "seed": source} | options
-    return run(name, *tables, predictions=pd.concat(kept, ignore_index=True) if whole else None, **given)
+    arguments = {"training": "standard", "seed": source} | options
+    return run(name, *tables, predictions=pd.concat(kept, ignore_index=True) if whole else None, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -538,9 +538,9 @@ def test_runs_are_paired_only_where_they_differ_in_their_training_only() -> None
 def test_the_envelope_is_over_estimators_that_all_runs_have_with_equal_parameters() -> None:
     plain, robust = simulated("plain", count=20), simulated("robust", 1, training="pgd", seed=0, count=20)
     robust.manifest["estimators"][1]["parameters"] = {"steps": 999}
-    found = gather([plain, robust])
-    assert ENVELOPE not in set(found.findings["estimator"])
-    assert any(line.startswith("fmn (l2) not measured at every epoch") for line in found.warnings)
+    evidence = gather([plain, robust])
+    assert ENVELOPE not in set(evidence.findings["estimator"])
+    assert any(line.startswith("fmn (l2) not measured at every epoch") for line in evidence.warnings)
     alone = gather([robust])
     assert ENVELOPE in set(alone.findings["estimator"])
 
@@ -648,20 +648,20 @@ def degenerate() -> dict[str, Run]:
     }
 
 
-def check(found: Evidence) -> None:
+def check(evidence: Evidence) -> None:
     """Complete tables, and no verdict without a test."""
-    assert list(found.findings.columns) == list(FINDING_COLUMNS)
-    assert list(found.descriptions.columns) == list(DESCRIPTION_COLUMNS)
-    assert list(found.composition.columns) == list(COMPOSITION_COLUMNS)
-    verdict = found.findings["verdict"]
+    assert list(evidence.findings.columns) == list(FINDING_COLUMNS)
+    assert list(evidence.descriptions.columns) == list(DESCRIPTION_COLUMNS)
+    assert list(evidence.composition.columns) == list(COMPOSITION_COLUMNS)
+    verdict = evidence.findings["verdict"]
     assert set(verdict) <= {SUPPORTED, NOT_SUPPORTED, UNDECIDED}
-    untested = found.findings["p"].isna()
+    untested = evidence.findings["p"].isna()
     assert (verdict[untested] == UNDECIDED).all()
-    assert (found.findings.loc[verdict != SUPPORTED, "reason"] != "").all()
-    assert (found.findings.loc[~untested, ["low", "high"]].notna()).all(axis=None)
+    assert (evidence.findings.loc[verdict != SUPPORTED, "reason"] != "").all()
+    assert (evidence.findings.loc[~untested, ["low", "high"]].notna()).all(axis=None)
     np.testing.assert_allclose(
-        found.composition[["stayers", "entrants", "leavers"]].sum(axis=1).astype(float),
-        found.composition["change"].astype(float),
+        evidence.composition[["stayers", "entrants", "leavers"]].sum(axis=1).astype(float),
+        evidence.composition["change"].astype(float),
         atol=1e-9,
     )
 
@@ -674,17 +674,17 @@ def check(found: Evidence) -> None:
     ],
 )
 def test_a_degenerate_run_gives_tables_that_name_what_is_missing(name: str) -> None:
-    found = gather([degenerate()[name]])
-    check(found)
+    evidence = gather([degenerate()[name]])
+    check(evidence)
     if name in ("all failed", "not found", "few images", "one image", "epoch 0"):
-        of_margins = found.findings[found.findings["estimator"] != ""]
+        of_margins = evidence.findings[evidence.findings["estimator"] != ""]
         assert (of_margins["verdict"] == UNDECIDED).all()
     if name in ("all correct", "one class", "all incorrect"):
-        closer = found.findings[found.findings["claim"] == observation3.CLOSER]
+        closer = evidence.findings[evidence.findings["claim"] == observation3.CLOSER]
         assert len(closer) > 0
         assert (closer["verdict"] == UNDECIDED).all()
     if name.startswith("nothing") or name == "predictions only":
-        assert len(found.composition) == 0
+        assert len(evidence.composition) == 0
 
 
 def test_degenerate_runs_in_one_report() -> None:
@@ -698,9 +698,11 @@ def test_a_report_without_runs_is_empty() -> None:
 def test_a_degenerate_run_changes_no_number_of_another_run() -> None:
     whole = simulated("plain", count=40, epochs=4)
     alone = gather([whole]).findings
-    found = gather([whole, run("failed", margin_rows(np.full((30, 4), NAN)), seed=0, dataset="mnist")]).findings
+    evidence = gather([whole, run("failed", margin_rows(np.full((30, 4), NAN)), seed=0, dataset="mnist")]).findings
     keys = ["claim", "estimator", "norm", "split", "measure", "epochs"]
-    beside = found[(found["run"] == "plain") & found["p"].notna() & (found["estimator"] != ENVELOPE)].set_index(keys)
+    beside = evidence[
+        (evidence["run"] == "plain") & evidence["p"].notna() & (evidence["estimator"] != ENVELOPE)
+    ].set_index(keys)
     expected = alone[alone["p"].notna() & (alone["estimator"] != ENVELOPE)].set_index(keys)
     pd.testing.assert_frame_equal(
         beside[["value", "p", "p_holm"]], expected.loc[beside.index][["value", "p", "p_holm"]]
@@ -708,15 +710,15 @@ def test_a_degenerate_run_changes_no_number_of_another_run() -> None:
 
 
 def test_without_predictions_the_probe_images_represent_the_set() -> None:
-    found = gather([simulated("plain", count=40, epochs=4, whole=False)])
-    (one,) = found.measured
+    evidence = gather([simulated("plain", count=40, epochs=4, whole=False)])
+    (one,) = evidence.measured
     assert {split: len(table) for split, table in one.correctness.items()} == {"train": 40, "test": 40}
     assert one.calibration["images"].unique().tolist() == [40]
-    assert observation3.STAY in set(found.findings["claim"])
+    assert observation3.STAY in set(evidence.findings["claim"])
 
 
 def test_a_pair_without_equal_seeds_is_reported() -> None:
     plain = [simulated(f"plain-{seed}", seed, count=20, epochs=3) for seed in (0, 1)]
-    found = gather([*plain, simulated("robust", 9, count=20, epochs=3, training="pgd")])
+    evidence = gather([*plain, simulated("robust", 9, count=20, epochs=3, training="pgd")])
     # nothing is compared, so a sentence must say so
-    assert 2 in set(found.findings["observation"]) or any("observation 2" in line for line in found.warnings)
+    assert 2 in set(evidence.findings["observation"]) or any("observation 2" in line for line in evidence.warnings)

@@ -72,8 +72,8 @@ def test_every_folder_with_modules_is_found_as_a_package() -> None:
     folders = {module.parent for top in ("attacks", "harness") for module in (ROOT / top).rglob("*.py")}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    found = find_packages(str(ROOT), include=PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
-    assert set(found) == names
+    packages = find_packages(str(ROOT), include=PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert set(packages) == names
 
 
 def test_the_listed_data_files_are_those_in_the_packages() -> None:

@@ -84,22 +84,24 @@ def test_moves_have_least_norm(norm: Norm, limits: tuple[float, float]) -> None:
     gaps = (rows @ inside[..., None])[..., 0] - 0.02
     low, high = (torch.full((20, 30), limit, dtype=torch.float64) for limit in limits)
     known = row_norm(inside, norm)
-    found = nearest_moves(
+    solution = nearest_moves(
         rows, gaps, low, high, norm, start=torch.zeros_like(gaps), known=known, softness=(*newton.FAST, *newton.SHARP)
     )
-    assert found.solved.all()
-    length = row_norm(found.moves, norm)
-    assert ((gaps - (rows @ found.moves[..., None])[..., 0]) <= 1e-7).all()
-    assert ((found.moves >= low) & (found.moves <= high)).all()
-    pull = (found.weights[:, None] @ rows)[:, 0]
-    gain = (found.weights * gaps).sum(1)
+    assert solution.solved.all()
+    length = row_norm(solution.moves, norm)
+    assert ((gaps - (rows @ solution.moves[..., None])[..., 0]) <= 1e-7).all()
+    assert ((solution.moves >= low) & (solution.moves <= high)).all()
+    pull = (solution.weights[:, None] @ rows)[:, 0]
+    gain = (solution.weights * gaps).sum(1)
     if norm == "l2":
         best = pull.clamp(low, high)
         bound = (2 * (gain - (best * (pull - best / 2)).sum(1))).sqrt()
     else:
         # with weights of dual norm 1 a perturbation of length t gains at most t; pixels at their bounds count apart
-        held = torch.where(found.moves.abs() < length[:, None] * (1 - 1e-9), pull * found.moves, 0.0).sum(1)
-        bound = (gain - held) / torch.where(found.moves.abs() >= length[:, None] * (1 - 1e-9), pull.abs(), 0.0).sum(1)
+        held = torch.where(solution.moves.abs() < length[:, None] * (1 - 1e-9), pull * solution.moves, 0.0).sum(1)
+        bound = (gain - held) / torch.where(solution.moves.abs() >= length[:, None] * (1 - 1e-9), pull.abs(), 0.0).sum(
+            1
+        )
     torch.testing.assert_close(length, bound, rtol=1e-4, atol=0)
 
 
@@ -108,10 +110,10 @@ def test_an_infeasible_problem_has_no_solution() -> None:
     gaps = torch.tensor([[2.0, 0.0], [0.1, 0.1]], dtype=torch.float64)
     low, high = -torch.ones(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
     for norm in NORMS:
-        found = nearest_moves(
+        solution = nearest_moves(
             rows, gaps, low, high, norm, start=torch.zeros_like(gaps), known=torch.ones(2, dtype=torch.float64)
         )
-        assert found.solved.tolist() == [False, True]
+        assert solution.solved.tolist() == [False, True]
 
 
 # --- regions ---
@@ -121,17 +123,17 @@ def test_functionals_equal_the_network_in_the_region() -> None:
     model, points = cnn(), images()[:6].double()
     labels = model.double()(points).argmax(1)
     read = PiecewiseNetwork(model, (1, 8, 8), points.device)
-    found = cells_at(read, points, labels, torch.arange(6), Passes.none(points))
-    values = found.values(points)
+    cells = cells_at(read, points, labels, torch.arange(6), Passes.none(points))
+    values = cells.values(points)
     logits = model(points)
-    torch.testing.assert_close(values[:, found.units :], logits - logits.gather(1, labels[:, None]))
-    assert (values[:, : found.units] >= 0).all()
+    torch.testing.assert_close(values[:, cells.units :], logits - logits.gather(1, labels[:, None]))
+    assert (values[:, : cells.units] >= 0).all()
     numbers = torch.randint(0, values.shape[1], (6,))
-    rows = found.rows(torch.arange(6), numbers)
+    rows = cells.rows(torch.arange(6), numbers)
     moved = points + 1e-3 * torch.randn_like(points)
     change = (rows * (moved - points).flatten(1)).sum(1)
     torch.testing.assert_close(
-        found.values(moved).gather(1, numbers[:, None])[:, 0] - values.gather(1, numbers[:, None])[:, 0], change
+        cells.values(moved).gather(1, numbers[:, None])[:, 0] - values.gather(1, numbers[:, None])[:, 0], change
     )
 
 
@@ -202,9 +204,9 @@ def test_rounding_loses_no_image_near_the_boundary(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_searches_without_improvement_return_their_start(norm: Norm) -> None:
     far = measured((12, 12), "deepfool", norm)
-    here = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
+    problem = task(network((12, 12)), images(), far.prediction, norm, (0.0, 1.0))
     points = far.witness.double()
-    assert torch.equal(walk.local_minima(here, points, torch.zeros(COUNT).double()), points)
+    assert torch.equal(walk.local_minima(problem, points, torch.zeros(COUNT).double()), points)
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")

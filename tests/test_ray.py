@@ -173,8 +173,8 @@ def test_a_raylet_killed_in_a_run_gives_a_one_line_error_and_the_run_can_be_resu
         time.sleep(0.05)
     (raylet,) = (one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "raylet")
     raylet.kill()
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, f"track: error: {DEAD}\n")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, f"track: error: {DEAD}\n")
     assert main(["--out", str(folder), "--no-report", "--resume", *OPTIONS]) == 0
 
 
@@ -186,8 +186,8 @@ def test_a_cluster_without_gpus_gives_a_one_line_error(tmp_path: Path, capsys: p
         ray.shutdown()
     options: list[Any] = ["--engine", "ray", "--workers", "1", "--gpus-per-worker", "0.5"]
     assert main(["--out", str(tmp_path / "run"), "--epochs", "0", "--probe", "2", *options]) == 2
-    said = capsys.readouterr().err
-    assert said == (
+    stderr = capsys.readouterr().err
+    assert stderr == (
         "track: error: expected a machine of the Ray cluster with 0.5 GPU for a task, got 0; give --gpus-per-worker "
         "less, or take a larger cluster\n"
     )

@@ -85,8 +85,8 @@ def write_run(
                 {"epoch": epoch, "split": split, "loss": 1.0, "error": float(1 - correct.mean()), "seconds": 1}
             )
         if predictions:
-            said = [predictions_of(correct, split=split).drop(columns="epoch") for split in splits]
-            whole = pd.concat(said, ignore_index=True).astype({"split": str}).assign(loss=0.1)
+            parts = [predictions_of(correct, split=split).drop(columns="epoch") for split in splits]
+            whole = pd.concat(parts, ignore_index=True).astype({"split": str}).assign(loss=0.1)
             out.write_part(out.predictions(epoch), whole, seconds="1.0")
     for split in splits:
         tensors = {"images": torch.full((IMAGES, 1, 8, 8), 0.25), "labels": torch.zeros(IMAGES, dtype=torch.int64)}
@@ -135,14 +135,14 @@ def test_the_verdicts_follow_the_margins(tmp_path: Path) -> None:
     shrinking, growing = write_run(tmp_path / "shrinks"), write_run(tmp_path / "grows", shrink=1.25)
     for run, verdict in ((shrinking, "supported"), (growing, "not supported")):
         evidence = gather([read_run(run)])
-        found = {
+        verdict_of = {
             line.sentence.split(" (")[0]: line.verdict
             for lines in headlines(evidence.findings).values()
             for line in lines
         }
-        assert found["Margins shrink from epoch 1 to the last"] == verdict
-        assert found["Margins jump up in the first epoch"] == "supported"
-        assert found["Misclassified images lie closer to the boundary"] == "supported"
+        assert verdict_of["Margins shrink from epoch 1 to the last"] == verdict
+        assert verdict_of["Margins jump up in the first epoch"] == "supported"
+        assert verdict_of["Misclassified images lie closer to the boundary"] == "supported"
 
 
 @pytest.mark.slow

@@ -72,17 +72,17 @@ class Reader(HTMLParser):
 def requests(page: str) -> list[str]:
     """Network requests and foreign scripts of the page."""
     reader = Reader(page)
-    found = []
+    result = []
     for tag, attributes in reader.elements:
         for name, value in attributes.items():
             if name.startswith("on") or (name in ASKING and not re.match(r"#|data:image/png;", value or "")):
-                found.append(f"{tag} {name}={value}")
+                result.append(f"{tag} {name}={value}")
             if name == "style" and re.search(r"url\(|@import", value or ""):
-                found.append(f"{tag} {name}={value}")
+                result.append(f"{tag} {name}={value}")
         if tag in ("iframe", "object", "embed", "link", "base", "frame", "audio", "video"):
-            found.append(tag)
+            result.append(tag)
     styles = [data for tag, data in reader.texts if tag == "style"]
-    return found + [style for style in styles if re.search(r"url\(|@import", style)]
+    return result + [style for style in styles if re.search(r"url\(|@import", style)]
 
 
 def by_name(content: ReportContent) -> dict[str, Graph]:
@@ -263,8 +263,8 @@ def test_an_estimator_that_was_measured_at_some_epochs_only_has_points_and_no_li
     kept = (one.summary["estimator"] != estimator) | one.summary["epoch"].isin([0, one.summary["epoch"].max()])
     fewer = dataclasses.replace(one, summary=one.summary[kept])
     for run, modes in ((one, {"lines+markers"}), (fewer, {"markers"})):
-        found = by_name(pages.report(run))
-        panels = [p for name in ("margins", "subsets") for p in json.loads(found[name].data)["panels"]]
+        figures = by_name(pages.report(run))
+        panels = [p for name in ("margins", "subsets") for p in json.loads(figures[name].data)["panels"]]
         panels = [panel for panel in panels if "norm" in panel["where"]]
         own = [
             entry["trace"] for panel in panels for entry in panel["traces"] if entry["where"]["estimator"] == estimator
@@ -355,13 +355,15 @@ def test_tables_hold_every_digit(pair: ReportContent, page: str) -> None:
         "paths",
     ):
         expected = pd.concat([getattr(run, name).drop(columns="run", errors="ignore") for run in pair.runs])
-        found = unpacked(reader, name)
-        assert found.pop("run").tolist() == [run.name for run in pair.runs for _ in range(len(getattr(run, name)))]
-        assert equal(found, expected)
+        unpacked_table = unpacked(reader, name)
+        assert unpacked_table.pop("run").tolist() == [
+            run.name for run in pair.runs for _ in range(len(getattr(run, name)))
+        ]
+        assert equal(unpacked_table, expected)
     tests = pair.findings[pair.findings["observation"] == 3].drop(columns="observation")
-    found = unpacked(reader, "findings-3")[list(tests)]
-    assert equal(found, tests)
-    assert not equal(found, tests.assign(value=tests["value"] * (1 + 1e-15)))
+    unpacked_table = unpacked(reader, "findings-3")[list(tests)]
+    assert equal(unpacked_table, tests)
+    assert not equal(unpacked_table, tests.assign(value=tests["value"] * (1 + 1e-15)))
 
 
 def test_a_table_shows_its_first_rows_with_five_digits() -> None:
@@ -430,9 +432,9 @@ MISSING = {
 )
 def test_missing_figures_are_explained_in_a_sentence(one: RunContent, case: str) -> None:
     content = pages.report(EMPTY[case](one))
-    found = by_name(content)
-    assert {name for name, graph in found.items() if graph.reason} == MISSING[case]
-    for graph in found.values():
+    figures = by_name(content)
+    assert {name for name, graph in figures.items() if graph.reason} == MISSING[case]
+    for graph in figures.values():
         assert bool(graph.reason) != bool(graph.panels)
         assert not graph.reason or (graph.reason.count(".") == 1 and "cannot be shown" in graph.reason)
         for panel in graph.panels:
@@ -444,7 +446,7 @@ def test_missing_figures_are_explained_in_a_sentence(one: RunContent, case: str)
     shown = Reader(page).visible()
     assert not re.search(r"\bnan\b|\bNone\b", shown)
     for name in MISSING[case]:
-        assert found[name].reason in shown
+        assert figures[name].reason in shown
 
 
 def test_a_report_without_runs_is_a_page() -> None:

@@ -209,10 +209,16 @@ def test_flow_and_confidence_count_whole_sets() -> None:
     assert table["incorrect_before"].tolist()[1:] == [3, 1, 1]
     assert table["of_first_now_correct"].tolist()[1:] == pytest.approx([0, 2 / 3, 2 / 3])
     assert table.loc[0, ["incorrect_before", "of_first_now_correct"]].isna().all()
-    said = {"epoch": 1, "split": "test", "label": [1, 2, 3], "prediction": [1, 2, 0], "confidence": [0.9, 0.7, 0.6]}
-    found = confidence(pd.DataFrame(said)).set_index("correct")
-    assert found.loc[True, "confidence"] == pytest.approx(0.8)
-    assert found["images"].to_dict() == {False: 1, True: 2}
+    predictions = {
+        "epoch": 1,
+        "split": "test",
+        "label": [1, 2, 3],
+        "prediction": [1, 2, 0],
+        "confidence": [0.9, 0.7, 0.6],
+    }
+    averages = confidence(pd.DataFrame(predictions)).set_index("correct")
+    assert averages.loc[True, "confidence"] == pytest.approx(0.8)
+    assert averages["images"].to_dict() == {False: 1, True: 2}
 
 
 def test_tables_round_trip(tmp_path: Path) -> None:
@@ -232,9 +238,9 @@ def test_tables_round_trip(tmp_path: Path) -> None:
     }
     path = tmp_path / FILE
     write_tables(path, tables)
-    found = read_tables(path)
-    assert list(found) == [("run", "summary"), ("other", "summary"), ("run", "flow")]
-    summary = found["run", "summary"]
+    stored = read_tables(path)
+    assert list(stored) == [("run", "summary"), ("other", "summary"), ("run", "flow")]
+    summary = stored["run", "summary"]
     assert list(summary) == ["epoch", "avg", "correct", "note", "low", "split"]
     assert summary["epoch"].tolist() == [0, 1]
     assert summary["epoch"].dtype == np.int64
@@ -244,12 +250,12 @@ def test_tables_round_trip(tmp_path: Path) -> None:
     assert summary["note"][1] == "a, b"
     assert summary["low"].isna().all()
     assert summary["low"].dtype == np.float64
-    assert found["other", "summary"]["split"].tolist() == ["test"]
-    assert list(found["run", "flow"]) == ["epoch", "incorrect_before"]
-    assert np.array_equal(found["run", "flow"]["incorrect_before"], [np.nan, 3.0], equal_nan=True)
-    write_tables(tmp_path / "again.parquet", found)
+    assert stored["other", "summary"]["split"].tolist() == ["test"]
+    assert list(stored["run", "flow"]) == ["epoch", "incorrect_before"]
+    assert np.array_equal(stored["run", "flow"]["incorrect_before"], [np.nan, 3.0], equal_nan=True)
+    write_tables(tmp_path / "again.parquet", stored)
     for key, table in read_tables(tmp_path / "again.parquet").items():
-        pd.testing.assert_frame_equal(table, found[key])
+        pd.testing.assert_frame_equal(table, stored[key])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more", b"group,claim\n"])
@@ -370,12 +376,12 @@ def test_verdicts_of_tests_are_joined_per_estimator(tmp_path: Path) -> None:
     columns = ["claim", "run", "estimator", "norm", "split", "value", "verdict"]
     table = pd.DataFrame(rows, columns=columns).assign(effect="median change", low=-1.0, high=1.0, images=8)
     stored = summaries(tmp_path, "falling", "rising", {("pair", "observations"): table})
-    found = by_test("decline")(stored)
-    assert [(row.estimator, row.verdict) for row in found] == [
+    result = by_test("decline")(stored)
+    assert [(row.estimator, row.verdict) for row in result] == [
         ("deepfool", "supported"),
         ("envelope", "mixed: 1 supported, 1 not supported"),
     ]
-    assert found[0].measured == "median change: L2 −0.250 (−1.00 to 1.00); L∞ −0.125 (−1.00 to 1.00)"
+    assert result[0].measured == "median change: L2 −0.250 (−1.00 to 1.00); L∞ −0.125 (−1.00 to 1.00)"
     assert [row.estimator for row in by_test("closer", "pgd")(stored)] == ["deepfool"]
     assert by_test("closer", "standard")(stored) == []
 
@@ -418,9 +424,9 @@ def test_a_page_without_one_of_its_tables_is_refused_in_one_line(
     del tables["fashion-mnist-cnn-pgd", "summary"]
     write_tables(tmp_path / "reproduction" / FILE, tables)
     assert main(["--page", "--out", str(tmp_path / "reproduction")]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("reproduce: error: expected a table summary of fashion-mnist-cnn-pgd in ")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("reproduce: error: expected a table summary of fashion-mnist-cnn-pgd in ")
+    assert stderr.count("\n") == 1
     assert not (tmp_path / "reproduction.md").exists()
 
 
@@ -429,8 +435,15 @@ def test_a_short_study_runs_to_its_page_and_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = SMALL.split('\n[[group]]\nname = "seeds"')[0].replace("epochs = 40", "epochs = 2")
-    given = ["--study", str(written(tmp_path, text)), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert main([*given, "--jobs", "2"]) == 0
+    arguments = [
+        "--study",
+        str(written(tmp_path, text)),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*arguments, "--jobs", "2"]) == 0
     assert capsys.readouterr().out.count("python -m") == 6
     page = (tmp_path / "out.md").read_text(encoding="utf-8")
     assert "### A picture\n\n![A pair](out/pair/digits-dense-pgd-margins.png)" in page
@@ -438,6 +451,6 @@ def test_a_short_study_runs_to_its_page_and_is_not_run_again(
     assert '\ndigits-dense-pgd,"pgd, 10 PGD steps' in (tmp_path / "out/runs.csv").read_text(encoding="utf-8")
     claims = pd.read_csv(tmp_path / "out/claims.csv")
     assert {"jump", "pgd-level", "closer", "directions"} <= set(claims["claim"])
-    assert main([*given, "--stage", "1"]) == 0
+    assert main([*arguments, "--stage", "1"]) == 0
     assert "python -m" not in capsys.readouterr().out
     assert (tmp_path / "out.md").read_text(encoding="utf-8") == page

@@ -66,9 +66,9 @@ def copy_of(whole: Path, folder: Path) -> Path:
 def all_rows(folder: Path) -> dict[str, pd.DataFrame]:
     """The rows of every part and table without the seconds."""
     paths = [*RunFolder(folder).margin_parts(), *RunFolder(folder).prediction_parts()]
-    found = {str(path.relative_to(folder)): read_part(path)[0] for path in paths}
-    found |= {name: pd.read_csv(folder / name) for name in ("epochs.csv", "summary.csv")}
-    return {name: table.drop(columns="seconds", errors="ignore") for name, table in found.items()}
+    rows = {str(path.relative_to(folder)): read_part(path)[0] for path in paths}
+    rows |= {name: pd.read_csv(folder / name) for name in ("epochs.csv", "summary.csv")}
+    return {name: table.drop(columns="seconds", errors="ignore") for name, table in rows.items()}
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
@@ -175,8 +175,8 @@ def test_a_run_interrupted_once_gives_the_same_result(
     with writing(stop_once):
         assert run(folder, "--epochs", "2") == 130
     assert written[-1].exists() != half or written[-1] in written[:-1]
-    said = capsys.readouterr().err
-    assert said == "track: interrupted; to resume, run the same command with --resume and its --out\n"
+    stderr = capsys.readouterr().err
+    assert stderr == "track: interrupted; to resume, run the same command with --resume and its --out\n"
     assert not [name for name in contents(folder) if name.endswith(".tmp")]
     if count == 33:  # during the measurement of the last epoch
         assert [RunFolder(folder).trainer(epoch).exists() for epoch in range(3)] == [False, True, True]
@@ -316,13 +316,13 @@ def test_a_damaged_file_gives_a_one_line_error_that_names_it(
         before = {key: one for key, one in state(folder).items() if one[1] and not key.endswith((".json", ".csv"))}
         capsys.readouterr()
         assert run(folder, "--epochs", "2", "--resume") == 1
-        said = capsys.readouterr().err
+        stderr = capsys.readouterr().err
         # Parquet's own checksum is checked by the library
-        assert said.startswith(
+        assert stderr.startswith(
             (f"track: error: checksum mismatch in {path}: ", f"track: error: expected a Parquet part at {path}, ")
         )
-        assert said.endswith("delete it and --resume\n")
-        assert said.count("\n") == 1
+        assert stderr.endswith("delete it and --resume\n")
+        assert stderr.count("\n") == 1
         assert {key: state(folder)[key] for key in before} == before
         path.write_bytes(whole_file)
     assert_same_run(folder, whole)
@@ -337,9 +337,9 @@ def test_another_network_than_the_one_that_was_measured_is_refused(
     paths.save_checkpoint(0, other)
     before = {key: one for key, one in state(folder).items() if not key.endswith((".json", ".csv"))}
     assert run(folder, "--epochs", "2", "--resume") == 1
-    said = capsys.readouterr().err
-    assert "that deepfool:steps=5 l2 measured at epoch 0, got " in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "that deepfool:steps=5 l2 measured at epoch 0, got " in stderr
+    assert stderr.count("\n") == 1
     assert {key: one for key, one in state(folder).items() if not key.endswith((".json", ".csv"))} == before
 
 

@@ -53,21 +53,21 @@ def one_line(error: pytest.ExceptionInfo[StoreError]) -> str:
 
 def test_every_row_of_a_folder_is_read_in_order(tmp_path: Path) -> None:
     filled(tmp_path / "mine")
-    found = read_run(tmp_path / "mine")
-    assert (found.name, found.training, found.seed) == ("mine", "pgd", 3)
-    assert list(found.margins.columns) == list(MARGIN_COLUMNS)
-    assert found.margins["epoch"].unique().tolist() == [0, 1, 10]
-    assert len(found.margins) == 3 * 2 * 4
-    assert found.margins.index.tolist() == list(range(24))
-    assert found.margins.groupby(["epoch", "norm"], sort=False)["distance"].mean().tolist() == [1, 1, 2, 2, 11, 11]
-    assert found.predictions.dtypes.astype(str).to_dict() == {
+    result = read_run(tmp_path / "mine")
+    assert (result.name, result.training, result.seed) == ("mine", "pgd", 3)
+    assert list(result.margins.columns) == list(MARGIN_COLUMNS)
+    assert result.margins["epoch"].unique().tolist() == [0, 1, 10]
+    assert len(result.margins) == 3 * 2 * 4
+    assert result.margins.index.tolist() == list(range(24))
+    assert result.margins.groupby(["epoch", "norm"], sort=False)["distance"].mean().tolist() == [1, 1, 2, 2, 11, 11]
+    assert result.predictions.dtypes.astype(str).to_dict() == {
         name: str(kind) for name, kind in PREDICTION_TYPES.items()
     }
-    assert found.predictions["epoch"].unique().tolist() == [0, 1, 10]
-    assert len(found.predictions) == 9
+    assert result.predictions["epoch"].unique().tolist() == [0, 1, 10]
+    assert len(result.predictions) == 9
     # from the predictions, not from the table next to them, which has no checksum
     rows = [{"epoch": epoch, "split": "test", "loss": 0.5, "error": 1 / 3, "seconds": 1.5} for epoch in (0, 1, 10)]
-    pd.testing.assert_frame_equal(found.epochs, pd.DataFrame(rows), check_dtype=False)
+    pd.testing.assert_frame_equal(result.epochs, pd.DataFrame(rows), check_dtype=False)
     assert read_run(tmp_path / "mine", "other").name == "other"
 
 
@@ -79,19 +79,19 @@ def test_a_run_has_the_name_of_its_folder_for_any_path(tmp_path: Path, monkeypat
 
 def test_a_run_that_has_just_started_is_empty_tables(tmp_path: Path) -> None:
     folder(tmp_path)
-    found = read_run(tmp_path)
-    assert (len(found.margins), list(found.margins.columns)) == (0, list(MARGIN_COLUMNS))
-    assert (len(found.epochs), list(found.epochs.columns)) == (0, list(EPOCH_COLUMNS))
-    assert (len(found.predictions), list(found.predictions.columns)) == (0, list(PREDICTION_TYPES))
+    result = read_run(tmp_path)
+    assert (len(result.margins), list(result.margins.columns)) == (0, list(MARGIN_COLUMNS))
+    assert (len(result.epochs), list(result.epochs.columns)) == (0, list(EPOCH_COLUMNS))
+    assert (len(result.predictions), list(result.predictions.columns)) == (0, list(PREDICTION_TYPES))
 
 
 def test_a_run_of_the_tracker_has_no_training_options(tmp_path: Path) -> None:
     made = RunFolder(tmp_path)
     made.write_manifest({"schema": 1, "fingerprint": {"domain": "box"}, "estimators": []})
-    found = read_run(tmp_path)
-    assert (found.config, found.training, found.seed) == ({}, "", None)
+    result = read_run(tmp_path)
+    assert (result.config, result.training, result.seed) == ({}, "", None)
     # it has no options, so it is not comparable with another run
-    assert found.alike(but=()) == ""
+    assert result.alike(but=()) == ""
 
 
 def test_a_missing_folder_or_manifest_gives_a_one_line_error(tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_runs_are_alike_in_all_options_but_the_named_ones() -> None:
 
 
 def test_parameters_are_those_of_the_manifest() -> None:
-    found = run("a", seed=0)
-    assert found.parameters == {"deepfool": '{"steps": 50}', "fmn": '{"steps": 50}'}
-    silent = Run("b", RunFolder(Path("b")), {"schema": 1}, found.margins, found.epochs, found.predictions)
+    result = run("a", seed=0)
+    assert result.parameters == {"deepfool": '{"steps": 50}', "fmn": '{"steps": 50}'}
+    silent = Run("b", RunFolder(Path("b")), {"schema": 1}, result.margins, result.epochs, result.predictions)
     assert silent.parameters == {}
 
 

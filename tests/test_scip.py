@@ -24,8 +24,10 @@ scip = pytest.importorskip("pyscipopt")
 
 def scip_margin(network: ReluNetwork, image: np.ndarray, reach: float) -> float:
     """The smallest L2 distance inside ``[0, 1]``, up to ``reach``, at which another class has the largest logit."""
-    own = int(network.logits(image).argmax())
-    return min(_to_class(network, image, own, other, reach) for other in range(network.classes) if other != own)
+    predicted = int(network.logits(image).argmax())
+    return min(
+        _to_class(network, image, predicted, other, reach) for other in range(network.classes) if other != predicted
+    )
 
 
 def _to_class(network: ReluNetwork, image: np.ndarray, own: int, other: int, reach: float) -> float:
@@ -66,11 +68,11 @@ def test_exact_margins_of_digits_match_scip() -> None:
     from sklearn.datasets import load_digits
 
     images = torch.tensor(load_digits().images[1500:1502] / 16, dtype=torch.float64)[:, None]
-    found = exact_margins(model, images, "l2")
-    assert found.solved.all()
+    solved = exact_margins(model, images, "l2")
+    assert solved.solved.all()
     network = read_network(model, (1, 8, 8))
-    lower = Crown(rounds=6, cuts=4).certify(model, images, "l2", domain="box", upper=found.upper).lower
-    for image, margin, bound in zip(images, found.margin.tolist(), lower.tolist(), strict=True):
+    lower = Crown(rounds=6, cuts=4).certify(model, images, "l2", domain="box", upper=solved.upper).lower
+    for image, margin, bound in zip(images, solved.margin.tolist(), lower.tolist(), strict=True):
         expected = scip_margin(network, image.flatten().numpy(), 1.05 * margin)
         assert margin == pytest.approx(expected, rel=1e-4)
         assert bound <= expected * (1 + 1e-4)
@@ -82,5 +84,5 @@ def test_scip_agrees_with_the_enumeration_of_all_patterns() -> None:
         image = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed)).double()
         point = image.flatten().numpy()
         expected = brute_force(model, point, "l2", -point, 1 - point)
-        found = scip_margin(read_network(model, (1, 1, 3)), point, 2.0)
-        assert found == pytest.approx(expected, rel=1e-4, abs=2e-5)
+        solution = scip_margin(read_network(model, (1, 1, 3)), point, 2.0)
+        assert solution == pytest.approx(expected, rel=1e-4, abs=2e-5)

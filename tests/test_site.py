@@ -77,16 +77,16 @@ def styled(css: str) -> list[str]:
 def problems(site: Path) -> list[str]:
     """Dead links, dead anchors and loads from other hosts, for every page and style sheet of a site."""
     pages = {path: Read(path) for path in sorted(site.rglob("*.html"))}
-    found = []
+    result = []
     for path, page in pages.items():
-        found += [f"{path.name}: {what}" for what in _of_page(site, pages, page)]
+        result += [f"{path.name}: {what}" for what in _of_page(site, pages, page)]
     for path in sorted(site.rglob("*.css")):
         for address in styled(path.read_text(encoding="utf-8")):
             if urlsplit(address).netloc:
-                found.append(f"{path.name}: loads {address}")
+                result.append(f"{path.name}: loads {address}")
             elif not address.startswith(("data:", "#")) and not _target(site, path, urlsplit(address).path).exists():
-                found.append(f"{path.name}: not there: {address}")
-    return found
+                result.append(f"{path.name}: not there: {address}")
+    return result
 
 
 def _of_page(site: Path, pages: dict[Path, Read], page: Read) -> Iterator[str]:

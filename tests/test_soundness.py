@@ -42,11 +42,11 @@ def pixels(count: int = 8) -> Tensor:
     return torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def worst(model: nn.Module, certifier: Crown | IBP | Exact, given: Tensor) -> float:
+def worst(model: nn.Module, certifier: Crown | IBP | Exact, images: Tensor) -> float:
     """The largest ratio of a lower bound to the distance of a witness."""
-    upper = measure(model, given, create("cascade"), "l2").distance
-    found = certifier.certify(model, given, "l2", domain="box", upper=torch.full_like(upper, torch.inf))
-    return float((found.lower / upper)[upper.isfinite()].max())
+    upper = measure(model, images, create("cascade"), "l2").distance
+    certified = certifier.certify(model, images, "l2", domain="box", upper=torch.full_like(upper, torch.inf))
+    return float((certified.lower / upper)[upper.isfinite()].max())
 
 
 # --- random networks ---
@@ -116,8 +116,8 @@ def test_effective_weights_are_used(certifier: Crown | IBP | Exact) -> None:
 
 def test_hooks_are_read_as_part_of_their_layer() -> None:
     model = plain()
-    model[1].register_forward_hook(lambda module, given, result: -3 * result)
-    model.register_forward_hook(lambda module, given, result: result.flip(1))
+    model[1].register_forward_hook(lambda module, inputs, result: -3 * result)
+    model.register_forward_hook(lambda module, inputs, result: result.flip(1))
     read = PiecewiseNetwork(model, (1, 4, 4), CPU)
     with torch.no_grad():
         expected = model.double()(pixels().double())
@@ -128,10 +128,10 @@ def test_hooks_are_read_as_part_of_their_layer() -> None:
 @pytest.mark.parametrize(
     ("hook", "words"),
     [
-        (lambda module, given, result: result * result, "the operation mul in the layer 1: Linear of two results"),
-        (lambda module, given, result: result**2, "the operation pow in the layer 1: Linear"),
-        (lambda module, given, result: result + torch.rand_like(result), "the operation rand_like in the layer 1"),
-        (lambda module, given, result: result * float(result.sum()), "which makes a number of the image's values"),
+        (lambda module, inputs, result: result * result, "the operation mul in the layer 1: Linear of two results"),
+        (lambda module, inputs, result: result**2, "the operation pow in the layer 1: Linear"),
+        (lambda module, inputs, result: result + torch.rand_like(result), "the operation rand_like in the layer 1"),
+        (lambda module, inputs, result: result * float(result.sum()), "which makes a number of the image's values"),
     ],
     ids=["squared", "power", "random", "number"],
 )
@@ -156,7 +156,7 @@ def test_operations_in_place_are_read_as_what_they_change() -> None:
 
 def test_a_replaced_forward_function_is_refused() -> None:
     model = plain()
-    model[1].forward = lambda given: given[:, :8]  # type: ignore[method-assign, assignment]
+    model[1].forward = lambda inputs: inputs[:, :8]  # type: ignore[method-assign, assignment]
     with pytest.raises(InputError, match=r"got 1\.forward, a function that would compute .*; define it in a class"):
         Crown().certify(model, pixels(), "l2", domain="box", upper=torch.ones(8))
 
@@ -206,15 +206,15 @@ def test_rounding_does_not_count_as_a_contradiction(tmp_path: Path) -> None:
     "certifier", [Crown(), pytest.param(Exact(seconds=0.5), marks=pytest.mark.slow)], ids=lambda one: one.name
 )
 def test_bounds_leave_room_for_rounding(certifier: Crown | Exact) -> None:
-    given = pixels()
+    images = pixels()
     upper = torch.full((8,), torch.inf)
-    precise = certifier.certify(shifted(0.0).double(), given.double(), "l2", domain="box", upper=upper)
+    precise = certifier.certify(shifted(0.0).double(), images.double(), "l2", domain="box", upper=upper)
     for offset in (0.0, 1e3):
-        found = certifier.certify(shifted(offset), given, "l2", domain="box", upper=upper)
+        certified = certifier.certify(shifted(offset), images, "l2", domain="box", upper=upper)
         # a search that ran out of time gives weak bounds
-        kept = precise.solved & found.solved if certifier.name == "exact" else precise.lower > 0
+        kept = precise.solved & certified.solved if certifier.name == "exact" else precise.lower > 0
         assert kept.sum() >= 2
-        missing = ((precise.lower - found.lower) / precise.lower)[kept]
+        missing = ((precise.lower - certified.lower) / precise.lower)[kept]
         assert (missing > 0).all()
         # two logits of this size, in steps of float32, in three blocks, and a slope of about 0.3
         assert (missing < 1e-4 * (1 + offset)).all()
@@ -277,7 +277,7 @@ def test_a_misread_model_is_detected(
 def test_without_the_checks_a_misreading_gives_false_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     _views_instead_of_results(monkeypatch)
     monkeypatch.setattr(piecewise, "check_reading", lambda network: None)
-    monkeypatch.setattr(certifiers, "rounding_of", lambda network, model, given, radii, dtype: torch.zeros_like(radii))
+    monkeypatch.setattr(certifiers, "rounding_of", lambda network, model, inputs, radii, dtype: torch.zeros_like(radii))
     monkeypatch.setattr(lower, "check_bounds", lambda relaxation: None)
     assert worst(Scaled(), Crown(), pixels()) > 1.2
 
@@ -388,8 +388,8 @@ def test_bounds_do_not_depend_on_the_scale_of_logits(scale: float) -> None:
     with torch.no_grad():
         scaled[3].weight.mul_(scale)
         scaled[3].bias.mul_(scale)
-    found = Crown().certify(scaled, pixels(4), "l2", domain="box", upper=upper)
-    torch.testing.assert_close(found.lower, plainly.lower, rtol=1e-3, atol=0)
+    certified = Crown().certify(scaled, pixels(4), "l2", domain="box", upper=upper)
+    torch.testing.assert_close(certified.lower, plainly.lower, rtol=1e-3, atol=0)
 
 
 def test_a_zero_row_has_a_finite_bound_at_a_large_radius() -> None:
@@ -407,7 +407,7 @@ def test_a_network_of_zeros_is_a_tie() -> None:
 
 
 def test_bounds_do_not_depend_on_the_other_images() -> None:
-    model, given, upper = plain(), pixels(6), torch.ones(6)
-    together = Crown().certify(model, given, "l2", domain="box", upper=upper).lower
-    alone = [Crown().certify(model, one[None], "l2", domain="box", upper=upper[:1]).lower for one in given]
+    model, images, upper = plain(), pixels(6), torch.ones(6)
+    together = Crown().certify(model, images, "l2", domain="box", upper=upper).lower
+    alone = [Crown().certify(model, one[None], "l2", domain="box", upper=upper[:1]).lower for one in images]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=0)

@@ -38,12 +38,12 @@ def load(text: str, root: Path = Path("data")) -> Any:
 
 def test_an_npz_file_is_read(tmp_path: Path) -> None:
     content = arrays()
-    found = load(saved(tmp_path, content))
-    assert (found.classes, found.shape) == (3, (1, 8, 8))
-    np.testing.assert_array_equal(found.train.images[:, 0], content["x_train"])
-    assert found.test.labels.tolist() == TEST.tolist()
-    assert found.test.pixels().max() <= 1
-    assert set(found.checksums) == {"train images", "train labels", "test images", "test labels"}
+    dataset = load(saved(tmp_path, content))
+    assert (dataset.classes, dataset.shape) == (3, (1, 8, 8))
+    np.testing.assert_array_equal(dataset.train.images[:, 0], content["x_train"])
+    assert dataset.test.labels.tolist() == TEST.tolist()
+    assert dataset.test.pixels().max() <= 1
+    assert set(dataset.checksums) == {"train images", "train labels", "test images", "test labels"}
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_an_npz_file_is_read(tmp_path: Path) -> None:
 )
 def test_layouts_of_images_are_recognised(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     images = DRAW.random((12, *shape[1:])).astype(np.float64)
-    found = load(saved(tmp_path, arrays(x_train=images, x_test=images[:6])))
-    assert found.shape == expected
-    assert found.train.pixels().dtype == torch.float32
+    dataset = load(saved(tmp_path, arrays(x_train=images, x_test=images[:6])))
+    assert dataset.shape == expected
+    assert dataset.train.pixels().dtype == torch.float32
     last = images[3] if len(shape) == 3 else images[3].transpose(2, 0, 1) if shape[1] != 3 else images[3]
-    torch.testing.assert_close(found.train.pixels()[3], torch.from_numpy(last).float().view(expected))
+    torch.testing.assert_close(dataset.train.pixels()[3], torch.from_numpy(last).float().view(expected))
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def pictures(folder: Path, size: int = 8, classes: tuple[str, ...] = ("cat", "do
 
 def test_folders_of_pictures_are_read(tmp_path: Path) -> None:
     pictures(tmp_path)
-    found = load(f"folder:{tmp_path}")
-    assert (found.classes, found.shape, len(found.train), len(found.test)) == (2, (3, 8, 8), 12, 6)
-    assert found.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    dataset = load(f"folder:{tmp_path}")
+    assert (dataset.classes, dataset.shape, len(dataset.train), len(dataset.test)) == (2, (3, 8, 8), 12, 6)
+    assert dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     first = np.asarray(Image.open(tmp_path / "train" / "cat" / "0.png")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(found.train.images[0], first)
+    np.testing.assert_array_equal(dataset.train.images[0], first)
 
 
 def test_invalid_folders_give_a_one_line_error(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_data_set_of_torchvision_is_read(tmp_path: Path) -> None:
         (raw / f"{stem}-images-idx3-ubyte").write_bytes(head + images.tobytes())
         head = bytes([0, 0, 8, 1]) + len(labels).to_bytes(4, "big")
         (raw / f"{stem}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
-    found = load("torchvision:KMNIST", tmp_path)
-    assert (found.classes, found.shape) == (3, (1, 28, 28))
-    np.testing.assert_array_equal(found.test.images[-1, 0], images[-1])
+    dataset = load("torchvision:KMNIST", tmp_path)
+    assert (dataset.classes, dataset.shape) == (3, (1, 28, 28))
+    np.testing.assert_array_equal(dataset.test.images[-1, 0], images[-1])
 
 
 @pytest.mark.parametrize("name", ["KMNIST", "CIFAR100", "Nothing", "VisionDataset", "FakeData"])

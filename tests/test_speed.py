@@ -95,10 +95,10 @@ def test_few_images_may_differ_and_are_listed() -> None:
     theirs = torch.linspace(1, 2, 100, dtype=torch.float64)
     ours_ = theirs.clone()
     ours_[[3, 50]] *= 1.01
-    found = agree(ours_, theirs, same=True)
-    assert found.comparable
-    assert [image for image, _, _ in found.differing] == [3, 50]
-    assert found.differing[0][1:] == pytest.approx((1.01 * float(theirs[3]), float(theirs[3])))
+    agreement = agree(ours_, theirs, same=True)
+    assert agreement.comparable
+    assert [image for image, _, _ in agreement.differing] == [3, 50]
+    assert agreement.differing[0][1:] == pytest.approx((1.01 * float(theirs[3]), float(theirs[3])))
     ours_[51] = math.inf
     assert not agree(ours_, theirs, same=True).comparable
     assert agree(torch.full((3,), math.inf), torch.full((3,), math.inf), same=True).comparable
@@ -116,9 +116,9 @@ def test_another_algorithm_may_be_beaten_but_must_not_be_nearer_or_fail() -> Non
     missed[:3] = math.inf
     assert not agree(theirs, missed, same=False).comparable
     # except those on the boundary to rounding
-    found = agree(theirs, missed, same=False, near=theirs)
-    assert found.comparable
-    assert (found.found, found.found_theirs, found.touching) == (100, 97, 3)
+    agreement = agree(theirs, missed, same=False, near=theirs)
+    assert agreement.comparable
+    assert (agreement.found, agreement.found_theirs, agreement.touching) == (100, 97, 3)
     none = torch.full((100,), math.inf, dtype=torch.float64)
     assert not agree(none, none, same=False).comparable
 
@@ -151,8 +151,8 @@ def test_points_on_the_boundary_up_to_rounding_are_distinguished() -> None:
 
 def test_ratios_are_computed_per_round() -> None:
     # the second round was slow for both: the ratio of medians is 6 / 3, those of rounds 2, 4, 3
-    found = timing.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0])
-    assert (found.median, found.least, found.most) == (3.0, 2.0, 4.0)
+    ratio = timing.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0])
+    assert (ratio.median, ratio.least, ratio.most) == (3.0, 2.0, 4.0)
 
 
 def test_sides_take_turns_in_alternating_order() -> None:
@@ -267,8 +267,8 @@ def test_visdom_is_stubbed_only_where_it_is_missing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "adv_lib.attacks", attacks)
     real = type(sys)("visdom")
     monkeypatch.setitem(sys.modules, "visdom", real)
-    with peers._adv_lib() as found:
-        assert found is attacks
+    with peers._adv_lib() as library:
+        assert library is attacks
     assert sys.modules["visdom"] is real
     monkeypatch.delitem(sys.modules, "visdom")
     with peers._adv_lib():
@@ -327,8 +327,8 @@ def test_foolbox_keeps_all_gradients_in_memory_and_ours_does_not() -> None:
 def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--problem", "dense-digits", "--images", "4", "--repeats", "1", "--peer", "foolbox", "--no-memory"]
     assert command.main([*options, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert said.count("4 of 4 the same within 0.0001") == 4
+    stdout = capsys.readouterr().out
+    assert stdout.count("4 of 4 the same within 0.0001") == 4
     written = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [len(table["rows"]) for table in written["tables"]] == [3, 3]
     row = written["tables"][0]["rows"][1]
@@ -354,9 +354,9 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
 )
 def test_bad_options_give_a_one_line_error(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(options) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert words in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert words in stderr
 
 
 def test_debug_raises_the_original_error() -> None:

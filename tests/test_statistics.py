@@ -136,24 +136,24 @@ def test_a_summary_matches_hand_calculation() -> None:
         forwards=[1.0, 2.0, 3.0, 4.0, 5.0, 9.0],
         backwards=[0.0, 0.0, 0.0, 0.0, 0.0, 3.0],
     )
-    found = row(summarise(rows))
-    assert [found[name] for name in ("epoch", "split", "estimator", "norm", "domain")] == [
+    summary = row(summarise(rows))
+    assert [summary[name] for name in ("epoch", "split", "estimator", "norm", "domain")] == [
         3,
         "train",
         "fmn",
         "l2",
         "box",
     ]
-    assert (found["count"], found["found"]) == (6, 3)
-    assert {name: found[name] for name in MORE} == pytest.approx(MORE, rel=1e-15)
+    assert (summary["count"], summary["found"]) == (6, 3)
+    assert {name: summary[name] for name in MORE} == pytest.approx(MORE, rel=1e-15)
     # of the three that were found, regardless of the others
-    assert found["avg"] == pytest.approx(3.0, rel=1e-15)
-    assert found["se"] == pytest.approx(math.sqrt(14) / 3, rel=1e-15)
-    assert found["attack_avg"] == pytest.approx(4.0, rel=1e-15)
-    assert found["attack_se"] == pytest.approx(math.sqrt(4 + 4 + 16) / 3, rel=1e-15)
+    assert summary["avg"] == pytest.approx(3.0, rel=1e-15)
+    assert summary["se"] == pytest.approx(math.sqrt(14) / 3, rel=1e-15)
+    assert summary["attack_avg"] == pytest.approx(4.0, rel=1e-15)
+    assert summary["attack_se"] == pytest.approx(math.sqrt(4 + 4 + 16) / 3, rel=1e-15)
     # of all six: 0, 1, 2, 6, inf, inf
-    assert [found[q] for q in ("q05", "q25", "median", "q75", "q95")] == [0.25, 1.25, 4.0, INF, INF]
-    assert (found["forwards"], found["backwards"], found["seconds"]) == (4.0, 0.5, 3.0)
+    assert [summary[q] for q in ("q05", "q25", "median", "q75", "q95")] == [0.25, 1.25, 4.0, INF, INF]
+    assert (summary["forwards"], summary["backwards"], summary["seconds"]) == (4.0, 0.5, 3.0)
 
 
 def test_ties_and_failures_are_counted_separately_and_never_averaged() -> None:
@@ -172,16 +172,20 @@ def test_ties_and_failures_are_counted_separately_and_never_averaged() -> None:
 
 def test_every_status_is_counted_once() -> None:
     statuses = [status.value for status in Status]
-    found = row(summarise(margins([1.0, 1.0, 0.0, INF, INF], statuses)))
-    assert found["found"] + found["tied"] + found["not_found"] + found["failed"] == found["count"] == len(statuses)
-    assert found["after_noise"] == 1
+    summary = row(summarise(margins([1.0, 1.0, 0.0, INF, INF], statuses)))
+    assert (
+        summary["found"] + summary["tied"] + summary["not_found"] + summary["failed"]
+        == summary["count"]
+        == len(statuses)
+    )
+    assert summary["after_noise"] == 1
 
 
 def test_statistics_of_no_images_are_blank(tmp_path: Path) -> None:
     table = summarise(margins([INF, INF], ["not_found", "not_found"]))
-    found, none = row(table), row(table, "incorrect")
-    assert [found[name] for name in ("avg", "se", "attack_avg", "attack_se")] == pytest.approx([NAN] * 4, nan_ok=True)
-    assert [found[name] for name in ("median", "q05", "q25", "q75", "q95")] == [INF] * 5
+    summary, none = row(table), row(table, "incorrect")
+    assert [summary[name] for name in ("avg", "se", "attack_avg", "attack_se")] == pytest.approx([NAN] * 4, nan_ok=True)
+    assert [summary[name] for name in ("median", "q05", "q25", "q75", "q95")] == [INF] * 5
     assert (none["count"], none["found"], none["seconds"]) == (0, 0, 0)
     assert all(math.isnan(none[name]) for name in [*STATISTICS, "forwards", "backwards"])
     one = row(summarise(margins([0.5])))

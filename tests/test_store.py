@@ -506,11 +506,11 @@ def trainer_state() -> dict[str, Any]:
 def test_a_trainers_state_round_trips(tmp_path: Path) -> None:
     path, state_before = tmp_path / "epoch-003.trainer.pt", trainer_state()
     tensors.save_trainer(path, state_before)
-    found = tensors.load_trainer(path)
-    assert found["epoch"] == 3
-    assert found["optimizer"]["param_groups"] == state_before["optimizer"]["param_groups"]
+    loaded = tensors.load_trainer(path)
+    assert loaded["epoch"] == 3
+    assert loaded["optimizer"]["param_groups"] == state_before["optimizer"]["param_groups"]
     for key, moments in state_before["optimizer"]["state"].items():
-        assert all(torch.equal(moments[name], found["optimizer"]["state"][key][name]) for name in moments)
+        assert all(torch.equal(moments[name], loaded["optimizer"]["state"][key][name]) for name in moments)
     assert torch.load(path, weights_only=True)["epoch"] == 3
 
 

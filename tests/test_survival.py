@@ -243,9 +243,9 @@ def test_a_thinned_run_resumes_from_its_last_epoch(
 
 def assert_same_but_thinned(folder: Path, whole: Path, kept: list[int]) -> None:
     gone = [f"checkpoints/epoch-{epoch:03d}.safetensors is missing" for epoch in range(7) if epoch not in kept]
-    found = compare(folder, whole)
-    assert [line for line in found.differences if "config" not in line] == gone
-    assert found.rows > 1000
+    comparison = compare(folder, whole)
+    assert [line for line in comparison.differences if "config" not in line] == gone
+    assert comparison.rows > 1000
 
 
 # damage
@@ -276,14 +276,14 @@ def test_every_bit_of_a_parts_footer_is_checked(tmp_path: Path) -> None:
 def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_manifest({"schema": 1, "config": {"seed": 0}})
-    found = json.loads(folder.manifest.read_text())
-    found["config"]["seed"] = 1
-    folder.manifest.write_text(json.dumps(found))
+    content = json.loads(folder.manifest.read_text())
+    content["config"]["seed"] = 1
+    folder.manifest.write_text(json.dumps(content))
     with pytest.raises(StoreError, match=r"checksum mismatch in .*: the manifest is damaged or was edited"):
         folder.read_manifest()
     # deliberately
-    del found["sha256"]
-    folder.manifest.write_text(json.dumps(found | {"schema": 1}))
+    del content["sha256"]
+    folder.manifest.write_text(json.dumps(content | {"schema": 1}))
     assert folder.read_manifest()["config"]["seed"] == 1
 
 
@@ -407,8 +407,8 @@ def test_memory_checkpoints_and_files_of_a_long_run_do_not_accumulate(tmp_path: 
     memory, files = list[float](), list[int]()
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for said in process.stdout:
-            if re.match(r"epoch +\d+/200 ", said):
+        for output in process.stdout:
+            if re.match(r"epoch +\d+/200 ", output):
                 memory.append(psutil.Process(process.pid).memory_info().rss / 2**20)
                 files.append(sum(path.is_file() for path in folder.rglob("*")))
     assert process.returncode == 0

@@ -178,9 +178,9 @@ def test_a_panel_holds_only_images_that_were_found() -> None:
 def test_images_missing_at_an_epoch_have_no_distance_there() -> None:
     rows = margin_rows(np.ones((3, 2)))
     partly = rows.drop(index=rows.index[(rows["epoch"] == 1) & (rows["image"] == 2)])
-    found = next(panels("r", partly))
-    np.testing.assert_array_equal(found.values, [[1, 1], [1, 1], [1, NAN]])
-    assert (found.prediction[2, 1], found.target[2, 1]) == (-1, -1)
+    first_panel = next(panels("r", partly))
+    np.testing.assert_array_equal(first_panel.values, [[1, 1], [1, 1], [1, NAN]])
+    assert (first_panel.prediction[2, 1], first_panel.target[2, 1]) == (-1, -1)
 
 
 def test_an_average_of_no_images_is_blank() -> None:
@@ -426,12 +426,12 @@ def test_the_calibration_error_matches_hand_calculation() -> None:
     assert bins.loc[8, ["confidence", "accuracy"]].tolist() == pytest.approx([0.57, 0.5])
     assert bins.loc[14, ["confidence", "accuracy", "low", "high"]].tolist() == pytest.approx([0.98, 1 / 3, 14 / 15, 1])
     assert bins.loc[0, ["confidence", "accuracy"]].isna().all()
-    found = calibration_error(bins)
-    assert list(found.columns) == list(CALIBRATION_COLUMNS)
+    errors = calibration_error(bins)
+    assert list(errors.columns) == list(CALIBRATION_COLUMNS)
     ece = (1 * abs(1 - 0.1) + 2 * abs(0.5 - 0.57) + 3 * abs(1 / 3 - 0.98)) / 6
     over = (-0.9 + 2 * 0.07 + 3 * (0.98 - 1 / 3)) / 6
-    assert found[["epoch", "images"]].values.tolist() == [[3, 6]]
-    assert (found.loc[0, "ece"], found.loc[0, "overconfidence"]) == (pytest.approx(ece), pytest.approx(over))
+    assert errors[["epoch", "images"]].values.tolist() == [[3, 6]]
+    assert (errors.loc[0, "ece"], errors.loc[0, "overconfidence"]) == (pytest.approx(ece), pytest.approx(over))
     assert over == pytest.approx(table["confidence"].mean() - 0.5)
 
 
@@ -464,10 +464,10 @@ def test_reliability_keeps_epochs_and_splits_apart() -> None:
     both = pd.concat(
         [predictions_of(np.ones((4, 2), dtype=bool)), predictions_of(np.zeros((3, 2), dtype=bool), split="train")]
     )
-    found = calibration_error(reliability(both)).set_index(["split", "epoch"])
-    assert found.loc[("test", 1), ["images", "ece"]].tolist() == pytest.approx([4, 0.1])
-    assert found.loc[("train", 0), ["images", "ece"]].tolist() == pytest.approx([3, 0.9])
-    assert len(found) == 4
+    errors = calibration_error(reliability(both)).set_index(["split", "epoch"])
+    assert errors.loc[("test", 1), ["images", "ece"]].tolist() == pytest.approx([4, 0.1])
+    assert errors.loc[("train", 0), ["images", "ece"]].tolist() == pytest.approx([3, 0.9])
+    assert len(errors) == 4
 
 
 # trends and correlations

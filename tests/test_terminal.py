@@ -170,9 +170,9 @@ def commanded(folder: Path, stdout: int | None, lines: int = 20_000, **more: str
         # a closed output, as by `>&-`
         preexec_fn=None if stdout is not None else lambda: os.close(1),
     )
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert (folder / "done").exists()
-    return process.returncode, said.decode()
+    return process.returncode, stderr.decode()
 
 
 def test_a_closed_pipe_does_not_end_a_command(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_an_ascii_stdout_does_not_end_a_command_and_loses_no_output(tmp_path: Pa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_reported_at_the_end(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        code, said = commanded(tmp_path, full.fileno())
+        code, stderr = commanded(tmp_path, full.fileno())
     lost = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
-    assert (code, said) == (1, f"said\nerror: output was lost: {lost}; make room, or send it elsewhere\n")
+    assert (code, stderr) == (1, f"said\nerror: output was lost: {lost}; make room, or send it elsewhere\n")
 
 
 def test_every_module_with_a_command_calls_run_command() -> None:

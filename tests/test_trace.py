@@ -63,11 +63,11 @@ class Visits(Settings):
         start: Tensor | None = None,
     ) -> Tensor:
         for text in self.points.split():
-            here = torch.full_like(images, float(text), requires_grad=self.backward)
-            logits = model(here[: len(here) // 2] if self.hide else here)
+            point = torch.full_like(images, float(text), requires_grad=self.backward)
+            logits = model(point[: len(point) // 2] if self.hide else point)
             if self.backward:
-                torch.autograd.grad(logits.sum(), here)
-        return here.detach()
+                torch.autograd.grad(logits.sum(), point)
+        return point.detach()
 
 
 def traced(

@@ -152,8 +152,8 @@ def refused(kind: type[Exception], folder: Path, *args: Any, **options: Any) -> 
 
 
 def test_every_image_has_one_row_for_every_estimator_norm_split_and_epoch(tmp_path: Path) -> None:
-    given = probes()
-    tracker = track(tmp_path, [Opposite(), Opposite(level=1), "deepfool:steps=5"], given)
+    splits = probes()
+    tracker = track(tmp_path, [Opposite(), Opposite(level=1), "deepfool:steps=5"], splits)
     for epoch in (0, 1, 4):
         tracker.update(epoch, Centred(epoch))
     rows = rows_of(tmp_path)
@@ -178,10 +178,10 @@ def test_every_image_has_one_row_for_every_estimator_norm_split_and_epoch(tmp_pa
 
 
 def test_rows_hold_the_predictions_and_the_correct_distances(tmp_path: Path) -> None:
-    given, model = probes(), Centred()
-    track(tmp_path, given=given).update(0, model)
+    splits, model = probes(), Centred()
+    track(tmp_path, given=splits).update(0, model)
     rows = rows_of(tmp_path)
-    for split, (images, labels) in given.items():
+    for split, (images, labels) in splits.items():
         logits = model(images).detach().double()
         top = logits.topk(2, dim=1).values
         for norm in NORMS:
@@ -208,14 +208,14 @@ def test_rows_hold_the_predictions_and_the_correct_distances(tmp_path: Path) -> 
 
 
 def test_bounds_scale_the_distances(tmp_path: Path) -> None:
-    given = probes()
-    wide: Probes = {name: (2 * images - 1, labels) for name, (images, labels) in given.items()}
+    splits = probes()
+    wide: Probes = {name: (2 * images - 1, labels) for name, (images, labels) in splits.items()}
 
     class Wide(Centred):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward((images + 1) / 2)
 
-    track(tmp_path / "a", given=given).update(0, Centred())
+    track(tmp_path / "a", given=splits).update(0, Centred())
     track(tmp_path / "b", given=wide, bounds=(-1.0, 1.0)).update(0, Wide())
     narrow, doubled = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
     assert doubled["distance"].to_numpy() == pytest.approx(2 * narrow["distance"].to_numpy(), rel=3e-4)
@@ -244,8 +244,8 @@ def test_update_returns_this_epochs_summary_and_writes_all_of_them(tmp_path: Pat
 
 
 def test_ids_are_kept_and_default_to_row_numbers(tmp_path: Path) -> None:
-    given = probes()
-    images, labels = given["train"]
+    splits = probes()
+    images, labels = splits["train"]
     ids = torch.tensor([40, 3, 77, 5, 6, 0, 99, 12, 8])
     track(tmp_path / "a", given={"train": (images, labels, ids)}).update(0, Centred())
     track(tmp_path / "b", given={"train": (images, labels)}).update(0, Centred())
@@ -341,16 +341,16 @@ def test_only_an_estimator_added_later_is_measured(tmp_path: Path) -> None:
 
 
 def test_another_folder_or_other_images_are_refused_by_name(tmp_path: Path) -> None:
-    given = probes()
-    track(tmp_path, given=given).update(0, Centred())
-    (images, labels), other = given["train"], images_like(given)
+    splits = probes()
+    track(tmp_path, given=splits).update(0, Centred())
+    (images, labels), other = splits["train"], images_like(splits)
     before = state(tmp_path)
-    reshaped = {name: (one.reshape(len(one), 4, 2, 2), two) for name, (one, two) in given.items()}
+    reshaped = {name: (one.reshape(len(one), 4, 2, 2), two) for name, (one, two) in splits.items()}
     for wrong, field in [
         ({"given": other}, "probes"),
         ({"given": {"train": (images, labels)}}, "probes"),
-        ({"given": given | {"train": (images, (labels + 1) % 5)}}, "probes"),
-        ({"given": given | {"train": (images, labels, torch.arange(9) + 1)}}, "probes"),
+        ({"given": splits | {"train": (images, (labels + 1) % 5)}}, "probes"),
+        ({"given": splits | {"train": (images, labels, torch.arange(9) + 1)}}, "probes"),
         ({"given": reshaped}, "probes"),
         ({"domain": "free"}, "domain"),
         ({"bounds": (0.0, 2.0)}, "bounds"),
@@ -369,7 +369,7 @@ def test_another_folder_or_other_images_are_refused_by_name(tmp_path: Path) -> N
     (tmp_path / "thesis" / "text.tex").write_text("years of work")
     assert "expected a new or empty folder" in refused(StoreError, tmp_path / "thesis")
     assert {name: one for name, one in state(tmp_path).items() if "thesis" not in name} == before
-    track(tmp_path, given=given)
+    track(tmp_path, given=splits)
 
 
 def images_like(given: Probes) -> Probes:
@@ -453,8 +453,8 @@ def test_the_rows_do_not_depend_on_the_callers_mode(tmp_path: Path, mode: Any) -
 
 
 def test_witnesses_are_kept_in_full_for_the_latest_epoch_and_the_extremes_of_others(tmp_path: Path) -> None:
-    given, models = probes(train=40, test=10), [Centred(seed) for seed in range(3)]
-    tracker = track(tmp_path, [Opposite(), "deepfool:steps=5"], given)
+    splits, models = probes(train=40, test=10), [Centred(seed) for seed in range(3)]
+    tracker = track(tmp_path, [Opposite(), "deepfool:steps=5"], splits)
     for epoch, model in enumerate(models):
         tracker.update(epoch, model)
     rows, folder = rows_of(tmp_path), RunFolder(tmp_path)
@@ -462,7 +462,7 @@ def test_witnesses_are_kept_in_full_for_the_latest_epoch_and_the_extremes_of_oth
     for epoch, unit in [(epoch, unit) for epoch in range(3) for unit in tracker.units]:
         kept = load_tensors(folder.witnesses(epoch, unit))
         mine = rows[(rows["epoch"] == epoch) & (rows["estimator"] == unit.estimator) & (rows["norm"] == unit.norm)]
-        for split, (images, _) in given.items():
+        for split, (images, _) in splits.items():
             table = mine[(mine["split"] == split) & (mine["target"] >= 0)].set_index("image")
             image, witness, distance = (kept[f"{split}.{name}"] for name in ("image", "witness", "distance"))
             if epoch == 2 or len(table) <= 16:
@@ -484,9 +484,9 @@ def test_witnesses_are_kept_in_full_for_the_latest_epoch_and_the_extremes_of_oth
 
 
 def test_an_earlier_epoch_that_is_measured_late_keeps_its_extremes_only(tmp_path: Path) -> None:
-    given = probes(train=40)
+    splits = probes(train=40)
     tracker, folder, unit = (
-        track(tmp_path / "a", given=given, norms=["l2"]),
+        track(tmp_path / "a", given=splits, norms=["l2"]),
         RunFolder(tmp_path / "a"),
         Unit("opposite", "l2"),
     )
@@ -494,7 +494,7 @@ def test_an_earlier_epoch_that_is_measured_late_keeps_its_extremes_only(tmp_path
         tracker.update(epoch, Centred(epoch))
     sizes = {epoch: len(load_tensors(folder.witnesses(epoch, unit))["train.image"]) for epoch in (0, 3, 5)}
     assert sizes == {0: 16, 3: 16, 5: 40}
-    in_order = track(tmp_path / "b", given=given, norms=["l2"])
+    in_order = track(tmp_path / "b", given=splits, norms=["l2"])
     for epoch in (0, 3, 5):
         in_order.update(epoch, Centred(epoch))
     for epoch in (0, 3, 5):
@@ -577,12 +577,12 @@ def test_a_tracker_writes_and_locks_nothing_before_its_first_update(tmp_path: Pa
 
 
 def test_an_estimator_that_fails_on_some_rows_keeps_the_others(tmp_path: Path) -> None:
-    given = probes(train=20, test=10)
-    tracker = track(tmp_path, [Raises(), Opposite()], given, norms=["l2"])
+    splits = probes(train=20, test=10)
+    tracker = track(tmp_path, [Raises(), Opposite()], splits, norms=["l2"])
     table = tracker.update(0, Centred())
     rows = rows_of(tmp_path)
     raised, whole = (rows[rows["estimator"] == name].reset_index(drop=True) for name in ("raises", "opposite"))
-    bright = torch.cat([images[:, 0, 0, 0] > 0.75 for images, _ in (given["train"], given["test"])])
+    bright = torch.cat([images[:, 0, 0, 0] > 0.75 for images, _ in (splits["train"], splits["test"])])
     assert 0 < bright.sum() < 30
     failed = raised["status"] == Status.FAILED.value
     assert failed.tolist() == bright.tolist()
@@ -617,8 +617,8 @@ def test_images_that_are_not_found_have_no_distance_and_no_witness(tmp_path: Pat
 
 
 def test_probes_that_cannot_be_measured_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    given = probes()
-    images, labels = given["train"]
+    splits = probes()
+    images, labels = splits["train"]
     out = tmp_path / "run"
     for bad, words in [
         ({}, "expected at least one split of probes, got none"),
@@ -672,8 +672,8 @@ def test_a_model_that_cannot_be_measured_leaves_no_part(tmp_path: Path) -> None:
 
 
 def test_the_seed_of_an_image_does_not_depend_on_other_estimators(tmp_path: Path) -> None:
-    given = probes()
-    named = {name: (images, labels, torch.arange(len(images)) + 100) for name, (images, labels) in given.items()}
+    splits = probes()
+    named = {name: (images, labels, torch.arange(len(images)) + 100) for name, (images, labels) in splits.items()}
     tracker = track(tmp_path / "two", [Opposite(), Opposite(level=1)], named, seed=5)
     for epoch in (0, 1):
         tracker.update(epoch, Centred())

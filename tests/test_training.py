@@ -151,13 +151,13 @@ def test_a_single_logit_is_trained_as_a_binary_classifier() -> None:
     run = options(binary=True, learning_rate=0.1, training="trades")
     for _ in epochs(Trainer(model, split, run, CPU), 12):
         pass
-    said = evaluate(model, split, "cross-entropy", CPU, binary=True)
+    evaluation = evaluate(model, split, "cross-entropy", CPU, binary=True)
     with torch.no_grad():
         logit = model(split.pixels(torch.arange(32)))[:, 0]
-    assert torch.equal(said.prediction, (logit > 0).long())
+    assert torch.equal(evaluation.prediction, (logit > 0).long())
     expected = nn.functional.binary_cross_entropy_with_logits(logit, labels.float(), reduction="none")
-    assert torch.allclose(said.loss, expected, atol=1e-6)
-    assert (said.prediction == labels).float().mean() > 0.8
+    assert torch.allclose(evaluation.loss, expected, atol=1e-6)
+    assert (evaluation.prediction == labels).float().mean() > 0.8
 
 
 def test_seeds_and_epochs_draw_differently() -> None:

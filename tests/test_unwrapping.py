@@ -138,10 +138,10 @@ def test_unwrapping_shares_the_weights_and_returns_a_plain_model_unchanged() -> 
     plain = net()
     assert unwrapped(plain) is plain
     outer = nn.Sequential(nn.Identity(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.DataParallel(plain))
-    found = unwrapped(outer)
-    assert [type(module).__name__ for module in found.children()] == ["Identity", "ParametrizedLinear", "Sequential"]
+    inner = unwrapped(outer)
+    assert [type(module).__name__ for module in inner.children()] == ["Identity", "ParametrizedLinear", "Sequential"]
     assert type(outer[2]) is nn.DataParallel
-    assert all(one is other for one, other in zip(found.parameters(), outer.parameters(), strict=True))
+    assert all(one is other for one, other in zip(inner.parameters(), outer.parameters(), strict=True))
     assert device_of(outer) == torch.device("cpu")
 
 
@@ -155,9 +155,9 @@ def test_a_compiled_model_is_measured_in_batches_of_any_size() -> None:
     for count in (6, 4, 3):
         truth = margins_of(model, IMAGES[:count])
         for one in (whole, inside):
-            found = margins_of(one, IMAGES[:count])
-            assert Status.FAILED not in found.status
-            assert torch.equal(found.distance, truth.distance)
+            measured = margins_of(one, IMAGES[:count])
+            assert Status.FAILED not in measured.status
+            assert torch.equal(measured.distance, truth.distance)
 
 
 # functions bound to the original model
@@ -183,12 +183,12 @@ def compiled_forward(model: nn.Module) -> None:
 
 
 def hook(model: Any) -> None:
-    def again(module: nn.Module, given: Any, result: Tensor) -> Tensor:
-        model[1](given[0])  # changes the statistics in training mode
+    def again(module: nn.Module, inputs: Any, result: Tensor) -> Tensor:
+        model[1](inputs[0])  # changes the statistics in training mode
         return result
 
     model[1].register_forward_hook(lambda *call: again(*call) if model[1] is not call[0] else None)
-    model[2].register_forward_pre_hook(lambda module, given: model[1](given[0]) * 0 + given[0])
+    model[2].register_forward_pre_hook(lambda module, inputs: model[1](inputs[0]) * 0 + inputs[0])
 
 
 def attribute(model: Any) -> None:
@@ -209,10 +209,10 @@ def test_functions_that_run_the_callers_model_run_it_frozen(change: Callable[[nn
     change(model)
     assert run_by_copies(model)
     before = world(model)
-    found = margins_of(model)
+    measured = margins_of(model)
     assert touched(before, model) == []  # batch norm has counted nothing
-    torch.testing.assert_close(found.distance, margins_of(net()).distance, rtol=1e-5, atol=0)
-    assert Status.FAILED not in found.status
+    torch.testing.assert_close(measured.distance, margins_of(net()).distance, rtol=1e-5, atol=0)
+    assert Status.FAILED not in measured.status
 
 
 def bound(model: Any) -> None:
@@ -222,8 +222,8 @@ def bound(model: Any) -> None:
 
 
 class Noting(nn.Sequential):
-    def note(self, module: nn.Module, given: Any, result: Tensor) -> None:
-        self[1](given[0] * 0 + result)
+    def note(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
+        self[1](inputs[0] * 0 + result)
 
 
 def test_methods_of_the_model_are_copied_with_it() -> None:

@@ -137,15 +137,15 @@ def test_holm_rejects_a_true_null_in_one_family_of_twenty() -> None:
     ],
 )
 def test_one_effect_is_judged_by_its_interval(estimate: float, side: int, bound: float, expected: str) -> None:
-    found = verdict(Known(estimate), side, bound)
-    assert found["verdict"] == expected
-    assert (found["reason"] == "") == (expected == SUPPORTED)
+    row = verdict(Known(estimate), side, bound)
+    assert row["verdict"] == expected
+    assert (row["reason"] == "") == (expected == SUPPORTED)
     reach = stats.norm.isf(0.025)
-    assert (found["low"], found["high"]) == (pytest.approx(estimate - reach), pytest.approx(estimate + reach))
-    assert found["level"] == pytest.approx(0.95)
-    assert found["p"] == pytest.approx(2 * stats.norm.sf(abs(estimate)))
-    assert found["p_holm"] == found["p"]
-    assert found["value"] == estimate
+    assert (row["low"], row["high"]) == (pytest.approx(estimate - reach), pytest.approx(estimate + reach))
+    assert row["level"] == pytest.approx(0.95)
+    assert row["p"] == pytest.approx(2 * stats.norm.sf(abs(estimate)))
+    assert row["p_holm"] == row["p"]
+    assert row["value"] == estimate
 
 
 def test_a_family_has_one_ordered_row_per_trial_with_its_own_level() -> None:
@@ -196,23 +196,23 @@ def test_a_directional_verdict_is_a_rejection_by_holm(estimates: list[float]) ->
 def test_logarithms_are_shown_as_factors() -> None:
     values = np.random.default_rng(1).lognormal(sigma=0.1, size=(100, 1)) * np.array([2.0, 1.0])
     values[:, 0] *= np.random.default_rng(2).lognormal(sigma=0.01, size=100)
-    found = verdict(LogMeans(values, np.array([1.0, -1.0])), side=1, bound=math.log1p(0.02))
-    assert found["value"] == pytest.approx(2, rel=0.01)
-    assert 1.98 < found["low"] < found["value"] < found["high"] < 2.02
-    assert found["bound"] == pytest.approx(1.02)
-    assert (found["verdict"], found["effect"]) == (SUPPORTED, "ratio of averages")
+    row = verdict(LogMeans(values, np.array([1.0, -1.0])), side=1, bound=math.log1p(0.02))
+    assert row["value"] == pytest.approx(2, rel=0.01)
+    assert 1.98 < row["low"] < row["value"] < row["high"] < 2.02
+    assert row["bound"] == pytest.approx(1.02)
+    assert (row["verdict"], row["effect"]) == (SUPPORTED, "ratio of averages")
 
 
 def test_a_negligible_effect_is_reported_as_no_effect() -> None:
     # a decline of 0.5% with a bound of 2%: significant, but negligible
     changes = np.random.default_rng(3).normal(-0.005, 0.02, size=1000)
-    found = verdict(MedianChange(changes), bound=0.02)
-    assert found["p"] < 1e-6
-    assert found["high"] < 0
-    assert (found["verdict"], found["reason"]) == (NOT_SUPPORTED, "inside the equivalence bound: as good as none")
+    row = verdict(MedianChange(changes), bound=0.02)
+    assert row["p"] < 1e-6
+    assert row["high"] < 0
+    assert (row["verdict"], row["reason"]) == (NOT_SUPPORTED, "inside the equivalence bound: as good as none")
     # without a bound it would be a decline
     assert verdict(MedianChange(changes))["verdict"] == SUPPORTED
-    assert found["detail"].startswith("Wilcoxon signed rank p = ")
+    assert row["detail"].startswith("Wilcoxon signed rank p = ")
 
 
 def test_splits_that_differ_by_less_than_the_bound_agree() -> None:
@@ -227,8 +227,8 @@ def test_splits_that_differ_by_less_than_the_bound_agree() -> None:
     assert unsure["p"] > 0.05
     assert (unsure["verdict"], unsure["reason"]) == (UNDECIDED, "the interval crosses the equivalence bound")
     apart = MeanGap(same.values + 0.1 * member, member)
-    found = verdict(apart, side=0, bound=0.02)
-    assert (found["verdict"], found["reason"]) == (NOT_SUPPORTED, "the interval lies beyond the equivalence bound")
+    row = verdict(apart, side=0, bound=0.02)
+    assert (row["verdict"], row["reason"]) == (NOT_SUPPORTED, "the interval lies beyond the equivalence bound")
 
 
 def test_few_images_and_many_left_out_are_undecided() -> None:
@@ -238,11 +238,11 @@ def test_few_images_and_many_left_out_are_undecided() -> None:
     for missing, expected in ((5, SUPPORTED), (6, UNDECIDED)):
         gone = changes.copy()
         gone[:missing] = NAN
-        found = verdict(MedianChange(gone))
-        assert found["verdict"] == expected
-        assert (found["images"], found["left_out"]) == (100 - missing, missing)
-    assert found["reason"] == "more than 5% of the images have no distance"
-    assert math.isnan(found["p"])
+        row = verdict(MedianChange(gone))
+        assert row["verdict"] == expected
+        assert (row["images"], row["left_out"]) == (100 - missing, missing)
+    assert row["reason"] == "more than 5% of the images have no distance"
+    assert math.isnan(row["p"])
     nine_wrong = CliffDelta(changes, np.arange(100) < 9)
     assert verdict(nine_wrong)["reason"] == "fewer than 10 images in a group"
     infinite = changes.copy()
@@ -324,8 +324,8 @@ def test_a_large_family_of_real_declines_is_found() -> None:
 )
 def test_zero_variance_gives_no_verdict(effect: Student) -> None:
     for side in (-1, 1):
-        found = verdict(effect, side=side, bound=0.02)
-        assert found["verdict"] == UNDECIDED or (found["p"] == 1.0 and found["low"] <= 0 <= found["high"])
+        row = verdict(effect, side=side, bound=0.02)
+        assert row["verdict"] == UNDECIDED or (row["p"] == 1.0 and row["low"] <= 0 <= row["high"])
     assert verdict(effect, side=1, bound=0.02)["verdict"] == UNDECIDED
 
 

@@ -165,9 +165,9 @@ def test_without_a_start_the_image_itself_is_used(trained_digits: Trained) -> No
 
 def test_warm_and_cold_forms_of_estimators() -> None:
     named = {"deepfool": DeepFool(), "fmn:steps=40": FMN(steps=40), "fmn:warm=7": FMN(warm=7)}
-    found, cold, lines = warm_starts(named)
-    assert list(found) == ["deepfool", "fmn:steps=40,warm=20", "fmn:steps=40", "fmn:warm=7", "fmn"]
-    assert found["fmn:steps=40,warm=20"] == FMN(steps=40, warm=FMN.WARM)
+    warm, cold, lines = warm_starts(named)
+    assert list(warm) == ["deepfool", "fmn:steps=40,warm=20", "fmn:steps=40", "fmn:warm=7", "fmn"]
+    assert warm["fmn:steps=40,warm=20"] == FMN(steps=40, warm=FMN.WARM)
     assert cold == {"fmn:steps=40", "fmn"}
     assert lines == ["deepfool has no warm start: measured cold"]
     with pytest.raises(ConfigError) as caught:
@@ -346,9 +346,9 @@ def test_compare_gives_the_margins_of_tracking_or_refuses(
     before = contents(run)
     capsys.readouterr()
     assert compare([str(run), "--estimator", warm, "--norm", "l2", "--epoch", "2"]) == 1
-    said = capsys.readouterr().err
-    assert "expected all measured epochs for fmn:steps=6,warm=3" in said
-    assert ONE_LINE.fullmatch(said.rstrip("\n"))
+    stderr = capsys.readouterr().err
+    assert "expected all measured epochs for fmn:steps=6,warm=3" in stderr
+    assert ONE_LINE.fullmatch(stderr.rstrip("\n"))
     assert contents(run) == before
     assert compare([str(run), "--estimator", warm, "--norm", "l2", "--threads", "1"]) == 0
     for epoch in range(3):

@@ -85,8 +85,8 @@ def test_plain_weights_are_preferred_to_averaged_ones_and_reported(
 def test_an_averaged_model_is_read(tmp_path: Path, trained: nn.Module) -> None:
     torch.save(AveragedModel(trained).state_dict(), tmp_path / "weights.pt")
     model = net()
-    said = load_weights(tmp_path / "weights.pt", model)
-    assert said == ["weights: left n_averaged, which the model does not have"]
+    note = load_weights(tmp_path / "weights.pt", model)
+    assert note == ["weights: left n_averaged, which the model does not have"]
     assert same(model, trained)
 
 
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_the_model_give_a_one_line_error(
     tmp_path: Path, trained: nn.Module, kind: str, words: str
 ) -> None:
     path, state = tmp_path / "weights.pt", dict(trained.state_dict())
-    given = {"code": Trap(), "whole model": trained, "no dict": [1, 2]}
+    arguments = {"code": Trap(), "whole model": trained, "no dict": [1, 2]}
     if kind == "text":
         path.write_bytes(b"hello")
     elif kind == "folder":
@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit_the_model_give_a_one_line_error(
     elif kind == "deeper":
         state["9.weight"] = torch.zeros(1)
     if kind not in ("text", "folder", "FIFO", "no file"):
-        torch.save(given.get(kind, state), path)
+        torch.save(arguments.get(kind, state), path)
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="expected") as caught:

@@ -92,20 +92,20 @@ def _overwrite(content: bytes, draw: random.Random) -> bytes:
 
 def _reword(content: bytes, draw: random.Random) -> bytes:
     """Replace a number or word by another value."""
-    found = list(draw.choice((NUMBER, WORD)).finditer(content))
-    if not found:
+    matches = list(draw.choice((NUMBER, WORD)).finditer(content))
+    if not matches:
         return content
-    place = draw.choice(found)
+    place = draw.choice(matches)
     word = draw.choice(WORDS).encode("utf-8", "surrogatepass")
     return content[: place.start()] + word + content[place.end() :]
 
 
 def _swap(content: bytes, draw: random.Random) -> bytes:
     """Swap two words or numbers."""
-    found = list(draw.choice((NUMBER, WORD)).finditer(content))
-    if len(found) < 2:
+    matches = list(draw.choice((NUMBER, WORD)).finditer(content))
+    if len(matches) < 2:
         return content
-    one, other = sorted(draw.sample(found, 2), key=lambda match: match.start())
+    one, other = sorted(draw.sample(matches, 2), key=lambda match: match.start())
     between = content[one.end() : other.start()]
     return content[: one.start()] + other.group() + between + one.group() + content[other.end() :]
 

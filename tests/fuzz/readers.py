@@ -131,10 +131,10 @@ def _record(folder: Path) -> Path:
 
 def _read_answer(path: Path) -> object:
     # a damaged answer is computed again, which counts as refused
-    found = read_record(path, _QUESTION)
-    if found is None:
+    record = read_record(path, _QUESTION)
+    if record is None:
         raise StoreError("expected an answer, got none; search again")
-    return found
+    return record
 
 
 def _task() -> Task:
@@ -152,10 +152,10 @@ def _shard(folder: Path) -> Path:
 
 def _read_shard(path: Path) -> object:
     # a damaged shard is measured again, which counts as refused
-    found = find_shard(RunFolder(path.parents[2]), 0, _task(), "ab")
-    if found is None:
+    shard = find_shard(RunFolder(path.parents[2]), 0, _task(), "ab")
+    if shard is None:
         raise StoreError("expected a shard, got none; measure it again")
-    return found.margins
+    return shard.margins
 
 
 READERS = (

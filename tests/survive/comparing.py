@@ -35,23 +35,23 @@ def compare(folder: Path, whole: Path) -> Comparison:
 
     Times are left out.
     """
-    found = Comparison()
+    comparison = Comparison()
     ours, theirs = (_files(path) for path in (folder, whole))
-    found.differences += [f"{name} is missing" for name in sorted(theirs - ours)]
-    found.differences += [f"{name} is too many" for name in sorted(ours - theirs)]
+    comparison.differences += [f"{name} is missing" for name in sorted(theirs - ours)]
+    comparison.differences += [f"{name} is too many" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):
-        found.files += 1
+        comparison.files += 1
         if name.endswith(".parquet"):
-            found.rows += _compare_rows(name, folder, whole, found.differences)
+            comparison.rows += _compare_rows(name, folder, whole, comparison.differences)
             continue
         whole_files = load_file if name.startswith("checkpoints/") else load_tensors
         read = load_trainer if name.endswith(".trainer.pt") else whole_files
         if not _same(read(folder / name), read(whole / name)):
-            found.differences.append(f"{name} has other values")
+            comparison.differences.append(f"{name} has other values")
     for key in ("fingerprint", "config", "data", "seeds", "estimators", "certifiers"):
         if RunFolder(folder).read_manifest().get(key) != RunFolder(whole).read_manifest().get(key):
-            found.differences.append(f"manifest.json has another {key}")
-    return found
+            comparison.differences.append(f"manifest.json has another {key}")
+    return comparison
 
 
 def compare_apart(folder: Path, whole: Path) -> Comparison:
@@ -60,10 +60,10 @@ def compare_apart(folder: Path, whole: Path) -> Comparison:
     child = fork()
     if child == 0:
         try:
-            found = asdict(compare(folder, whole))
+            comparison = asdict(compare(folder, whole))
         except Exception as error:  # a file that cannot be read is a difference
-            found = {"differences": [f"{type(error).__name__}: {error}"]}
-        answer.write_text(json.dumps(found))
+            comparison = {"differences": [f"{type(error).__name__}: {error}"]}
+        answer.write_text(json.dumps(comparison))
         os._exit(0)
     os.waitpid(child, 0)
     return Comparison(**json.loads(answer.read_text()))

@@ -48,15 +48,15 @@ class Case:
             second: the start after the remedy in the first error; None if the first start ended without an error.
         """
         self.tried += 1
-        found = compare_apart(folder, whole)
-        self.rows += found.rows
-        if second is None and first.code == 0 and not found.differences:
+        comparison = compare_apart(folder, whole)
+        self.rows += comparison.rows
+        if second is None and first.code == 0 and not comparison.differences:
             self.healed += 1
-        elif second is not None and ONE_LINE.fullmatch(first.said) and second.code == 0 and not found.differences:
+        elif second is not None and ONE_LINE.fullmatch(first.said) and second.code == 0 and not comparison.differences:
             self.told += 1
         else:
-            said = (second or first).said.strip().splitlines()[-1:]
-            self.wrong.append(f"{what}: exit {first.code}; {'; '.join([*said, *found.differences[:3]])}")
+            message = (second or first).said.strip().splitlines()[-1:]
+            self.wrong.append(f"{what}: exit {first.code}; {'; '.join([*message, *comparison.differences[:3]])}")
 
 
 def _truncated(path: Path, draw: random.Random) -> None:
@@ -222,11 +222,11 @@ def told_to_stop(whole: Path, work: Path, draw: random.Random, tries: int = 20) 
             half = [str(path) for path in folder.rglob(".*.tmp")]
             second = live(folder, report=False)
             case.tried += 1
-            found = compare_apart(folder, whole)
-            case.rows += found.rows
-            if first.code in (0, 130) and second.code == 0 and not half and not found.differences:
+            comparison = compare_apart(folder, whole)
+            case.rows += comparison.rows
+            if first.code in (0, 130) and second.code == 0 and not half and not comparison.differences:
                 case.told += first.code == 130
                 case.healed += first.code == 0
             else:
-                case.wrong.append(f"after {delay:.2f} s: exit {first.code}; {[*half, *found.differences[:3]]}")
+                case.wrong.append(f"after {delay:.2f} s: exit {first.code}; {[*half, *comparison.differences[:3]]}")
         yield case
