@@ -156,7 +156,7 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def put(root: Path, block: str) -> str:
+def write_block(root: Path, block: str) -> str:
     """Write a block to the path in its first line, as a new file or appended to a table; return the path."""
     first, rest = block.split("\n", 1)
     place = PLACE.fullmatch(first)
@@ -198,7 +198,7 @@ def copied(root: Path, *changes: tuple[str, str]) -> Path:
     (root / "docs").mkdir()
     (root / "docs" / PAGE.name).write_text(text, encoding="utf-8")
     for block in blocks(text):
-        put(root, block)
+        write_block(root, block)
     return root
 
 
@@ -400,7 +400,7 @@ def test_an_unsound_certifier_fails_its_row() -> None:
 
 def test_a_line_without_its_table_is_detected(tmp_path: Path) -> None:
     (tmp_path / "table.py").write_text("TABLE = {\n    1: 2,\n}\nOTHER = [\n    3,\n]\n", encoding="utf-8")
-    put(tmp_path, "# table.py: OTHER\n4,\n")
+    write_block(tmp_path, "# table.py: OTHER\n4,\n")
     assert (tmp_path / "table.py").read_text(encoding="utf-8").endswith("OTHER = [\n    3,\n    4,\n]\n")
     with pytest.raises(AssertionError, match="has no table GONE"):
-        put(tmp_path, "# table.py: GONE\n4,\n")
+        write_block(tmp_path, "# table.py: GONE\n4,\n")

@@ -244,7 +244,7 @@ def test_zero_rows_have_zero_gain() -> None:
 # --- linear bounds ---
 
 
-def broken_lines(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> int:
+def violated_bounds(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> int:
     """How many of the linear bounds of tiny networks are violated by some sampled perturbation."""
     broken = 0
     for seed in range(12):
@@ -268,12 +268,12 @@ def broken_lines(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> 
 
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
-    assert broken_lines(norm, domain, upper_lines) == 0
+    assert violated_bounds(norm, domain, upper_lines) == 0
 
 
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_control_chords_that_are_too_low_are_detected(norm: Norm, domain: Domain) -> None:
-    assert broken_lines(norm, domain, lines_of_low_chords) > 0
+    assert violated_bounds(norm, domain, lines_of_low_chords) > 0
 
 
 # --- the integer program ---

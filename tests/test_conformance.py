@@ -454,7 +454,7 @@ def exact_step(images: Tensor, norm: Norm, factor: float = 1.0) -> Tensor:
     return (factor * towards * exact[: len(images)]).view(-1, 1, 1, 1) * unit
 
 
-def sideways(images: Tensor, norm: Norm) -> Tensor:
+def oblique_step(images: Tensor, norm: Norm) -> Tensor:
     """A witness just across the boundary at 1.5 times the margin, which bisection towards the image cannot improve."""
     step = exact_step(images, norm, 1.001)
     normal = step.flatten(1)
@@ -488,7 +488,7 @@ def test_control_clean_images(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_control_witnesses_half_too_far(norm: Norm) -> None:
-    planted = Planted(lambda model, images, labels, norm: images + sideways(images, norm))
+    planted = Planted(lambda model, images, labels, norm: images + oblique_step(images, norm))
     with pytest.raises(AssertionError, match=r"median distance / exact margin is 1\.[45]"):
         assert_conforms(planted, oracle("two"), norm, LIMITS)
 

@@ -92,7 +92,7 @@ def points_on(around: Balls, count: int, seed: int = 0) -> Tensor:
     return (around.images + around.radii.view(-1, 1, 1, 1) * move).clamp(*around.limits)
 
 
-def climbed(network: PiecewiseNetwork, around: Balls, functionals: Tensor, steps: int = 20) -> Tensor:
+def ascended(network: PiecewiseNetwork, around: Balls, functionals: Tensor, steps: int = 20) -> Tensor:
     """Points of the balls where the functionals ``(m, K)`` are large, by projected gradient steps: ``(m, B, ...)``."""
     result = []
     for functional in functionals:
@@ -122,7 +122,7 @@ def violations(network: PiecewiseNetwork, norm: Norm, domain: Domain, inner: str
     functionals = torch.cat([torch.eye(classes), -torch.eye(classes)]).double()
     relaxation = relax(network, around, inner)
     most = relaxation.most(len(network.blocks) - 1, functionals.expand(len(around.images), -1, -1))
-    tried = torch.cat([points_on(around, count), climbed(network, around, functionals)])
+    tried = torch.cat([points_on(around, count), ascended(network, around, functionals)])
     with torch.no_grad():
         functional_values = network.model(tried.flatten(0, 1)).view(*tried.shape[:2], classes) @ functionals.T
     return int((functional_values > most + 1e-9 * most.abs()).sum())

@@ -165,7 +165,7 @@ def dominance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.array([[float(a > b) - float(a < b) for b in second] for a in first])
 
 
-def literal_cliff(first: np.ndarray, second: np.ndarray, alpha: float) -> tuple[float, float, float]:
+def cliff_by_loops(first: np.ndarray, second: np.ndarray, alpha: float) -> tuple[float, float, float]:
     """Delta and its interval by double loops."""
     table, (m, n) = dominance(first, second), (len(first), len(second))
     d = table.mean()
@@ -187,7 +187,7 @@ def test_cliffs_delta_matches_double_loops(first: int, second: int, shift: float
     values = values.round(0 if ties else 9)
     effect = CliffDelta(values, halves(len(values), first))
     for alpha in (0.05, 0.001):
-        d, low, high = literal_cliff(values[:first], values[first:], alpha)
+        d, low, high = cliff_by_loops(values[:first], values[first:], alpha)
         assert effect.estimate == pytest.approx(d, abs=1e-12)
         assert effect.interval(alpha) == pytest.approx((max(-1, low), min(1, high)), abs=1e-9)
     u = stats.mannwhitneyu(values[:first], values[first:], method="asymptotic")
@@ -291,7 +291,7 @@ def newcomers(draw: np.random.Generator, count: int = 120, epochs: int = 6, gap:
     return NewcomerGap(values, new, stayed)
 
 
-def literal_gap(values: np.ndarray, new: np.ndarray, stayed: np.ndarray) -> float:
+def gap_by_loops(values: np.ndarray, new: np.ndarray, stayed: np.ndarray) -> float:
     total, count = 0.0, 0
     for t in range(values.shape[1]):
         own = values[:, t]
@@ -306,8 +306,8 @@ def test_the_newcomers_gap_and_its_bootstrap_over_images() -> None:
     draw = generator(10)
     effect = newcomers(draw, gap=-0.7)
     whole = effect.values, effect.new, effect.stayed
-    assert effect.estimate == pytest.approx(literal_gap(*whole), rel=1e-12)
-    drawn = [literal_gap(*(own[places] for own in whole)) for places in draw.integers(120, size=(1500, 120))]
+    assert effect.estimate == pytest.approx(gap_by_loops(*whole), rel=1e-12)
+    drawn = [gap_by_loops(*(own[places] for own in whole)) for places in draw.integers(120, size=(1500, 120))]
     assert effect.error == pytest.approx(np.std(drawn), rel=0.09)
     # rows taken as independent images would give too narrow an interval: each image is a newcomer four times
     level = np.repeat(draw.normal(size=(60, 1)), 4, axis=1)
@@ -360,7 +360,7 @@ def effects(draw: np.random.Generator, count: int = 61) -> Iterator[tuple[Effect
         lambda k: area(values[found(k)], member[found(k)]) - area(other[found(k)], member[found(k)]),
     )
     gap = newcomers(draw, count)
-    yield gap, lambda k: literal_gap(gap.values[k], gap.new[k], gap.stayed[k])
+    yield gap, lambda k: gap_by_loops(gap.values[k], gap.new[k], gap.stayed[k])
 
 
 def test_resampling_equals_repeating_images() -> None:

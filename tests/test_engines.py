@@ -137,7 +137,7 @@ def task_of(images: torch.Tensor, estimator: Any, unit: Unit | None = None) -> T
     return Task(unit, "train", 0, estimator, images, seeds, None, MeasureOptions(noise_retries=1, batch_size=4))
 
 
-class Ears(Listener):
+class CountingListener(Listener):
     def __init__(self) -> None:
         self.started: list[tuple[Sequence[Unit], int]] = []
         self.images = 0
@@ -150,7 +150,7 @@ class Ears(Listener):
 
 
 def test_all_units_of_an_epoch_run_in_parallel(tmp_path: Path, workers: Workers) -> None:
-    ears = Ears()
+    ears = CountingListener()
     parallel = tracker(tmp_path / "beside", workers, "linear", "fmn:steps=5", listener=ears)
     parallel.update(0, linear())
     assert ears.started == [(parallel.units, 48)]
@@ -237,7 +237,7 @@ def test_a_killed_worker_loses_no_rows(tmp_path: Path) -> None:
     lives.mkdir()
     for number in range(2):
         (lives / str(number)).touch()
-    ears = Ears()
+    ears = CountingListener()
     parallel = tracker(tmp_path / "beside", engine, *estimators, listener=ears)
     parallel.update(0, linear())
     parallel.close()

@@ -139,7 +139,7 @@ def test_margins_match_every_activation_pattern(norm: Norm, domain: Domain) -> N
     assert disagreements(norm, domain) == 0
 
 
-def unlike_programs(model: nn.Module, images: Tensor, result: ExactMargins) -> int:
+def program_disagreements(model: nn.Module, images: Tensor, result: ExactMargins) -> int:
     """How many L-infinity margins HiGHS does not confirm."""
     network, wrong = read_network(model, tuple(images.shape[1:])), 0
     for image, lower, upper in zip(images, result.lower.tolist(), result.upper.tolist(), strict=True):
@@ -156,14 +156,14 @@ def test_margins_match_integer_programs_on_trained_networks(
 ) -> None:
     for model, count in ((shallow, 8), (deep, 3)):
         images = digits[:count]
-        assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
+        assert program_disagreements(model, images, exact_margins(model, images, "linf")) == 0
 
 
 @pytest.mark.slow
 def test_margins_match_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
     for model, count in ((shallow, 60), (deep, 30)):
         images = digits[:count]
-        assert unlike_programs(model, images, exact_margins(model, images, "linf")) == 0
+        assert program_disagreements(model, images, exact_margins(model, images, "linf")) == 0
 
 
 @pytest.mark.slow
@@ -475,4 +475,4 @@ def test_integer_programs_detect_a_forgotten_class(
     with monkeypatch.context() as patch:
         plant(patch, "class")
         solved = exact_margins(deep, images, "linf")
-    assert unlike_programs(deep, images, solved) == 2
+    assert program_disagreements(deep, images, solved) == 2

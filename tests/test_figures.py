@@ -201,7 +201,7 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in found.get_texts()]
 
 
-def said(figure: Figure) -> str:
+def sentence_of(figure: Figure) -> str:
     """The sentence of a figure without data."""
     assert figure.axes == []
     (text,) = figure.texts
@@ -376,7 +376,7 @@ def test_a_run_that_found_nothing_says_so(tmp_path: Path, with_errors: bool) -> 
             assert figure.axes[1].texts[0].get_text().replace("\n", " ") == sentence
             assert len(figure.axes) == 2
         else:
-            assert said(figure) == sentence
+            assert sentence_of(figure) == sentence
 
 
 def test_errors_of_zero_other_splits_and_single_epochs_are_drawn() -> None:
@@ -770,7 +770,7 @@ def only_train(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize("name", EVERY)
 def test_empty_tables_give_one_sentence(name: str) -> None:
     for cut in (lambda table: table.iloc[:0], lambda table: pd.DataFrame()):
-        sentence = said(EVERY[name](cut))
+        sentence = sentence_of(EVERY[name](cut))
         assert sentence.startswith("There ")
         assert sentence.endswith(".")
         assert sentence.count(".") == 1
@@ -780,18 +780,18 @@ def test_empty_tables_give_one_sentence(name: str) -> None:
 def test_odd_runs_are_drawn_without_warnings(name: str, cut: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     figure = EVERY[name](cut)
     figure.draw_without_rendering()
-    assert figure.axes or said(figure).startswith("There ")
+    assert figure.axes or sentence_of(figure).startswith("There ")
 
 
 def test_what_is_missing_is_named() -> None:
-    assert "no mine image" in said(confidence_margins(margins(), estimator="deepfool", split="mine"))
-    assert "at epoch 99" in said(confidence_margins(margins(), estimator="deepfool", epoch=99))
-    assert "by apgd" in said(class_margins(classes(), estimator="apgd"))
-    assert "no mine image" in said(boundary_classes(boundary(), changes(), estimator="deepfool", split="mine"))
-    assert "by apgd" in said(margin_distributions({"run": margins()}, "l2", estimator="apgd"))
-    assert "mine images" in said(correctness_curves(summary(), "mine"))
-    assert "every image is classified correctly" in said(image_flow(correctness() | True))
-    assert "two epochs" in said(image_flow(correctness()[[3]]))
+    assert "no mine image" in sentence_of(confidence_margins(margins(), estimator="deepfool", split="mine"))
+    assert "at epoch 99" in sentence_of(confidence_margins(margins(), estimator="deepfool", epoch=99))
+    assert "by apgd" in sentence_of(class_margins(classes(), estimator="apgd"))
+    assert "no mine image" in sentence_of(boundary_classes(boundary(), changes(), estimator="deepfool", split="mine"))
+    assert "by apgd" in sentence_of(margin_distributions({"run": margins()}, "l2", estimator="apgd"))
+    assert "mine images" in sentence_of(correctness_curves(summary(), "mine"))
+    assert "every image is classified correctly" in sentence_of(image_flow(correctness() | True))
+    assert "two epochs" in sentence_of(image_flow(correctness()[[3]]))
     partly = calibration_curves(reliability(), calibration(), split="mine")
     assert partly.axes[0].texts[0].get_text().replace("\n", " ") == "No predictions of mine images were recorded."
     runs = {"one": margins(), "two": margins().iloc[:0]}

@@ -259,7 +259,7 @@ def test_epochs_beyond_999_have_four_digits() -> None:
 # version 0.1.0
 
 
-def as_before(path: Path) -> None:
+def write_as_version_0_1_0(path: Path) -> None:
     """Write a file in the format of version 0.1.0."""
     if path.suffix == ".parquet":
         rows, facts = tables.read_part(path)
@@ -273,7 +273,7 @@ def as_before(path: Path) -> None:
 def test_files_of_earlier_versions_are_accepted_with_one_warning(run: RunFolder) -> None:
     parts = [*run.margin_parts(), *run.bound_parts(), *run.witness_files()]
     for path in parts:
-        as_before(path)
+        write_as_version_0_1_0(path)
     message = (
         f"{run.path}: files of version 0.1.0, such as linear.l2.parquet, do not record their "
         "identity; their names are trusted"

@@ -140,7 +140,7 @@ def bits(tensor: Tensor | None) -> bytes | None:
     return None if tensor is None else tensor.detach().cpu().numpy().tobytes()
 
 
-def world(model: nn.Module) -> dict[str, object]:
+def observable_state(model: nn.Module) -> dict[str, object]:
     """All state that an attack might change, by name."""
     numpy_state = np.random.get_state()
     seen: dict[str, object] = {
@@ -165,9 +165,9 @@ def world(model: nn.Module) -> dict[str, object]:
     return seen
 
 
-def disturbed(before: dict[str, object], model: nn.Module) -> list[str]:
+def changed_state(before: dict[str, object], model: nn.Module) -> list[str]:
     """Names of changed state."""
-    after = world(model)
+    after = observable_state(model)
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
@@ -218,9 +218,9 @@ def _own_generators() -> Iterator[None]:
 def test_measuring_leaves_all_state_unchanged(text: str, kind: type[Awkward]) -> None:
     model, images = awkward(kind), some_images()
     with no_handlers():
-        before = world(model)
+        before = observable_state(model)
         margins = measure(model, images, create(text), norm_of(text), noise_retries=1)
-        assert disturbed(before, model) == []
+        assert changed_state(before, model) == []
     assert statuses(margins) & {Status.FOUND, Status.FOUND_AFTER_NOISE}
     assert Status.FAILED not in statuses(margins)
 
@@ -235,7 +235,7 @@ def test_copied_and_locked_models_give_the_same_margins(text: str) -> None:
     assert torch.equal(one.forwards, other.forwards)
 
 
-def vandalise(model: nn.Module) -> None:
+def apply_side_effects(model: nn.Module) -> None:
     """Every side effect observed in attacks, and some more."""
     model.train()
     torch.manual_seed(0)
@@ -254,20 +254,20 @@ def vandalise(model: nn.Module) -> None:
 def test_an_exception_leaves_all_state_unchanged(kind: type[Awkward], error: type[BaseException]) -> None:
     model, images = awkward(kind), some_images()
 
-    def break_down(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    def change_state_and_raise(view: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
-            vandalise(view)
+            apply_side_effects(view)
         raise error("it broke")
 
-    before = world(model)
+    before = observable_state(model)
     if error is RuntimeError:  # an exception of the library: failed rows, not an error
-        margins = measure(model, images, Planted(break_down), "l2")
+        margins = measure(model, images, Planted(change_state_and_raise), "l2")
         assert statuses(margins) == {Status.FAILED}
         assert margins.message == ("RuntimeError: it broke",) * 4
     else:
         with pytest.raises(error, match="it broke"):
-            measure(model, images, Planted(break_down), "l2")
-    assert disturbed(before, model) == []
+            measure(model, images, Planted(change_state_and_raise), "l2")
+    assert changed_state(before, model) == []
 
 
 def test_verification_runs_in_eval_mode_whatever_mode_the_estimator_leaves() -> None:
@@ -295,9 +295,9 @@ def test_measuring_works_in_every_grad_mode(text: str, mode: Callable[[], Abstra
     model = awkward()
     with mode():
         images = some_images()
-        before = world(model)
+        before = observable_state(model)
         margins = measure(model, images, create(text), norm_of(text), noise_retries=0)
-        assert disturbed(before, model) == []
+        assert changed_state(before, model) == []
     assert torch.equal(margins.distance, expected.distance)
     assert not margins.witness.requires_grad
     assert not margins.witness.is_inference()
@@ -419,13 +419,13 @@ def test_disturbing_estimators_change_a_bare_model_but_not_a_measured_one(
     images = some_images()
     with forked_generators():
         bare = awkward(kind)
-        before = world(bare)
+        before = observable_state(bare)
         propose(bare, images, torch.zeros(4, dtype=torch.int64))
-        assert expected <= set(disturbed(before, bare)), "the assertion helper is blind"
+        assert expected <= set(changed_state(before, bare)), "the assertion helper is blind"
     guarded = awkward(kind)
-    before = world(guarded)
+    before = observable_state(guarded)
     measure(guarded, images, Planted(propose), "l2")
-    assert disturbed(before, guarded) == []
+    assert changed_state(before, guarded) == []
 
 
 def test_foolbox_disturbs_a_bare_model() -> None:
@@ -433,10 +433,10 @@ def test_foolbox_disturbs_a_bare_model() -> None:
     model = awkward().eval()
     with no_handlers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = world(model)
+        before = observable_state(model)
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
         foolbox.attacks.L2DeepFoolAttack(steps=1).run(wrapped, some_images(), torch.zeros(4, dtype=torch.int64))
-        assert {"handlers", "grad head.weight"} <= set(disturbed(before, model))
+        assert {"handlers", "grad head.weight"} <= set(changed_state(before, model))
 
 
 # --- counting ---
@@ -775,9 +775,9 @@ def test_an_attack_that_writes_the_weights_fails_and_they_are_restored(
 
     calls: list[int] = []
     model, images, progress = awkward(kind), some_images(6), list[int]()
-    before = world(model)
+    before = observable_state(model)
     margins = measure(model, images, Planted(late), "l2", batch_size=2, noise_retries=0, on_progress=progress.append)
-    assert disturbed(before, model) == []
+    assert changed_state(before, model) == []
     assert margins.status == (Status.FAILED,) * 6  # including the first two, which were measured before
     assert set(margins.message) == {"a change of the network's weights (undone)"}
     assert margins.distance.isinf().all()
@@ -819,9 +819,9 @@ def test_other_changes_to_the_network_reach_neither_the_judge_nor_the_caller(
         return 1 - images
 
     model = awkward(kind)
-    before = world(model)
+    before = observable_state(model)
     margins = measure(model, some_images(), Planted(propose), "l2", noise_retries=0)
-    assert disturbed(before, model) == []
+    assert changed_state(before, model) == []
     plain = measure(awkward(), some_images(), Planted(lambda view, images, labels: 1 - images), "l2", noise_retries=0)
     assert torch.equal(margins.distance, plain.distance)
     assert Status.FOUND in statuses(margins)

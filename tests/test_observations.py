@@ -48,7 +48,7 @@ def verdicts(trials: list[Trial]) -> dict[str, str]:
     return dict(zip(table["claim"], table["verdict"], strict=True))
 
 
-def tried(trials: Any, claim: str) -> Trial:
+def trial_of(trials: Any, claim: str) -> Trial:
     (trial,) = [one for one in trials if one.claim == claim]
     return trial
 
@@ -148,7 +148,7 @@ def decline_rate(make: Callable[[np.random.Generator], Panel], claim: str = obse
     draw = np.random.default_rng(4)
     found = 0
     for _ in range(WALKS):
-        effect = tried(observation1.trials([make(draw)]), claim).effect
+        effect = trial_of(observation1.trials([make(draw)]), claim).effect
         assert effect is not None
         low, high = effect.interval(0.05)
         assert (effect.p < 0.05) == (low > 0 or high < 0)
@@ -201,7 +201,7 @@ def test_a_walk_that_all_images_share_is_a_change_of_this_network() -> None:
     decided = 0
     for _ in range(100):
         shared = draw.normal(size=(1, 21)).cumsum(axis=1)
-        effect = tried(
+        effect = trial_of(
             observation1.trials([panel(50 + shared + 0.5 * draw.normal(size=(101, 21)))]), observation1.DECLINE
         ).effect
         assert effect is not None
@@ -354,7 +354,7 @@ def test_newcomers_close_to_the_boundary_are_found() -> None:
     values, correct = hardness(draw, 600, 8)
     new = correct.copy()
     new[:, 1:] &= ~correct[:, :-1]
-    trial = tried(observation3.trials([panel(np.where(new, 0.5 * values, values), correct)]), observation3.NEWCOMERS)
+    trial = trial_of(observation3.trials([panel(np.where(new, 0.5 * values, values), correct)]), observation3.NEWCOMERS)
     assert judge([trial]).iloc[0]["verdict"] == SUPPORTED
     assert trial.epochs == "1 → 7"
 

@@ -102,7 +102,7 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.figures.save", lambda *_: [])
 
 
-def said(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+def run_report(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
     code = main([str(word) for word in argv])
     printed = capsys.readouterr()
     return code, printed.out, printed.err
@@ -111,7 +111,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, s
 @pytest.mark.usefixtures("no_files")
 def test_one_run_gets_a_page_and_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "one")
-    assert said(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
+    assert run_report(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Observation 1" in page
     assert "&lt;" not in page.split("<title>")[1].split("</title>")[0]
@@ -124,7 +124,7 @@ def test_one_run_gets_a_page_and_tests(tmp_path: Path, capsys: pytest.CaptureFix
 def test_one_run_gets_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "one")
     before = set(state(run))
-    assert said(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
+    assert run_report(capsys, run) == (0, f"report: {run / 'report.html'}\n", "")
     new = set(state(run)) - before - {"figures", "report.html", "report-observations.csv"}
     assert {name.removeprefix("figures/").rpartition(".")[0] for name in new} == set(STATIC_FIGURES)
     assert (run / "figures" / "margins.png").read_bytes().startswith(PNG_SIGNATURE)
@@ -151,7 +151,7 @@ def test_a_pair_is_compared_and_the_sentence_has_its_numbers(
 ) -> None:
     runs = [write_run(tmp_path / "plain"), write_run(tmp_path / "robust", shrink=1.0, training="pgd", pgd_epsilon=0.1)]
     out = tmp_path / "pair.html"
-    code, printed, _ = said(capsys, *runs, "--out", out)
+    code, printed, _ = run_report(capsys, *runs, "--out", out)
     assert (code, printed) == (0, f"report: {out}\n")
     table = pd.read_csv(tmp_path / "pair-observations.csv")
     ratio = table[(table["claim"] == "larger margins") & (table["estimator"] == "envelope")]
@@ -203,7 +203,7 @@ ORDINARY = ("one split of another name",)
 )
 def test_missing_results_are_explained(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", **DEGENERATE[case])
-    code, printed, error = said(capsys, run)
+    code, printed, error = run_report(capsys, run)
     assert (code, error) == (0, "")
     assert printed == f"report: {run / 'report.html'}\n"
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def test_a_user_without_a_config_gets_a_report(tmp_path: Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    code, printed, error = said(capsys, *argv)
+    code, printed, error = run_report(capsys, *argv)
     assert (code, printed) == (1, "")
     assert ONE_LINE.fullmatch(error.rstrip("\n")), error
     return error
@@ -273,7 +273,7 @@ def test_a_failure_keeps_the_earlier_report(
 ) -> None:
     run = write_run(tmp_path / "run", epochs=2)
     out = tmp_path / "out" / "report.html"
-    assert said(capsys, run, "--out", out)[0] == 0
+    assert run_report(capsys, run, "--out", out)[0] == 0
     first = out.read_bytes()
 
     def full(*_: object) -> None:

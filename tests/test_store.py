@@ -27,7 +27,7 @@ from harness.store.identity import StoreError
 from tests.runs import ONE_LINE, contents, state
 
 
-def complaint(act: Callable[..., object], *args: Any, **options: Any) -> str | None:
+def error_line(act: Callable[..., object], *args: Any, **options: Any) -> str | None:
     """The one line of the `StoreError` that this raises, as the command prints it; None if it raises none."""
     try:
         act(*args, **options)
@@ -41,7 +41,7 @@ def complaint(act: Callable[..., object], *args: Any, **options: Any) -> str | N
 
 
 def refused(act: Callable[..., object], *args: Any, **options: Any) -> str:
-    message = complaint(act, *args, **options)
+    message = error_line(act, *args, **options)
     assert message is not None
     return message
 
@@ -149,7 +149,7 @@ def test_a_damaged_part_gives_a_one_line_error_or_unchanged_numbers(tmp_path: Pa
     pages = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # the rest describes them
     for position in range(0, pages, 9):
         flip(path, position, draw.randrange(8))
-        message = complaint(tables.read_part, path)
+        message = error_line(tables.read_part, path)
         if message is None:
             # a byte that does not affect the numbers, such as an unread statistic
             pd.testing.assert_frame_equal(tables.read_part(path)[0], table(), check_exact=True)
@@ -160,7 +160,7 @@ def test_a_damaged_part_gives_a_one_line_error_or_unchanged_numbers(tmp_path: Pa
     assert refusals > pages / 9 / 2
     for position in range(pages, len(raw), 31):
         flip(path, position, draw.randrange(8))
-        complaint(tables.read_part, path)
+        error_line(tables.read_part, path)
         path.write_bytes(raw)
     tables.read_part(path)
 
@@ -450,7 +450,7 @@ def test_any_damage_to_a_checkpoint_gives_a_one_line_error(tmp_path: Path) -> No
     for position in positions:
         flip(path, position, draw.randrange(8))
         other = Tied()
-        message = complaint(tensors.load_checkpoint, path, other)
+        message = error_line(tensors.load_checkpoint, path, other)
         if message is None:
             # only metadata such as the epoch
             assert position < header

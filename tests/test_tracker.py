@@ -703,7 +703,7 @@ def test_the_seed_of_an_image_does_not_depend_on_other_estimators(tmp_path: Path
     assert not set(alone) & {seed for _, _, got in Opposite.calls for seed in got}
 
 
-class Ears(Listener):
+class CountingListener(Listener):
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
 
@@ -718,7 +718,7 @@ class Ears(Listener):
 
 
 def test_a_listener_is_notified_once_per_image(tmp_path: Path) -> None:
-    ears = Ears()
+    ears = CountingListener()
     tracker = track(tmp_path, norms=["l2"], listener=ears, batch_size=4)
     tracker.update(2, Centred())
     done = [("done", count) for count in (4, 4, 1, 4, 1)]

@@ -26,7 +26,7 @@ from harness.models.weights import Normalized, load_weights
 from harness.store.tensors import load_checkpoint, save_checkpoint, weights_checksum
 from harness.tasks import EngineError
 from harness.tracking.tracker import MarginTracker
-from tests.test_isolation import Planted, disturbed, world
+from tests.test_isolation import Planted, changed_state, observable_state
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -45,7 +45,7 @@ def margins_of(model: nn.Module, images: Tensor = IMAGES, text: str = "deepfool"
 
 def touched(before: dict[str, object], model: nn.Module) -> list[str]:
     """The changed state of the model."""
-    return [name for name in disturbed(before, model) if "generator" not in name]
+    return [name for name in changed_state(before, model) if "generator" not in name]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_wrapped_model_is_measured_as_the_network_inside(
     tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
     model = wrap(net())
-    before = world(model)
+    before = observable_state(model)
     assert torch.equal(margins_of(model).distance, margins_of(net()).distance)
     assert touched(before, model) == []
     assert type(unwrapped(model)) is nn.Sequential
@@ -121,7 +121,7 @@ def test_a_wrapped_model_is_measured_as_the_network_inside(
 @pytest.mark.parametrize("wrap", [pytest.param(compiled, marks=slow), AveragedModel, nn.DataParallel])
 def test_a_wrapper_inside_a_model_is_unwrapped(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     plain, model = Normalized(net(), [0.5], [0.25]), Normalized(wrap(net()), [0.5], [0.25])
-    before = world(model)
+    before = observable_state(model)
     assert torch.equal(margins_of(model).distance, margins_of(plain).distance)
     assert weights_checksum(model) == weights_checksum(plain)
     save_checkpoint(tmp_path / "plain.safetensors", plain, 0)
@@ -208,7 +208,7 @@ def test_functions_that_run_the_callers_model_run_it_frozen(change: Callable[[nn
     model = net()
     change(model)
     assert run_by_copies(model)
-    before = world(model)
+    before = observable_state(model)
     measured = margins_of(model)
     assert touched(before, model) == []  # batch norm has counted nothing
     torch.testing.assert_close(measured.distance, margins_of(net()).distance, rtol=1e-5, atol=0)
@@ -230,7 +230,7 @@ def test_methods_of_the_model_are_copied_with_it() -> None:
     model = Noting(*net())
     bound(model)
     assert not run_by_copies(model)
-    before = world(model)
+    before = observable_state(model)
     assert torch.equal(margins_of(model).distance, margins_of(net()).distance)
     assert touched(before, model) == []
 
@@ -256,7 +256,7 @@ def test_models_with_tied_or_parametrized_weights(kind: str) -> None:
             mine.weight.copy_(its.weight)
             mine.bias.copy_(its.bias)
         model.train()
-    before = world(model)
+    before = observable_state(model)
     torch.testing.assert_close(margins_of(model).distance, margins_of(plain).distance, rtol=1e-4, atol=0)
     assert touched(before, model) == []
 
@@ -281,7 +281,7 @@ def test_threads_that_measure_a_model_in_place_take_turns() -> None:
         with frozen_view(model, (0.0, 1.0), "box", IMAGES.device):  # the same thread may freeze it recursively
             found.append(measure(nn.Sequential(model), IMAGES, Planted(propose), "l2", noise_retries=0))
 
-    before = world(model)
+    before = observable_state(model)
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -393,7 +393,7 @@ def test_pairs_of_warm_and_cold() -> None:
 EPOCHS = [0, 1, 5, 9]
 
 
-def told(factors: list[float], count: int = 400, *, noise: float = 0.002, lost: int = 0) -> pd.Series:
+def reported_savings(factors: list[float], count: int = 400, *, noise: float = 0.002, lost: int = 0) -> pd.Series:
     """Reported savings of a warm estimator whose distances are these multiples of the cold ones at `EPOCHS`."""
     draw = np.random.default_rng(0)
     cold = draw.lognormal(-1, 0.4, (count, 10))
@@ -418,7 +418,7 @@ def told(factors: list[float], count: int = 400, *, noise: float = 0.002, lost: 
 
 
 def test_savings_of_a_warm_start_match_hand_calculation() -> None:
-    row = told([1, 1, 1, 0.95])
+    row = reported_savings([1, 1, 1, 0.95])
     # 25 passes instead of 100; 65 + 9 * 25 and four samples of 100 instead of ten
     assert row["passes"] == 25
     assert row["cold_passes"] == 100
@@ -447,7 +447,7 @@ def test_savings_of_a_warm_start_match_hand_calculation() -> None:
     ],
 )
 def test_verdicts_on_warm_starts(factors: list[float], given: Any, verdict: str, apart: bool) -> None:
-    row = told(factors, **given)
+    row = reported_savings(factors, **given)
     assert (row["verdict"], row["apart"]) == (verdict, apart)
 
 
