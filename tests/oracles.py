@@ -45,7 +45,7 @@ class Affine(nn.Module):
 
 
 class FlatAround(nn.Module):
-    """Two classes ``(depth, relu(w . x - edge))``: the gradient is exactly 0 wherever ``w . x < edge``."""
+    """Two classes ``(depth, relu(w . x - edge))``: the gradient is exactly 0 where ``w . x < edge``."""
 
     def __init__(self, normal: Tensor, edge: float, depth: float) -> None:
         super().__init__()

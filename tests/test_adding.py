@@ -1,4 +1,4 @@
-"""docs/adding.md: each part on the page is added to a copy of the packages as the page says, and used there.
+"""docs/adding.md: each part on the page is added to a copy of the packages as described there, and used.
 
 Also the requirements for each registered certifier, engine, data source and model source, one row each.
 """

@@ -386,7 +386,7 @@ def track_without_torch(tmp_path: Path, *argv: str) -> subprocess.CompletedProce
 def test_help_states_every_default_without_torch(tmp_path: Path) -> None:
     done = track_without_torch(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    # one entry an option, each on a line of its own in the second half
+    # one entry per option, each on a separate line in the second half
     entries = {}
     for entry in re.split(r"\n  (?=-)", done.stdout.partition("options:\n")[2]):
         words = entry.split()

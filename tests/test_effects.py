@@ -43,7 +43,7 @@ def test_the_band_of_a_rate_holds_999_of_1000_counts() -> None:
     assert (low, high) == (14, 49)
     counts = generator(0).binomial(600, 0.05, size=100_000)
     assert 0.9985 < np.mean((counts >= low) & (counts <= high)) < 0.9999
-    # a rate of 9% is told from 5%, mostly, and one of 12% always
+    # a rate of 9% is mostly distinguished from 5%, and one of 12% always
     assert np.mean(generator(1).binomial(600, 0.12, size=10_000) > high) > 0.99
 
 
@@ -478,7 +478,7 @@ def make_log_means(draw: np.random.Generator) -> tuple[Effect, float]:
 
 
 def make_cliff(draw: np.random.Generator) -> tuple[Effect, float]:
-    # P(X < Y) of normal values one standard deviation apart
+    # P(X < Y) of normal values whose means differ by one standard deviation
     member = halves(250, 50)
     truth = 1 - 2 * stats.norm.cdf(1 / math.sqrt(2))
     return CliffDelta(draw.normal(size=250) - member, member), truth

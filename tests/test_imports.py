@@ -13,7 +13,7 @@ import pytest
 from attacks.registry import ESTIMATORS
 
 ROOT = Path(__file__).resolve().parent.parent
-# A room is a folder or a flat module of a package. Each imports only rooms that stand before it.
+# A room is a folder or a flat module of a package. Each imports only rooms listed before it.
 ROOMS = {
     "attacks": (
         *("types", "input_gradient", "geometry", "seeds", "arguments", "trace", "affine", "isolation"),

@@ -581,7 +581,7 @@ def recorded(points: list[list[float]], image: float = 0.2) -> tuple[float, floa
 @pytest.mark.parametrize(
     ("points", "point", "distance"),
     [
-        ([[0.9], [0.6], [0.8]], 0.6, 0.4),  # the nearest, whatever the order
+        ([[0.9], [0.6], [0.8]], 0.6, 0.4),  # the nearest, in any order
         ([[0.3], [0.45]], 0.2, float("inf")),  # never a point of the predicted class
         ([[0.9], [0.4]], 0.9, 0.7),
         ([[1.5], [-3.0]], 0.2, float("inf")),  # never outside the box

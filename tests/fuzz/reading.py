@@ -1,4 +1,4 @@
-"""A reader of files, and fingerprints that tell two of its results apart."""
+"""A reader of files, and fingerprints that distinguish its results."""
 
 from __future__ import annotations
 
