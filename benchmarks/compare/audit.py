@@ -19,7 +19,7 @@ from harness.statistics import quantile
 ENVELOPE = "envelope"
 OTHERS = "the others"
 EXACT = "exact"
-# names of estimators that are the truth itself and would make an envelope of it
+# estimators that are exact margins and are excluded from the envelope
 TRUTHS = ("affine", "exact")
 # the bracket of refinement and its step beyond the boundary are each half of this fraction of a distance
 RESOLUTION = 1e-4
