@@ -1,16 +1,21 @@
-"""The command `benchmarks.estimators` and the problems with exact margins."""
+"""The commands `benchmarks.estimators` and `benchmarks.published`, and the problems with exact margins."""
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from attacks import create
 from attacks.measure import measure
 from attacks.types import NORMS, Norm
 from benchmarks import estimators as benchmark
+from benchmarks import published
 from benchmarks.problems import slab_problem
 
 
@@ -85,3 +90,47 @@ def test_margins_of_the_slab_are_those_to_the_nearer_plane(norm: Norm) -> None:
     # control: other images have other margins
     moved = measure(problem.model, 0.9 * problem.images, create("cascade:budget=100"), norm).distance / truth
     assert (moved - 1).abs().median() > 0.05
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    """A random network and eight random images in the files of a published one."""
+    torch.manual_seed(0)
+    network = published.NETWORKS["mnist-cnn-a-adv"].network()
+    save_file(network.state_dict(), tmp_path / "mnist-cnn-a-adv.safetensors")
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "mnist-200.npz", x_test=images, y_test=np.zeros(8, dtype=np.int64))
+    return tmp_path
+
+
+def test_published_networks_are_counted_at_their_radius(networks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--networks", str(networks), "--network", "mnist-cnn-a-adv", "--estimator", "deepfool:steps=5"]
+    out = networks / "out.json"
+    assert published.main([*options, "--certifier", "ibp", "--images", "6", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == out.with_suffix(".md").read_text(encoding="utf-8")
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    model, images, labels = published.read(published.NETWORKS["mnist-cnn-a-adv"], networks, None)
+    margins = measure(model, images[:6], create("deepfool:steps=5"), "linf")
+    wrong = margins.prediction != labels[:6]
+    within = int((wrong | (margins.distance <= 0.3)).sum())
+    assert (rows[0]["images"], rows[0]["errors"], rows[0]["within"]) == (6, int(wrong.sum()), within)
+    assert rows[0]["passes"] == float((margins.forwards + margins.backwards).mean())
+    assert [row["method"] for row in rows] == ["deepfool:steps=5", *(["ibp"] if within < 6 else [])]
+
+
+def test_more_images_than_an_exact_number_is_a_contradiction(networks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--networks", str(networks), "--network", "mnist-cnn-a-adv", "--estimator", "deepfool:steps=5"]
+    for within, code in ((8, 0), (-1, 1)):
+        known = replace(published.NETWORKS["mnist-cnn-a-adv"], within=within, count=8)
+        monkeypatch.setitem(published.NETWORKS, "mnist-cnn-a-adv", known)
+        assert published.main(options) == code
+
+
+@pytest.mark.parametrize("damage", ["mnist-cnn-a-adv.safetensors", "mnist-200.npz"])
+def test_a_missing_or_damaged_network_is_one_line(
+    networks: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (networks / damage).write_bytes(b"x")
+    assert published.main(["--networks", str(networks), "--network", "mnist-cnn-a-adv"]) == 2
+    assert re.fullmatch(rf"published: error: expected .* at .*{damage}, got .*; download it\n", capsys.readouterr().err)
