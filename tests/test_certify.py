@@ -271,6 +271,7 @@ def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
     assert violated_bounds(norm, domain, upper_lines) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_control_chords_that_are_too_low_are_detected(norm: Norm, domain: Domain) -> None:
     assert violated_bounds(norm, domain, lines_of_low_chords) > 0

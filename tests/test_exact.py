@@ -30,6 +30,7 @@ from attacks.registry import create
 from attacks.types import DOMAINS, NORMS, Domain, InputError, Norm, UnsoundError
 from tests import oracles
 from tests.brute_force import FREE, brute_force, lines_of_low_chords, tiny
+from tests.grids import covering
 from tests.milp import linf_margin
 
 GAP = 1e-6
@@ -72,9 +73,12 @@ def digits(trained_digits: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
 # --- independently known margins ---
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 2.0), (0.0, 255.0)], ids=str)
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "bounds",
+    [(-1.0, 2.0), *(pytest.param(bounds, marks=pytest.mark.slow) for bounds in ((0.0, 1.0), (0.0, 255.0)))],
+    ids=str,
+)
+@pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_affine_models(norm: Norm, domain: Domain, bounds: tuple[float, float]) -> None:
     low, high = bounds
     model, images = oracles.affine_model(5, spread=4.0), oracles.inked_images(12)

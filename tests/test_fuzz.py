@@ -24,7 +24,7 @@ def test_past_findings_are_refused(tmp_path: Path, case: Path) -> None:
 
 
 # seconds each: the other readers are slow
-ORDINARY = ("manifest", "margin part", "checkpoint", "witnesses and probes", "weights of others", "options file")
+ORDINARY = ("manifest", "margin part", "checkpoint", "witnesses and probes")
 
 
 @pytest.mark.parametrize(

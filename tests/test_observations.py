@@ -687,6 +687,7 @@ def test_a_degenerate_run_gives_tables_that_name_what_is_missing(name: str) -> N
         assert len(evidence.composition) == 0
 
 
+@pytest.mark.slow
 def test_degenerate_runs_in_one_report() -> None:
     check(gather(list(degenerate().values())))
 
