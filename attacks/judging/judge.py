@@ -52,6 +52,7 @@ class Judge:
         self.message = [""] * len(images)
 
     def run(self, noise_retries: int) -> Margins:
+        """Attack, retry from noisy starts where nothing was found, refine; the chunk's margins."""
         pending = torch.nonzero(~self.tied).flatten()
         start = None if self.start is None else self.view.from_pixels(self.start)
         self._attack(self.view.from_pixels(self.images), pending, self.seeds, start)
