@@ -1,5 +1,6 @@
 """Every test starts from the same seeds, on one thread."""
 
+import gc
 import random
 
 import numpy as np
@@ -8,6 +9,12 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of later garbage collections, each of which would walk it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
