@@ -113,8 +113,8 @@ class Row:
         images, errors: measured images, and those of them that are misclassified.
         within: images at most ``radius`` away, errors included; of a certifier those not proved.
         left: images on which a certifier was tried: those not within the radius by any estimator.
-        average: mean distance, or lower bound, of the correctly classified images that have one.
-        passes, most: forwards and backwards per image, mean and largest.
+        average: mean distance, or lower bound, of the correctly classified images that have one; none without any.
+        passes, most: forwards and backwards per image, mean and largest; none of a certifier.
     """
 
     network: str
@@ -125,9 +125,9 @@ class Row:
     within: int
     published: int | None
     left: int | None
-    average: float
-    passes: float
-    most: float
+    average: float | None
+    passes: float | None
+    most: float | None
     seconds: float
 
 
@@ -190,7 +190,7 @@ def compare(
                 within=int((wrong | (margins.distance <= published.radius)).sum()),
                 published=known,
                 left=None,
-                average=float(measured.mean()),
+                average=float(measured.mean()) if len(measured) else None,
                 passes=float(passes.mean()),
                 most=float(passes.max()),
                 seconds=seconds,
@@ -212,8 +212,8 @@ def compare(
                 published=known,
                 left=len(left),
                 average=float(lower.mean()),
-                passes=float("nan"),
-                most=float("nan"),
+                passes=None,
+                most=None,
                 seconds=seconds,
             )
         )
@@ -230,10 +230,11 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         within = f"{row.within}" if row.left is None else f"at most {row.within}"
         passes = f"{row.passes:.0f}, at most {row.most:.0f}" if row.left is None else f"({row.left} images)"
+        average = "" if row.average is None else f"{row.average:.4f}"
         tried = row.images if row.left is None else row.left
         lines.append(
             f"| {row.network} | {row.radius:.4g} | `{row.method}` | {row.images} | {row.errors} | {within} | "
-            f"{'' if row.published is None else row.published} | {row.average:.4f} | {passes} | "
+            f"{'' if row.published is None else row.published} | {average} | {passes} | "
             f"{1000 * row.seconds / tried:.1f} |"
         )
     return "\n".join(lines)
@@ -290,7 +291,7 @@ def _compare(options: argparse.Namespace) -> int:
     print(table(rows))
     if options.out:
         facts = {"created": now(), "rows": [asdict(row) for row in rows], **environment(options.threads)}
-        write_text(options.out, json.dumps(facts, indent=2) + "\n")
+        write_text(options.out, json.dumps(facts, indent=2, allow_nan=False) + "\n")
         write_text(options.out.with_suffix(".md"), table(rows) + "\n")
     wrong = contradictions(rows)
     for line in wrong:

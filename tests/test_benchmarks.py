@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from attacks import create
 from attacks.measure import measure
+from attacks.registry import create_certifier
 from attacks.types import NORMS, Norm
 from benchmarks import estimators as benchmark
 from benchmarks import published
@@ -94,29 +95,43 @@ def test_margins_of_the_slab_are_those_to_the_nearer_plane(norm: Norm) -> None:
 
 @pytest.fixture
 def networks(tmp_path: Path) -> Path:
-    """A random network and eight random images in the files of a published one."""
+    """A random network and eight random images, two of them misclassified, in the files of a published one."""
     torch.manual_seed(0)
     network = published.NETWORKS["mnist-cnn-a-adv"].network()
     save_file(network.state_dict(), tmp_path / "mnist-cnn-a-adv.safetensors")
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
-    np.savez(tmp_path / "mnist-200.npz", x_test=images, y_test=np.zeros(8, dtype=np.int64))
+    # the first two labels are wrong
+    labels = network(torch.from_numpy(images).float() / 255).argmax(1).numpy()
+    labels[:2] = (labels[:2] + 1) % 10
+    np.savez(tmp_path / "mnist-200.npz", x_test=images, y_test=labels)
     return tmp_path
 
 
-def test_published_networks_are_counted_at_their_radius(networks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_networks_are_counted_at_their_radius(
+    networks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images, labels = published.read(published.NETWORKS["mnist-cnn-a-adv"], networks, None)
+    margins = measure(model, images[:6], create("deepfool:steps=5"), "linf")
+    wrong = margins.prediction != labels[:6]
+    assert wrong.tolist() == [True, True] + [False] * 4
+    radius = float(margins.distance[2:].median())
+    monkeypatch.setitem(
+        published.NETWORKS, "mnist-cnn-a-adv", replace(published.NETWORKS["mnist-cnn-a-adv"], radius=radius)
+    )
     options = ["--networks", str(networks), "--network", "mnist-cnn-a-adv", "--estimator", "deepfool:steps=5"]
     out = networks / "out.json"
     assert published.main([*options, "--certifier", "ibp", "--images", "6", "--out", str(out)]) == 0
     assert capsys.readouterr().out == out.with_suffix(".md").read_text(encoding="utf-8")
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    model, images, labels = published.read(published.NETWORKS["mnist-cnn-a-adv"], networks, None)
-    margins = measure(model, images[:6], create("deepfool:steps=5"), "linf")
-    wrong = margins.prediction != labels[:6]
-    within = int((wrong | (margins.distance <= 0.3)).sum())
-    assert (rows[0]["images"], rows[0]["errors"], rows[0]["within"]) == (6, int(wrong.sum()), within)
+    # two errors, and of the other four the two nearest
+    assert (rows[0]["images"], rows[0]["errors"], rows[0]["within"]) == (6, 2, 4)
     assert rows[0]["passes"] == float((margins.forwards + margins.backwards).mean())
-    assert [row["method"] for row in rows] == ["deepfool:steps=5", *(["ibp"] if within < 6 else [])]
+    far = ~wrong & (margins.distance > radius)
+    upper = margins.distance[far]
+    lower = create_certifier("ibp").certify(model, images[:6][far], "linf", domain="box", upper=upper).lower
+    assert (rows[1]["method"], rows[1]["left"], rows[1]["passes"]) == ("ibp", 2, None)
+    assert rows[1]["within"] == 6 - int((lower >= radius).sum())
 
 
 def test_more_images_than_an_exact_number_is_a_contradiction(networks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

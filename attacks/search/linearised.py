@@ -62,9 +62,9 @@ def class_slopes(model: Classifier, images: Tensor, labels: Tensor, count: int) 
     logits = model(leaf)
     others = logits.detach().scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     classes = others[:, :count]
-    gaps = logits.gather(1, labels[:, None]) - logits.gather(1, classes)
-    gradients = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0] for gap in gaps.unbind(1)]
-    return gaps.detach(), torch.stack(gradients, 1), classes
+    pairs = [gap_and_normal(leaf, logits, labels, targets, retain_graph=True) for targets in classes.unbind(1)]
+    gaps, normals = (torch.stack(column, 1) for column in zip(*pairs, strict=True))
+    return gaps, -normals, classes
 
 
 def first_order_margin(model: Classifier, images: Tensor, labels: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
