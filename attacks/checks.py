@@ -157,6 +157,22 @@ def check_points(what: str, points: object, images: Tensor) -> None:
         )
 
 
+def check_pool(pool: Tensor, images: Tensor, bounds: Bounds) -> None:
+    """Refuse a pool of images that are not like those to measure.
+
+    Raises:
+        InputError: another shape, dtype or device than the images', or values out of bounds.
+    """
+    got, wanted = tuple(pool.shape[1:]), tuple(images.shape[1:])
+    if got != wanted or pool.dtype is not images.dtype or pool.device != images.device:
+        raise InputError(
+            f"expected a pool of images {wanted} of {images.dtype} on {images.device}, got {got} of {pool.dtype} on "
+            f"{pool.device}; give images like those to measure"
+        )
+    if len(pool):
+        check_images(pool, bounds)
+
+
 def plain_seeds(seeds: Any, count: int) -> Tensor:
     """Seeds as a tensor ``(count,)`` int64.
 

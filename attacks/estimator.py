@@ -45,6 +45,9 @@ class Estimator(Protocol):
 
     An estimator whose numbers have changed since its first release states this in a class attribute ``revision``, an
     integer that is 1 by default: a run does not mix margins of two revisions.
+
+    An estimator with a class attribute ``uses_pool`` that is true takes one more keyword, ``pool``, an
+    `attacks.pool.Pool` or None: images of known classes to set out from.
     """
 
     @property

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import check_choice, check_estimator, check_flag, plain_bounds, whole
-from attacks.checks import check_ability, check_images, check_model, check_module, check_points, plain_seeds
+from attacks.checks import check_ability, check_images, check_model, check_module, check_points, check_pool, plain_seeds
 from attacks.estimator import Estimator, Margins, Status
 from attacks.geometry import per_row
 from attacks.isolation import WeightsError, frozen_view
 from attacks.judging.judge import Judge
 from attacks.memory import affordable, chunk_size
+from attacks.pool import Pool, predicted, uses_pool
 from attacks.seeds import derive_seed, forked_generators
 from attacks.trace import Trace
 from attacks.types import DOMAINS, NOISE_RETRIES, Bounds, Domain, Norm
@@ -64,6 +65,7 @@ def measure(
     batch_size: int = 128,
     seeds: Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
+    pool: Tensor | None = None,
     trace: Trace | None = None,
     on_progress: Callable[[int], None] | None = None,
     expect_over: int = 1,
@@ -92,6 +94,8 @@ def measure(
         start: ``(N, C, H, W)`` points in ``bounds``, such as the witnesses of an earlier network, for estimators that
             can start from one; they need not be witnesses. A row that is not finite or is the image itself
             counts as no start.
+        pool: ``(P, C, H, W)`` images in ``bounds``, such as training images, for estimators that set out from images of
+            other classes as well (``cascade``, ``best``). They are classified once, which no image's passes count.
         trace: an empty trace; it gets each image's nearest point, pass by pass.
         on_progress: called with the number of images done after every chunk.
         expect_over: of a model that draws at random, average the softmax over N draws and measure its logarithm.
@@ -130,6 +134,7 @@ def measure(
         options,
         seeds=seeds,
         start=start,
+        pool=pool,
         trace=trace,
         on_progress=on_progress,
         checked=checked,
@@ -145,11 +150,12 @@ def measure_with(
     *,
     seeds: Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
+    pool: Tensor | Pool | None = None,
     trace: Trace | None = None,
     on_progress: Callable[[int], None] | None = None,
     checked: bool = False,
 ) -> Margins:
-    """See `measure`, with the options that a whole run shares as one object."""
+    """See `measure`, with the options that a whole run shares as one object; for a pool, see `classified`."""
     check_module(model)
     check_estimator(estimator)
     check_ability(estimator, norm, options.domain)
@@ -159,6 +165,8 @@ def measure_with(
     seeds = plain_seeds(seeds, len(images))
     if start is not None:
         check_points("start", start, images)
+    if isinstance(pool, Tensor):
+        check_pool(pool, images, options.bounds)
     parts, spoiled = [], ""
     with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
         # contiguous since torchattacks uses `view`
@@ -167,11 +175,13 @@ def measure_with(
         view.batch_size, first = affordable(view, pixels, options.batch_size), 0
         for told in () if checked else check_model(view, pixels):
             warnings.warn(told, stacklevel=3)
+        known = None if not isinstance(pool, Tensor) else predicted(view, pool) if uses_pool(estimator) else None
+        others = pool if isinstance(pool, Pool) else known
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], pixels[chunk])
-            judge = Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace)
+            judge = Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace, others)
             try:
                 parts.append(judge.conclude() if spoiled else judge.run(options.noise_retries))
             except WeightsError as error:
@@ -182,6 +192,19 @@ def measure_with(
                 on_progress(len(parts[-1].status))
         found = join_margins(parts)
         return _failed(found, images, spoiled) if spoiled else found
+
+
+def classified(model: nn.Module, images: Tensor, options: MeasureOptions) -> Pool:
+    """A pool of these images ``(P, C, H, W)`` on the model's device, for several calls of `measure_with`.
+
+    Raises:
+        InputError: images that cannot be measured.
+    """
+    check_images(images, options.bounds)
+    with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
+        view.draws, view.binary = options.expect_over, options.binary
+        view.batch_size = affordable(view, images, options.batch_size)
+        return predicted(view, images)
 
 
 def _usable(start: Tensor, images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from attacks.estimator import Estimator, revision_of
 from attacks.geometry import boundary_fraction, least_step, on_segment, per_row, row_norm
 from attacks.isolation import Classifier
 from attacks.isolation.outputs import Logits
+from attacks.pool import Pool, uses_pool, with_pool
 from attacks.types import Domain, EstimatorError, InputError, Norm
 
 # Relative overshoots beyond the boundary at which the classifier checks a point in its own precision, in addition to
@@ -88,6 +89,11 @@ class Polished:
         """Whether the inner estimator refills its batches itself."""
         return bool(getattr(self.inner, "refills", False))
 
+    @property
+    def uses_pool(self) -> bool:
+        """Whether the inner estimator takes a pool."""
+        return uses_pool(self.inner)
+
     def perturb(
         self,
         model: Classifier,
@@ -97,6 +103,7 @@ class Polished:
         *,
         seeds: Tensor,
         start: Tensor | None = None,
+        pool: Pool | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`.
 
@@ -104,7 +111,9 @@ class Polished:
             InputError: the model cannot be read; names the layer.
         """
         network = read(model, images)
-        candidates = self.inner.perturb(model, images, labels, norm, seeds=seeds, start=start).detach().to(images)
+        given = with_pool(self.inner, pool)
+        candidates = self.inner.perturb(model, images, labels, norm, seeds=seeds, start=start, **given)
+        candidates = candidates.detach().to(images)
         # a library's attack may have changed modes and buffers of the view
         model.settle()
         result = candidates.clone()

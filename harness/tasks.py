@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.estimator import Estimator, Margins
 from attacks.measure import MeasureOptions, measure_with
+from attacks.pool import Pool
 from attacks.types import Norm
 from harness.config.devices import device_of
 from harness.store import Unit
@@ -26,6 +27,7 @@ class Task:
         split, first: whose images these are, and the place of the first one in the probe.
         images: ``(N, C, H, W)`` on the CPU. seeds: one per image. start: like ``images``, or None.
         options: how they are measured. The caller has checked the model.
+        pool: classified images on the CPU for an estimator that uses them.
     """
 
     unit: Unit
@@ -36,6 +38,7 @@ class Task:
     seeds: tuple[int, ...]
     start: Tensor | None
     options: MeasureOptions
+    pool: Pool | None = None
 
     def __str__(self) -> str:
         return f"{self.unit}, {self.split} images {self.first} to {self.first + len(self.images) - 1}"
@@ -116,6 +119,7 @@ def run_task(model: nn.Module, task: Task, on_progress: Callable[[int], None] | 
         task.options,
         seeds=task.seeds,
         start=None if task.start is None else task.start.to(device),
+        pool=None if task.pool is None else task.pool.to(device),
         on_progress=on_progress,
         checked=True,
     )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "attacks": (
         *("types", "input_gradient", "geometry", "seeds", "arguments", "trace", "affine", "isolation"),
-        *("estimator", "certifier", "search", "adapters", "registry", "memory", "checks", "judging", "measure"),
+        *("estimator", "certifier", "pool", "search", "adapters", "registry", "memory", "checks", "judging", "measure"),
         *("certify", "polish", "estimators"),
     ),
     "harness": (

@@ -16,7 +16,7 @@ from attacks.types import DOMAINS, NORMS, EstimatorError
 ROOT = Path(__file__).resolve().parent.parent
 ONE_LINE = re.compile(r"(estimator \w+: )?expected .+, got .+; .+")
 # another value of each field that is not a number
-OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "engine": "foolbox", "polish": False}
+OTHERS = {"of": "fmn:steps=7/gamma=0.1+ddn", "warm": 100, "most": 700, "engine": "foolbox", "polish": False}
 NAMED = sorted(set(ESTIMATORS) - set(WRAPPERS))
 
 

@@ -16,6 +16,7 @@ from attacks.estimator import Estimator, Settings, revision_of, setting
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier
 from attacks.polish import Polished, read, warmth
+from attacks.pool import Pool, uses_pool, with_pool
 from attacks.registry import create, text_form
 from attacks.seeds import derive_seed, seed_generators
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
@@ -90,6 +91,11 @@ class Best(Settings):
         return all(m.batch_invariant for m in self.members.values())
 
     @property
+    def uses_pool(self) -> bool:
+        """Whether any member takes a pool."""
+        return any(uses_pool(m) for m in self.members.values())
+
+    @property
     def revision(self) -> int:  # type: ignore[override]
         """Rises with the revision of every member, as it runs, that is, polished with ``polish``."""
         return REVISION + sum(revision_of(_polished(m) if self.polish else m) - 1 for m in self.members.values())
@@ -103,6 +109,7 @@ class Best(Settings):
         *,
         seeds: Tensor,
         start: Tensor | None = None,
+        pool: Pool | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
         result, winner = images.clone(), [""] * len(images)
@@ -113,7 +120,7 @@ class Best(Settings):
         if self.polish and _readable(model, images):
             members = {text_form(m): m for m in map(_polished, members.values())}
         for text, member in members.items():
-            call = _Call(member, model, images, labels, norm, seeds, start)
+            call = _Call(member, model, images, labels, norm, seeds, start, pool)
             candidates = call.run(torch.arange(len(images), device=images.device))
             errors += call.errors
             answered |= call.answered
@@ -156,7 +163,9 @@ class _Call:
         norm: Norm,
         seeds: Tensor,
         start: Tensor | None,
+        pool: Pool | None,
     ) -> None:
+        self.pool = with_pool(member, pool)
         self.member, self.model, self.images, self.labels = member, model, images, labels
         self.norm, self.seeds, self.start = norm, seeds, start
         self.answered = torch.zeros_like(labels, dtype=torch.bool)
@@ -175,6 +184,7 @@ class _Call:
                     self.norm,
                     seeds=self.seeds[rows],
                     start=None if self.start is None else self.start[rows].clone(),
+                    **self.pool,
                 )
         except (EstimatorError, InputError):
             raise

@@ -1,4 +1,4 @@
-"""Multi-start descent towards the nearest classes under a budget of passes, the default estimator."""
+"""Multi-start descent towards the nearest classes, and restarts, under a budget of passes: the default estimator."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from attacks.estimator import Settings, setting
 from attacks.geometry import dual_norm, row_norm
 from attacks.isolation import Classifier
+from attacks.pool import Pool
 from attacks.search.descent import Walks, advance, kick, move, set_out
 from attacks.search.linearised import class_slopes
+from attacks.search.restarts import Course, Nearest, Plan, Search, spent
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, EstimatorError, Norm
 
 # passes that `measure` may still spend on a row: a check, at most 24 bisections and 5 steps back; or two checks per
@@ -70,9 +72,37 @@ PACES: Mapping[Norm, Pace] = {
 }
 
 
+# with fewer passes, all are better spent on walks
+FEWEST_PASSES = 170
+# passes of the default budget, for which the restarts were chosen, by measurement on PGD-trained networks of MNIST and
+# Fashion-MNIST: from random points of the ball in L-infinity and from kicks in L2; a few steps decide, longer ones
+# gained no more per pass
+WHOLE = 270
+RESTARTS: Mapping[Norm, Plan] = {
+    "l2": Plan(
+        restart=Course(12, (1.0, 0.02), (0.03, 0.001), 0.0),
+        tries=1,
+        expected=1,
+        patience=2,
+        kick=3.0,
+        outside=Course(25, (2.0, 0.02), (0.1, 0.002), 0.0),
+        finish=Course(12, (0.2, 0.005), (0.02, 0.001), 0.0),
+    ),
+    "linf": Plan(
+        restart=Course(6, (1.0, 0.02), (0.03, 0.001), 0.5),
+        tries=5,
+        expected=6,
+        patience=6,
+        kick=None,
+        outside=Course(25, (3.0, 0.02), (0.1, 0.002), 0.5),
+        finish=Course(12, (0.2, 0.005), (0.02, 0.001), 0.0),
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cascade(Settings):
-    """DeepFool steps to each of the nearest classes, then fast-minimum-norm steps, all within ``budget`` passes.
+    """Walks to each of the nearest classes, then short restarts while these gain, all within an expected ``budget``.
 
     One forward and a vector-Jacobian product for each of ``candidates`` classes rank the classes by linearised distance
     (DeepFool, Moosavi-Dezfooli et al. 2016, eq. 8) and by logit. The former ranks better on standard networks, the
@@ -84,9 +114,17 @@ class Cascade(Settings):
     that it has searched) exceeds the image's best distance by more than the pace's slack, which falls to 0 over the
     budget.
 
-    ``budget`` bounds the forwards and backwards of every image, including `measure`'s clean pass, checks, refinement
-    and up to 14 noise retries; retries spend what earlier calls have left. Where a start is given and ``warm`` is not
-    0, ``warm`` replaces ``budget``.
+    From a budget of 200 on, part of it goes to restarts in the ball of the best distance (`RESTARTS`): from a
+    random point of it in L-infinity, from a kick off the witness in L2. Where none gains they end; where one does, they
+    go on until several in a row gain nothing. A descent with small strides from the nearest witness ends the search.
+    With a ``pool``, every second restart in L-infinity begins towards a pool's image of another class, the nearest
+    first; in L2 a walk from the boundary on the way to the nearest one replaces the kick, and in L-infinity it is for
+    images without a witness.
+
+    ``budget`` is the expected number of forwards and backwards per image, including `measure`'s clean pass, checks,
+    refinement and up to 14 noise retries; retries spend what earlier calls have left. No image spends more than
+    ``most``, twice the budget by default (0). Where a start is given and ``warm`` is not 0, ``warm`` replaces
+    ``budget``.
     """
 
     name: ClassVar[str] = "cascade"
@@ -94,6 +132,9 @@ class Cascade(Settings):
     domains: ClassVar[frozenset[Domain]] = BOTH_DOMAINS
     tightness: ClassVar[Mapping[Norm, float]] = {"l2": 1.0002, "linf": 1.0002}
     batch_invariant: ClassVar[bool] = True
+    uses_pool: ClassVar[bool] = True
+    # 2: restarts and a last descent; with a pool, walks from outside
+    revision: ClassVar[int] = 2
     # on Fashion-MNIST networks, half the passes from the witnesses of the epoch before are about as good as half the
     # passes without them on standard networks, and much better on adversarially trained ones
     WARM: ClassVar[int] = 150
@@ -102,12 +143,17 @@ class Cascade(Settings):
     targets: int = setting(4, least=1)
     candidates: int = setting(10, least=2)
     warm: int = setting(0, least=0)
+    most: int = setting(0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if 0 < self.warm < LEAST_BUDGET:
             raise EstimatorError(
                 f"expected warm to be 0 or at least {LEAST_BUDGET}, got {self.warm}; give a larger number"
+            )
+        if 0 < self.most < self.budget:
+            raise EstimatorError(
+                f"expected most to be 0 or at least the budget of {self.budget}, got {self.most}; give a larger number"
             )
 
     def perturb(
@@ -119,14 +165,41 @@ class Cascade(Settings):
         *,
         seeds: Tensor,
         start: Tensor | None = None,
+        pool: Pool | None = None,
     ) -> Tensor:
         """See `Estimator.perturb`."""
-        begun, limit, pace = spent(model), self._limits(images, norm, start), PACES[norm]
-        result, done = images.clone(), torch.zeros_like(labels)
-        best = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+        begun, limit, plan = spent(model), self._limits(images, norm, start), self._plan(norm)
+        nearest = Nearest.none(images)
+        searched = limit - begun >= FEWEST_PASSES
+        shorter = torch.where(searched, limit - plan.passes(pool is not None), limit)
+        self._walk(model, images, labels, norm, seeds, start, begun, shorter, nearest)
+        search = Search(model, images, labels, norm, seeds, nearest, pool)
+        rows = torch.nonzero(searched).flatten()
+        if len(rows):
+            search.run(plan, rows, limit=(self.most or 2 * self.budget) - RESERVE)
+        return nearest.witness
+
+    def _plan(self, norm: Norm) -> Plan:
+        """Restarts in proportion to the budget."""
+        return RESTARTS[norm].scaled((self.budget - RESERVE) / WHOLE)
+
+    def _walk(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        norm: Norm,
+        seeds: Tensor,
+        start: Tensor | None,
+        begun: Tensor,
+        limit: Tensor,
+        nearest: Nearest,
+    ) -> None:
+        """Walks towards the nearest classes and from the start, up to ``limit`` ``(B,)`` passes."""
+        pace, done = PACES[norm], torch.zeros_like(labels)
         rows = torch.nonzero(begun + 1 + min(self.candidates, model.classes) <= limit).flatten()
         if not len(rows):
-            return result
+            return
         afford = ((limit - begun) // (2 * FEWEST_STEPS)).clamp(1, self.targets)
         walks = self._towards_classes(model, images, labels, norm, rows, afford[rows])
         if start is not None:
@@ -140,15 +213,12 @@ class Cascade(Settings):
             advance(
                 model, images, labels, walks, norm, stride=stride[owner], shrink=shrink[owner], momentum=pace.momentum
             )
-            nearest = best.scatter_reduce(0, owner, walks.distance, "amin")
-            winner = (walks.distance < best[owner]) & (walks.distance == nearest[owner])
-            result[owner[winner]] = walks.witness[winner]
-            best = nearest
+            nearest.note(walks)
             claim = torch.where(walks.distance.isfinite(), walks.distance, walks.radius)
-            walks = walks.select(~walks.done & (claim <= (best * (1 + pace.slack * falling(used / whole)))[owner]))
+            most = nearest.distance * (1 + pace.slack * falling(used / whole))
+            walks = walks.select(~walks.done & (claim <= most[owner]))
             cost = 2 * torch.bincount(walks.owner, minlength=len(images))
             walks = walks.select((spent(model) + cost <= limit)[walks.owner])
-        return result
 
     def _limits(self, images: Tensor, norm: Norm, start: Tensor | None) -> Tensor:
         """Passes that each image may spend in `perturb`, ``(B,)`` float64."""
@@ -192,11 +262,6 @@ class Cascade(Settings):
 def falling(share: Tensor) -> Tensor:
     """Half a cosine: 1 at ``share`` 0, 0 at 1."""
     return (1 + torch.cos(math.pi * share)) / 2
-
-
-def spent(model: Classifier) -> Tensor:
-    """Passes so far of each active image, ``(B,)`` float64."""
-    return (model.forwards + model.backwards)[model.active]
 
 
 def _from_start(model: Classifier, images: Tensor, labels: Tensor, norm: Norm, rows: Tensor, start: Tensor) -> Walks:

@@ -14,6 +14,7 @@ from attacks.isolation import Classifier
 from attacks.judging.noise import noisy_starts, retry_seeds
 from attacks.judging.refine import refined
 from attacks.memory import chunk_size
+from attacks.pool import Pool, with_pool
 from attacks.seeds import derive_seed, seed_generators
 from attacks.trace import Trace
 from attacks.types import EstimatorError, InputError, Norm
@@ -31,7 +32,9 @@ class Judge:
         seeds: Tensor,
         start: Tensor | None,
         trace: Trace | None,
+        pool: Pool | None,
     ) -> None:
+        self.pool = with_pool(estimator, pool)
         self.view, self.estimator, self.norm, self.seeds, self.start = view, estimator, norm, seeds, start
         self.images = images
         view.start_chunk(len(images))
@@ -96,6 +99,7 @@ class Judge:
                     self.norm,
                     seeds=chosen.to(points.device),
                     start=None if start is None else start[rows].clone(),
+                    **self.pool,
                 )
         except (EstimatorError, InputError):
             raise

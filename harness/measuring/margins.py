@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from attacks.estimator import Estimator, Status, revision_of
 from attacks.isolation import WeightsError
-from attacks.measure import MeasureOptions, join_margins
+from attacks.measure import MeasureOptions, classified, join_margins
 from attacks.memory import chunk_length
+from attacks.pool import Pool, uses_pool
 from attacks.seeds import derive_seed
 from harness.config.devices import device_of
 from harness.data.probes import Probe
@@ -94,9 +96,10 @@ class Estimating:
             self.overdue[unit] = [one for one in self.overdue.get(unit, ()) if one != epoch]
         warm = [unit for unit in units if starts_warm(self.plan.estimators[unit.estimator])]
         begin = {unit: starts(self.folder, epoch, unit, self.probes) for unit in warm}  # all, before any is measured
+        pool = self._pool(units, model)
         for together in [units] if self.engine.parallel else [[unit] for unit in units]:
             tasks = {
-                unit: list(self._tasks(epoch, unit, model, begin[unit][1] if unit in begin else {}))
+                unit: list(self._tasks(epoch, unit, model, begin[unit][1] if unit in begin else {}, pool))
                 for unit in together
             }
             images = sum(len(task.images) for several in tasks.values() for task in several)
@@ -110,7 +113,9 @@ class Estimating:
         for unit in self.asked(epoch, last):
             thin_witnesses(self.folder, unit, self._thinned)
 
-    def _tasks(self, epoch: int, unit: Unit, model: nn.Module, start: Mapping[str, Tensor]) -> Iterator[Task]:
+    def _tasks(
+        self, epoch: int, unit: Unit, model: nn.Module, start: Mapping[str, Tensor], pool: Pool | None
+    ) -> Iterator[Task]:
         """The unit's images by split, in parts where units are measured in parallel."""
         estimator = self.plan.estimators[unit.estimator]
         for split, probe in self.probes.items():
@@ -127,7 +132,16 @@ class Estimating:
                     tuple(derive_seed(*names, image) for image in probe.ids[part].tolist()),
                     start[split][part] if start else None,
                     self.options,
+                    pool if uses_pool(estimator) else None,
                 )
+
+    def _pool(self, units: Sequence[Unit], model: nn.Module) -> Pool | None:
+        """The images of the first split with the model's predictions, if any of the units' estimators uses them."""
+        if not any(uses_pool(self.plan.estimators[unit.estimator]) for unit in units):
+            return None
+        first = next(iter(self.probes.values()))
+        pool = classified(model, first.images.to(device_of(model)), self.options)
+        return pool.to(torch.device("cpu"))
 
     def _length(self, probe: Probe, estimator: Estimator, model: nn.Module) -> int:
         """Images of a shard: whole chunks, as many as leave each worker a few shards to end together."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.arguments import whole
-from attacks.checks import check_module
+from attacks.checks import check_module, check_pool
 from attacks.estimator import Estimator, Margins
-from attacks.measure import MeasureOptions, measure_with
+from attacks.measure import MeasureOptions, classified, measure_with
 from attacks.seeds import derive_seed
 from attacks.types import NOISE_RETRIES, NORMS, Domain, Norm
 from harness.config.devices import device_of
@@ -36,6 +36,7 @@ def measure_margins(
     seed: int = 0,
     expect_over: int = 1,
     binary: bool = False,
+    pool: Tensor | None = None,
 ) -> pd.DataFrame:
     """Measure the margins of one finished model; nothing is written.
 
@@ -46,6 +47,7 @@ def measure_margins(
         images: ``(N, C, H, W)`` float in ``bounds``, alone (a tensor or an array) or with labels and ids (see
             `harness.data.probes.as_probe`).
         estimators, norms, domain, bounds, noise_retries, batch_size, seed, expect_over, binary: see `MarginTracker`.
+        pool: see `attacks.measure.measure`; a run measures with the images of its first split.
 
     Returns:
         A row per image, estimator and norm, in `harness.store.MARGIN_COLUMNS` but for ``epoch``, ``split`` and
@@ -76,6 +78,9 @@ def measure_margins(
     units, _ = plan_units(chosen, plain_norms(norms), domain)
     for told in check_probes({"test": probe}, model, options):
         warnings.warn(told, stacklevel=2)
+    if pool is not None:
+        check_pool(pool, probe.images, options.bounds)
+    shared = None if pool is None else classified(model, pool.to(device_of(model)), options)
     tables = []
     for unit in units:
         names = (seed, 0, "test", unit.estimator, unit.norm)
@@ -86,6 +91,7 @@ def measure_margins(
             unit.norm,  # type: ignore[arg-type]
             options,
             seeds=[derive_seed(*names, image) for image in probe.ids.tolist()],
+            pool=shared,
             checked=True,
         )
         tables.append(margin_rows(0, "test", probe, unit, domain, found))

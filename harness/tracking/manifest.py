@@ -49,8 +49,9 @@ def tracker_manifest(
     probes: Mapping[str, Probe], plan: Plan, options: MeasureOptions, seed: int, certifiers: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The manifest of a folder that `MarginTracker` starts itself: what was measured, and where."""
+    entries = probes_entries(probes)
     fingerprint = {
-        "probes": {name: checksum(probe) for name, probe in probes.items()},
+        "probes": entries["probes"],
         "domain": options.domain,
         "bounds": list(options.bounds),
         "noise_retries": options.noise_retries,
@@ -63,11 +64,24 @@ def tracker_manifest(
     facts = {
         "fingerprint": fingerprint,
         "digest": digest(fingerprint),
-        "probes": fingerprint["probes"],
+        **entries,
         "estimators": describe(plan.estimators),
         "certifiers": certifiers,
     }
     return {**facts, **environment(torch.get_num_threads())}
+
+
+def probes_entries(probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """Checksums of the probe images, and which of them are the pool of estimators that use one: the first split's.
+
+    A run is not continued with other probe images, and so not with another pool.
+    """
+    checksums = {name: checksum(probe) for name, probe in probes.items()}
+    first = next(iter(probes))
+    return {
+        "probes": checksums,
+        "pool": {"split": first, "images": len(probes[first].ids), "sha256": checksums[first]},
+    }
 
 
 def manifest_of(

@@ -51,7 +51,8 @@ class MarginTracker:
             continued).
         probes: name of a split -> ``(images, labels)`` or ``(images, labels, ids)``, tensors or NumPy arrays: images
             ``(N, C, H, W)`` float in ``bounds``, labels ``(N,)`` integer, ids ``(N,)`` integer (default: row numbers);
-            or a Dataset or DataLoader of them (see `harness.data.probes.as_probe`).
+            or a Dataset or DataLoader of them (see `harness.data.probes.as_probe`). The images of the first split are
+            also the pool of estimators that use one (see `attacks.measure.measure`): classified once an epoch.
         estimators: text forms (``"fmn:steps=200"``) or estimator objects; one alone or several; or a plan of them.
         norms: one or both of ``l2`` and ``linf``; an estimator without one of them skips it if it has another.
         domain: ``box`` or ``free``.

@@ -1,0 +1,183 @@
+"""Pools: images of known classes, which walks set out from, and which change nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.estimator import Status
+from attacks.isolation import frozen_view
+from attacks.measure import MeasureOptions, classified, measure
+from attacks.pool import Pool, uses_pool
+from attacks.registry import create
+from attacks.search.restarts import BISECTIONS
+from attacks.types import NORMS, InputError, Norm
+from harness import MarginTracker, Workers, measure_margins
+from harness.data.builtin import load
+
+POOL = 60
+
+
+@cache
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network trained on digits, 24 test images and a pool of training images."""
+    data = load("digits")
+    images, labels = data.train.images.float() / 255, data.train.labels
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+    optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+    for batch in torch.split(torch.randperm(len(images))[:1200], 50) * 8:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return network.eval().requires_grad_(False), data.test.images[:24].float() / 255, images[:POOL]
+
+
+def pool_of_digits() -> Pool:
+    network, _, points = digits()
+    return classified(network, points, MeasureOptions())
+
+
+class Steps(nn.Module):
+    """Two classes by the mean pixel, with a gradient of 0 everywhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = (images.flatten(1).mean(1) > 0.5).to(images)
+        return torch.stack([3 - 6 * bright, -1 + 5 * bright], 1) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+def test_the_nearest_others_have_other_classes_and_are_nearest() -> None:
+    network, images, points = digits()
+    pool, labels = pool_of_digits(), network(images).argmax(1)
+    assert torch.equal(pool.classes, network(points).argmax(1))
+    distance = torch.cdist(images.double().flatten(1), points.double().flatten(1))
+    distance[pool.classes == labels[:, None]] = torch.inf
+    for rank in (0, 1, 7):
+        found, classes = pool.nearest_others(images, labels, rank)
+        assert (classes != labels).all()
+        assert torch.equal(network(found).argmax(1), classes)
+        expected = distance.sort(1).values[:, rank]
+        torch.testing.assert_close((found - images).double().flatten(1).norm(dim=1), expected)
+
+
+def test_an_image_never_is_its_own_other_and_one_class_has_no_others() -> None:
+    _, _, points = digits()
+    pool = pool_of_digits()
+    found, classes = pool.nearest_others(points, pool.classes, 0)
+    assert ((found - points).flatten(1).abs().amax(1) > 0).all()
+    alone = Pool(points, torch.full_like(pool.classes, 3))
+    found, classes = alone.nearest_others(points[:4], torch.tensor([3, 3, 3, 3]), 0)
+    assert torch.equal(found, points[:4])
+    assert classes.tolist() == [-1] * 4
+    assert Pool(points[:0], classes[:0]).nearest_others(points[:2], classes[:2], 0)[1].tolist() == [-1, -1]
+
+
+def test_rows_of_the_nearest_others_do_not_depend_on_the_batch() -> None:
+    network, images, _ = digits()
+    pool, labels = pool_of_digits(), network(images).argmax(1)
+    together, _ = pool.nearest_others(images, labels, 2)
+    for row in range(len(images)):
+        alone, _ = pool.nearest_others(images[row : row + 1], labels[row : row + 1], 2)
+        assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
+def test_a_pool_finds_witnesses_where_gradients_vanish(norm: Norm) -> None:
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.4
+    bright = 1 - images
+    without = measure(Steps(), images, create("cascade"), norm, noise_retries=0)
+    assert set(without.status) == {Status.NOT_FOUND}
+    found = measure(Steps(), images, create("cascade"), norm, noise_retries=0, pool=bright)
+    assert set(found.status) == {Status.FOUND}
+    # on the way to the pool's nearest image the mean crosses one half
+    exact = (0.5 - images.flatten(1).mean(1)).double() * (4.0 if norm == "l2" else 1.0)
+    assert (found.distance >= exact * (1 - 1e-6)).all()
+    assert (found.distance <= 2.5 * exact).all()
+    dark = measure(Steps(), images, create("cascade"), norm, noise_retries=0, pool=images.flip(0))
+    assert set(dark.status) == {Status.NOT_FOUND}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_pool_changes_no_other_estimator_and_its_forwards_are_not_counted(norm: Norm) -> None:
+    network, images, points = digits()
+    assert [uses_pool(create(text)) for text in ("cascade", "best", "fmn", "best:of=fmn+apgd")] == [1, 1, 0, 0]
+    plain = measure(network, images, create("fmn"), norm)
+    given = measure(network, images, create("fmn"), norm, pool=points)
+    assert torch.equal(plain.distance, given.distance)
+    assert torch.equal(plain.forwards, given.forwards)
+    cascade = measure(network, images, create("cascade"), norm, pool=points)
+    assert (cascade.forwards + cascade.backwards).max() <= 600
+    with frozen_view(network, (0.0, 1.0), "box", images.device) as view:
+        assert BISECTIONS < POOL
+        assert view.forwards.tolist() == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_rows_with_a_pool_do_not_depend_on_the_batch(norm: Norm) -> None:
+    """In float64, so that the network's own rounding in other batches decides nothing."""
+    network, images, points = digits()
+    network, images, seeds = network.double(), images.double(), torch.arange(24)
+    try:
+        shared = classified(network, points.double(), MeasureOptions())
+        together = measure(network, images, create("cascade"), norm, seeds=seeds, pool=points.double())
+        back = measure(network, images.flip(0), create("cascade"), norm, seeds=seeds.flip(0), pool=points.double())
+        parts = measure(network, images, create("cascade"), norm, seeds=seeds, pool=points.double(), batch_size=5)
+    finally:
+        network.float()
+    assert len(shared.points) == POOL
+    torch.testing.assert_close(back.distance.flip(0), together.distance, rtol=2e-4, atol=0)
+    torch.testing.assert_close(parts.distance, together.distance, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (torch.zeros(3, 1, 7, 8), "expected a pool of images"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.float64), "expected a pool of images"),
+        (torch.full((3, 1, 8, 8), 2.0), "expected"),
+    ],
+    ids=["shape", "dtype", "bounds"],
+)
+def test_a_pool_unlike_the_images_is_refused(pool: Tensor, message: str) -> None:
+    network, images, _ = digits()
+    with pytest.raises(InputError, match=message):
+        measure(network, images, create("cascade"), "l2", pool=pool)
+
+
+def test_the_tracker_takes_its_first_split_as_the_pool(tmp_path: Path) -> None:
+    network, images, points = digits()
+    labels = network(points).argmax(1)
+    probes = {"train": (points, labels), "test": (images, network(images).argmax(1))}
+    tracker = MarginTracker(tmp_path / "run", probes, ["cascade"])
+    tracker.update(0, network)
+    tracked = tracker.folder.margin_parts(0)
+    assert len(tracked) == 2
+    from harness import read_run
+
+    run = read_run(tmp_path / "run")
+    rows = run.margins[run.margins["split"] == "test"].reset_index(drop=True)
+    alone = measure_margins(network, images, ["cascade"], pool=points)
+    without = measure_margins(network, images, ["cascade"])
+    assert (rows["distance"] == alone["distance"]).all()
+    assert (rows["distance"] != without["distance"]).any()
+    assert run.manifest["pool"] == {"split": "train", "images": POOL, "sha256": run.manifest["probes"]["train"]}
+
+
+@pytest.mark.slow
+def test_workers_share_the_pool(tmp_path: Path) -> None:
+    network, images, points = digits()
+    probes = {"train": (points, network(points).argmax(1)), "test": (images, network(images).argmax(1))}
+    tables = []
+    for name, engine in (("here", None), ("workers", Workers(2, threads=1))):
+        tracker = MarginTracker(tmp_path / name, probes, ["cascade"], engine=engine)
+        tracker.update(0, network)
+        tracker.close()
+        from harness import read_run
+
+        tables.append(read_run(tmp_path / name).margins.drop(columns="seconds"))
+    assert tables[0].equals(tables[1])
