@@ -156,11 +156,13 @@ def test_the_budget_holds_where_nothing_is_found(retries: int, budget: int, norm
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
-def test_a_zero_gradient_costs_one_check_and_no_walk() -> None:
+def test_a_zero_gradient_costs_two_checks_and_no_walk() -> None:
     truth = oracles.constant()
     margins = measure(truth.model, truth.images, Cascade(), "l2", noise_retries=0)
     assert set(margins.status) == {Status.NOT_FOUND}
-    assert passes(margins).tolist() == [1 + 1 + 2 + 1] * 8  # clean pass, forward, two other classes, verification
+    assert (
+        passes(margins).tolist() == [1 + 1 + 2 + 1 + 1] * 8
+    )  # clean pass, forward, two other classes, the negative, verification
 
 
 def test_walks_that_are_optimal_stop() -> None:

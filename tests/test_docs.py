@@ -117,13 +117,21 @@ def test_the_example_of_workers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list((tmp_path / "runs" / "mine" / "margins" / "epoch-000").glob("cascade.*.parquet"))
 
 
-@pytest.mark.parametrize(("page", "snippets"), [("README.md", 2), ("docs/brackets.md", 1)])
+@pytest.mark.parametrize(("page", "snippets"), [("README.md", 2), ("docs/brackets.md", 1), ("docs/estimators.md", 1)])
 def test_the_snippets_of_a_page_run(page: str, snippets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     images, labels = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
     names: dict[str, Any] = {
-        **{"images": images, "labels": labels, "x": images, "y": labels, "xt": images[:2], "yt": labels[:2]},
+        **{
+            "images": images,
+            "labels": labels,
+            "x": images,
+            "y": labels,
+            "xt": images[:2],
+            "yt": labels[:2],
+            "training": images,
+        },
         **{"model": nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "Path": Path},
     }
     texts = blocks(ROOT / page, "python")
@@ -134,7 +142,7 @@ def test_the_snippets_of_a_page_run(page: str, snippets: int, tmp_path: Path, mo
 
 def test_every_snippet_of_python_is_run_by_a_test() -> None:
     # adding.md by tests/test_adding.py; own-model.md needs Lightning, and tests/test_callbacks.py uses it
-    run = {"README.md", "tutorial.md", "adding.md", "scaling.md", "brackets.md", "own-model.md"}
+    run = {"README.md", "tutorial.md", "adding.md", "scaling.md", "brackets.md", "estimators.md", "own-model.md"}
     assert {page.name for page in PAGES if blocks(page, "python")} <= run
 
 

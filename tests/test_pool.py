@@ -45,8 +45,12 @@ def pool_of_digits() -> Pool:
 class Steps(nn.Module):
     """Two classes by the mean pixel, with a gradient of 0 everywhere."""
 
+    def __init__(self, least: float = 0.5) -> None:
+        super().__init__()
+        self.least = least
+
     def forward(self, images: Tensor) -> Tensor:
-        bright = (images.flatten(1).mean(1) > 0.5).to(images)
+        bright = (images.flatten(1).mean(1) > self.least).to(images)
         return torch.stack([3 - 6 * bright, -1 + 5 * bright], 1) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
@@ -88,18 +92,30 @@ def test_rows_of_the_nearest_others_do_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
 def test_a_pool_finds_witnesses_where_gradients_vanish(norm: Norm) -> None:
-    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.4
-    bright = 1 - images
-    without = measure(Steps(), images, create("cascade"), norm, noise_retries=0)
+    """From images brighter than their negatives, which are no witnesses."""
+    model, images = Steps(0.9), 0.4 + 0.4 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    bright = torch.ones_like(images)
+    without = measure(model, images, create("cascade"), norm, noise_retries=0)
     assert set(without.status) == {Status.NOT_FOUND}
-    found = measure(Steps(), images, create("cascade"), norm, noise_retries=0, pool=bright)
+    found = measure(model, images, create("cascade"), norm, noise_retries=0, pool=bright)
     assert set(found.status) == {Status.FOUND}
-    # on the way to the pool's nearest image the mean crosses one half
-    exact = (0.5 - images.flatten(1).mean(1)).double() * (4.0 if norm == "l2" else 1.0)
+    exact = (0.9 - images.flatten(1).mean(1)).double() * (4.0 if norm == "l2" else 1.0)
     assert (found.distance >= exact * (1 - 1e-6)).all()
     assert (found.distance <= 2.5 * exact).all()
-    dark = measure(Steps(), images, create("cascade"), norm, noise_retries=0, pool=images.flip(0))
-    assert set(dark.status) == {Status.NOT_FOUND}
+    alike = measure(model, images, create("cascade"), norm, noise_retries=0, pool=images.flip(0))
+    assert set(alike.status) == {Status.NOT_FOUND}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
+def test_without_a_pool_the_negative_is_a_witness_where_gradients_vanish(norm: Norm) -> None:
+    images = 0.4 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for pool in (None, images.flip(0)):
+        found = measure(Steps(), images, create("cascade"), norm, noise_retries=0, pool=pool)
+        assert set(found.status) == {Status.FOUND}
+        exact = (0.5 - images.flatten(1).mean(1)).double() * (4.0 if norm == "l2" else 1.0)
+        assert (found.distance >= exact * (1 - 1e-6)).all()
+        assert (found.distance <= 2 * exact).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -83,7 +83,7 @@ RESTARTS: Mapping[Norm, Plan] = {
         restart=Course(12, (1.0, 0.02), (0.03, 0.001), 0.0),
         tries=1,
         expected=1,
-        patience=2,
+        patience=1,
         kick=3.0,
         outside=Course(25, (2.0, 0.02), (0.1, 0.002), 0.0),
         finish=Course(12, (0.2, 0.005), (0.02, 0.001), 0.0),
@@ -118,8 +118,8 @@ class Cascade(Settings):
     random point of it in L-infinity, from a kick off the witness in L2. Where none gains they end; where one does, they
     go on until several in a row gain nothing. A descent with small strides from the nearest witness ends the search.
     With a ``pool``, every second restart in L-infinity begins towards a pool's image of another class, the nearest
-    first; in L2 a walk from the boundary on the way to the nearest one replaces the kick, and in L-infinity it is for
-    images without a witness.
+    first; in L2 a walk from the boundary on the way to the nearest one replaces the kick. Images without a witness get
+    such a walk in both norms, without a pool on the way to their negative.
 
     ``budget`` is the expected number of forwards and backwards per image, including `measure`'s clean pass, checks,
     refinement and up to 14 noise retries; retries spend what earlier calls have left. No image spends more than

@@ -84,7 +84,7 @@ class Plan:
         expected: how many are made on average over images that are hard to measure.
         patience: where one has gained, how many in a row gain nothing before they end.
         kick: length of the kicks off the witness at which restarts begin, in distances; None for points at random.
-        outside: the descent of the walk from the way to a pool's image.
+        outside: the descent of the walk from the way to a point of another class.
         finish: the last descent, from the nearest witness.
     """
 
@@ -130,11 +130,11 @@ class Search:
     def run(self, plan: Plan, rows: Tensor, *, limit: int) -> None:
         """The whole plan for the images ``rows`` ``(A,)``, of which none spends more than ``limit`` passes."""
         stale, patience = torch.zeros_like(self.labels), torch.full_like(self.labels, plan.tries)
-        if self.pool is not None:
-            # in L2 these walks gain more than kicks, in L-infinity less than restarts from the pool's directions
-            out = rows if plan.kick else rows[self.nearest.distance[rows].isinf()]
-            out = self._afford(out, limit, plan.outside, plan.finish, BISECTIONS)
-            patience[out] = torch.where(self._walk_from_outside(plan.outside, out), plan.patience, 0)
+        lost = rows[self.nearest.distance[rows].isinf()]
+        # in L2 these walks gain more than kicks, in L-infinity less than restarts from the pool's directions
+        out = rows if self.pool is not None and plan.kick else lost
+        out = self._afford(out, limit, plan.outside, plan.finish, BISECTIONS, 1)
+        patience[out] = torch.where(self._walk_from_outside(plan.outside, out), plan.patience, 0)
         rows = rows[self.nearest.distance[rows].isfinite()]
         number = 0
         while len(due := self._afford(rows[(stale < patience)[rows]], limit, plan.restart, plan.finish)):
@@ -162,14 +162,14 @@ class Search:
         return images + project(points - images, radius, self.norm)
 
     def _walk_from_outside(self, course: Course, rows: Tensor) -> Tensor:
-        """Walks from the boundary on the way to the pool's nearest image of another class; which gained, ``(A,)`` bool.
+        """Walks from the boundary on the way to a point of another class; which gained, ``(A,)`` bool.
 
         The gradient at the image plays no part, and the point where a walk sets out is a witness at once.
         """
         gained = torch.zeros_like(rows, dtype=torch.bool)
-        if self.pool is None or not len(rows):
+        if not len(rows):
             return gained
-        others, target = self.pool.nearest_others(self.images[rows], self.labels[rows], 0)
+        others, target = self._others(rows)
         there = target >= 0
         rows, others, target = rows[there], others[there], target[there]
         if not len(rows):
@@ -182,6 +182,23 @@ class Search:
         points = on_segment(self.images[rows], others, fraction)
         gained[there] = self._descend(course, rows, points, target, row_norm(points - self.images[rows], self.norm))
         return gained
+
+    def _others(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The pool's nearest image of another class, else the negative if it is of one.
+
+        Returns:
+            Points ``(A, ...)`` and their classes ``(A,)`` int64, -1 where there is none.
+        """
+        points, target = self.images[rows], torch.full_like(rows, -1)
+        if self.pool is not None:
+            points, target = self.pool.nearest_others(points, self.labels[rows], 0)
+        if len(without := torch.nonzero(target < 0).flatten()):
+            negative, labels = 1.0 - self.images[rows[without]], self.labels[rows[without]]
+            with torch.no_grad(), self.model.rows(rows[without]):
+                classes = self.model(negative).argmax(1)
+            target[without] = torch.where(classes == labels, -1, classes)
+            points[without] = negative
+        return points, target
 
     def _descend(
         self, course: Course, rows: Tensor, points: Tensor, target: Tensor | None = None, radius: Tensor | None = None
