@@ -25,15 +25,16 @@ from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, No
 BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
 # most units of a network that is polished by default: 28x28 networks have a few thousand, a ResNet half a million
 UNITS = 20_000
-# revision of the choice among members (see `attacks.estimator.Settings`)
-REVISION = 1
+# revision of the choice among members and of the default members (see `attacks.estimator.Settings`)
+REVISION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Settings):
     """Runs every member and returns, per image, the witness with the smallest refined distance.
 
-    Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
+    The default members are those that won on PGD-trained networks: the long ``cascade`` nearly everywhere, ``apgd`` in
+    L-infinity after training with large perturbations. Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
     ``best:of=deepfool+fmn:steps=200/gamma=0.1+apgd``. Each member gets the same images, seeds and starts as on its own,
     with the view's state restored and the generators seeded again, so that it finds what it finds on its own without
     noise retries. Noise retries of ``best`` are for images that no member moved. Members that lack the norm or domain
@@ -48,7 +49,7 @@ class Best(Settings):
 
     name: ClassVar[str] = "best"
 
-    of: str = setting("cascade+deepfool+apgd")
+    of: str = setting("cascade:budget=1000+fmn:steps=200+apgd")
     polish: bool = setting(True)
 
     def __post_init__(self) -> None:
