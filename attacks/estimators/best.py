@@ -34,8 +34,10 @@ class Best(Settings):
     """Runs every member and returns, per image, the witness with the smallest refined distance.
 
     The default members are those that won on PGD-trained networks: the long ``cascade`` nearly everywhere, ``apgd`` in
-    L-infinity after training with large perturbations. Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
-    ``best:of=deepfool+fmn:steps=200/gamma=0.1+apgd``. Each member gets the same images, seeds and starts as on its own,
+    L-infinity after training with large perturbations.
+
+    Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
+    ``best:of=deepfool+fmn:steps=200/gamma=0.2+apgd``. Each member gets the same images, seeds and starts as on its own,
     with the view's state restored and the generators seeded again, so that it finds what it finds on its own without
     noise retries. Noise retries of ``best`` are for images that no member moved. Members that lack the norm or domain
     are skipped. Where a member raises an error, its batch is halved until the affected rows are alone; a row fails
