@@ -118,8 +118,8 @@ class Cascade(Settings):
     random point of it in L-infinity, from a kick off the witness in L2. Where none gains they end; where one does, they
     go on until several in a row gain nothing. A descent with small strides from the nearest witness ends the search.
     With a ``pool``, every second restart in L-infinity begins towards a pool's image of another class, the nearest
-    first; in L2 a walk from the boundary on the way to the nearest one replaces the kick. Images without a witness get
-    such a walk in both norms, without a pool on the way to their negative.
+    first; in L2, where a kick gained, a walk follows from the boundary on the way to the nearest one. Images without a
+    witness get such a walk in both norms, without a pool on the way to their negative.
 
     ``budget`` is the expected number of forwards and backwards per image, including `measure`'s clean pass, checks,
     refinement and up to 14 noise retries; retries spend what earlier calls have left. No image spends more than
@@ -171,7 +171,7 @@ class Cascade(Settings):
         begun, limit, plan = spent(model), self._limits(images, norm, start), self._plan(norm)
         nearest = Nearest.none(images)
         searched = limit - begun >= FEWEST_PASSES
-        shorter = torch.where(searched, limit - plan.passes(pool is not None), limit)
+        shorter = torch.where(searched, limit - plan.passes, limit)
         self._walk(model, images, labels, norm, seeds, start, begun, shorter, nearest)
         search = Search(model, images, labels, norm, seeds, nearest, pool)
         rows = torch.nonzero(searched).flatten()

@@ -96,10 +96,10 @@ class Plan:
     outside: Course
     finish: Course
 
-    def passes(self, pool: bool) -> int:
+    @property
+    def passes(self) -> int:
         """Passes of an average image."""
-        first = self.outside.passes + BISECTIONS if pool and self.kick else self.expected * self.restart.passes
-        return first + self.finish.passes
+        return self.expected * self.restart.passes + self.finish.passes
 
     def scaled(self, factor: float) -> Plan:
         """More restarts and a longer last descent, for ``factor`` times the passes."""
@@ -130,18 +130,18 @@ class Search:
     def run(self, plan: Plan, rows: Tensor, *, limit: int) -> None:
         """The whole plan for the images ``rows`` ``(A,)``, of which none spends more than ``limit`` passes."""
         stale, patience = torch.zeros_like(self.labels), torch.full_like(self.labels, plan.tries)
-        lost = rows[self.nearest.distance[rows].isinf()]
-        # in L2 these walks gain more than kicks, in L-infinity less than restarts from the pool's directions
-        out = rows if self.pool is not None and plan.kick else lost
-        out = self._afford(out, limit, plan.outside, plan.finish, BISECTIONS, 1)
-        patience[out] = torch.where(self._walk_from_outside(plan.outside, out), plan.patience, 0)
+        self._walk_from_outside(plan, rows[self.nearest.distance[rows].isinf()], limit)
         rows = rows[self.nearest.distance[rows].isfinite()]
-        number = 0
+        number, ever = 0, torch.zeros_like(stale, dtype=torch.bool)
         while len(due := self._afford(rows[(stale < patience)[rows]], limit, plan.restart, plan.finish)):
             gained = self._descend(plan.restart, due, self._starts(plan, due, number))
             stale[due] = torch.where(gained, 0, stale[due] + 1)
             patience[due[gained]] = plan.patience
+            ever[due[gained]] = True
             number += 1
+        if self.pool is not None and plan.kick:
+            # where a kick gained, walks disagree; where none did, this walk gained nothing on standard networks
+            self._walk_from_outside(plan, rows[ever[rows]], limit)
         rows = self._afford(rows, limit, plan.finish)
         self._descend(plan.finish, rows, self.nearest.witness[rows])
 
@@ -161,27 +161,26 @@ class Search:
             points = ball_point(centre, direction, size * radius, self.model.bounds)
         return images + project(points - images, radius, self.norm)
 
-    def _walk_from_outside(self, course: Course, rows: Tensor) -> Tensor:
-        """Walks from the boundary on the way to a point of another class; which gained, ``(A,)`` bool.
+    def _walk_from_outside(self, plan: Plan, rows: Tensor, limit: int) -> None:
+        """Walks from the boundary on the way to a point of another class.
 
         The gradient at the image plays no part, and the point where a walk sets out is a witness at once.
         """
-        gained = torch.zeros_like(rows, dtype=torch.bool)
+        rows = self._afford(rows, limit, plan.outside, plan.finish, BISECTIONS, 1)
         if not len(rows):
-            return gained
+            return
         others, target = self._others(rows)
         there = target >= 0
         rows, others, target = rows[there], others[there], target[there]
         if not len(rows):
-            return gained
+            return
 
         def outside(points: Tensor, active: Tensor) -> Tensor:
             return self._outside(points, rows[active])
 
         fraction = boundary_fraction(outside, self.images[rows], others, tolerance=TOLERANCE, passes=BISECTIONS)
         points = on_segment(self.images[rows], others, fraction)
-        gained[there] = self._descend(course, rows, points, target, row_norm(points - self.images[rows], self.norm))
-        return gained
+        self._descend(plan.outside, rows, points, target, row_norm(points - self.images[rows], self.norm))
 
     def _others(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The pool's nearest image of another class, else the negative if it is of one.
