@@ -124,10 +124,10 @@ def test_a_pool_changes_no_other_estimator_and_its_forwards_are_not_counted(norm
     given = measure(network, images, create("fmn"), norm, pool=points)
     assert torch.equal(plain.distance, given.distance)
     assert torch.equal(plain.forwards, given.forwards)
-    few, many = (
-        measure(network, images, create("cascade"), norm, pool=pool) for pool in (points, points.repeat(9, 1, 1, 1))
-    )
-    assert torch.equal(few.forwards + few.backwards, many.forwards + many.backwards) or norm == "linf"
+    pools = points, points.repeat(9, 1, 1, 1)
+    few, many = (measure(network, images, create("cascade"), norm, pool=pool) for pool in pools)
+    if norm == "l2":  # in L-infinity restarts begin towards the pool's next images, which are the same ones again
+        assert torch.equal(few.forwards + few.backwards, many.forwards + many.backwards)
     assert (many.forwards + many.backwards).max() <= 600
 
 
