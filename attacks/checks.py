@@ -157,18 +157,19 @@ def check_points(what: str, points: object, images: Tensor) -> None:
         )
 
 
-def check_pool(pool: Tensor, images: Tensor, bounds: Bounds) -> None:
-    """Refuse a pool of images that are not like those to measure.
+def check_pool(pool: object, images: Tensor, bounds: Bounds) -> None:
+    """Refuse a pool of images that are not like those to measure; it may be empty, or on another device.
 
     Raises:
-        InputError: another shape, dtype or device than the images', or values out of bounds.
+        InputError: no tensor, another shape or dtype than the images', or values out of bounds.
     """
-    got, wanted = tuple(pool.shape[1:]), tuple(images.shape[1:])
-    if got != wanted or pool.dtype is not images.dtype or pool.device != images.device:
-        raise InputError(
-            f"expected a pool of images {wanted} of {images.dtype} on {images.device}, got {got} of {pool.dtype} on "
-            f"{pool.device}; give images like those to measure"
-        )
+    wanted = f"images {tuple(images.shape[1:])} of {images.dtype}"
+    if not isinstance(pool, Tensor) or pool.ndim != images.ndim:
+        got = f"shape {tuple(pool.shape)}" if isinstance(pool, Tensor) else shown(pool)
+        raise InputError(f"expected a pool as a tensor of {wanted}, got {got}; give images like those to measure")
+    if pool.shape[1:] != images.shape[1:] or pool.dtype is not images.dtype:
+        got = f"images {tuple(pool.shape[1:])} of {pool.dtype}"
+        raise InputError(f"expected a pool of {wanted}, got {got}; give images like those to measure")
     if len(pool):
         check_images(pool, bounds)
 

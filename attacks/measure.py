@@ -165,8 +165,9 @@ def measure_with(
     seeds = plain_seeds(seeds, len(images))
     if start is not None:
         check_points("start", start, images)
-    if isinstance(pool, Tensor):
-        check_pool(pool, images, options.bounds)
+    if pool is not None:
+        points, limits = (pool.points, (0.0, 1.0)) if isinstance(pool, Pool) else (pool, options.bounds)
+        check_pool(points, images, limits)
     parts, spoiled = [], ""
     with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
         # contiguous since torchattacks uses `view`
@@ -175,13 +176,13 @@ def measure_with(
         view.batch_size, first = affordable(view, pixels, options.batch_size), 0
         for told in () if checked else check_model(view, pixels):
             warnings.warn(told, stacklevel=3)
-        known = None if not isinstance(pool, Tensor) else predicted(view, pool) if uses_pool(estimator) else None
-        others = pool if isinstance(pool, Pool) else known
+        if isinstance(pool, Tensor):
+            pool = predicted(view, pool.to(images.device)) if uses_pool(estimator) else None
         while first < len(images):
             # anew for every chunk: where memory ran out, the view's batches have become smaller
             chunk = slice(first, first + chunk_size(view, estimator))
             given = None if start is None else _usable(start[chunk], pixels[chunk])
-            judge = Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace, others)
+            judge = Judge(view, pixels[chunk], estimator, norm, seeds[chunk], given, trace, pool)
             try:
                 parts.append(judge.conclude() if spoiled else judge.run(options.noise_retries))
             except WeightsError as error:
@@ -195,15 +196,10 @@ def measure_with(
 
 
 def classified(model: nn.Module, images: Tensor, options: MeasureOptions) -> Pool:
-    """A pool of these images ``(P, C, H, W)`` on the model's device, for several calls of `measure_with`.
-
-    Raises:
-        InputError: images that cannot be measured.
-    """
-    check_images(images, options.bounds)
+    """A pool of these images ``(P, C, H, W)`` on the model's device, for several calls of `measure_with`."""
     with forked_generators(), frozen_view(model, options.bounds, options.domain, images.device) as view:
         view.draws, view.binary = options.expect_over, options.binary
-        view.batch_size = affordable(view, images, options.batch_size)
+        view.batch_size = affordable(view, images, options.batch_size) if len(images) else options.batch_size
         return predicted(view, images)
 
 

@@ -18,6 +18,7 @@ from attacks.geometry import boundary_fraction, least_step, on_segment, per_row,
 from attacks.isolation import Classifier
 from attacks.isolation.outputs import Logits
 from attacks.pool import Pool, uses_pool, with_pool
+from attacks.search.linearised import left_class
 from attacks.types import Domain, EstimatorError, InputError, Norm
 
 # Relative overshoots beyond the boundary at which the classifier checks a point in its own precision, in addition to
@@ -193,4 +194,4 @@ def _changed(model: Classifier, points: Tensor, labels: Tensor) -> Tensor:
     finite = points.flatten(1).isfinite().all(1)
     with torch.no_grad():
         logits: Tensor = model(torch.where(per_row(finite, points).bool(), points, 0.0).clamp(*model.bounds))
-    return finite & logits.isfinite().all(1) & (logits.argmax(1) != labels)
+    return finite & left_class(logits, labels)

@@ -34,37 +34,37 @@ class Pool:
     def nearest_others(self, images: Tensor, labels: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Per image, the pool's point of another class than ``labels`` ``(B,)`` that is nearest in L2.
 
-        A row's answer does not depend on the other rows. An image in the pool has its own class, so that it never is
-        its own answer.
+        A row's answer does not depend on the other rows. No image is its own answer.
 
         Args:
             rank: 0 for the nearest, 1 for the next.
 
         Returns:
-            The points ``(B, ...)``, the image itself where there is none; their classes ``(B,)`` int64, -1 there.
+            The points ``(B, ...)``, the image itself where there is none; whether there is one, ``(B,)`` bool.
         """
         if not len(self.points) or not len(images):
-            return images.clone(), torch.full_like(labels, -1)
-        flat, size = self.points.flatten(1), max(1, ENTRIES // self.points.numel())
-        # matrix products would round differently in another batch
+            return images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+        # no distances are implemented in half precision; matrix products would round differently in another batch
+        flat, rows = (
+            points.flatten(1).to(torch.promote_types(points.dtype, torch.float32)) for points in (self.points, images)
+        )
         parts = [
-            torch.cdist(rows, flat, compute_mode="donot_use_mm_for_euclid_dist")
-            for rows in torch.split(images.flatten(1), size)
+            torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist")
+            for part in torch.split(rows, max(1, ENTRIES // flat.numel()))
         ]
         distance = torch.cat(parts)
-        known = (self.classes >= 0) & (self.classes != labels[:, None])
+        # draws and rounding can give an image that is in the pool another class than its label
+        known = (self.classes >= 0) & (self.classes != labels[:, None]) & (distance > 0)
         order = torch.where(known, distance, torch.inf).argsort(dim=1, stable=True)
         there = known.sum(1) > rank
-        chosen = order[:, min(rank, order.shape[1] - 1)]
-        points = torch.where(per_row(there, images).bool(), self.points[chosen], images)
-        return points, torch.where(there, self.classes[chosen], -1)
+        chosen = self.points[order[:, min(rank, order.shape[1] - 1)]]
+        return torch.where(per_row(there, images).bool(), chosen, images), there
 
 
 def predicted(view: Classifier, points: Tensor) -> Pool:
-    """A pool of points ``(P, C, H, W)`` in the model's bounds, in ``[0, 1]`` units; a forward each, not counted."""
-    with torch.no_grad():
-        logits = [view.logits(part.clone()) for part in torch.split(points, view.batch_size)]
-    every = torch.cat(logits) if logits else points.new_zeros(0, 2)
+    """A pool of points ``(P, C, H, W)`` in the model's bounds, in ``[0, 1]`` units; its forwards are not counted."""
+    view.start_chunk(0)
+    every = view.classify(points) if len(points) else points.new_zeros(0, 2)
     classes = torch.where(every.isfinite().all(1), every.argmax(1), -1)
     return Pool(view.from_pixels(points), classes)
 

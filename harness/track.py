@@ -88,13 +88,13 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     from attacks.registry import create, text_form
     from harness.config.devices import choose_device, set_up, sized
     from harness.data.load import load_data, probes_of
-    from harness.data.probes import check_probes
+    from harness.data.probes import check_probes, checksum
     from harness.engines import create_engine
     from harness.loggers import check_logger
     from harness.measuring.plan import make_plan, measure_options
     from harness.models.build import build
     from harness.store import RunFolder
-    from harness.tracking.manifest import manifest_of, notes_of, probes_entries
+    from harness.tracking.manifest import manifest_of, notes_of, pool_entry
 
     for text in config.log:
         check_logger(text)
@@ -122,7 +122,8 @@ def _track(config: RunConfig, out: str | None, resume: bool, left_out: Sequence[
     check_probes(probes, model, measure_options(config))
     notes += notes_of(model, config, device)
     lines += [f"{text} is not named and not continued" for text in left_out] + notes
-    manifest = {"notes": notes, **probes_entries(probes)}
+    manifest = {"notes": notes, "probes": {name: checksum(probe) for name, probe in probes.items()}}
+    manifest |= pool_entry(probes, plan.estimators)
     manifest |= manifest_of(config, dataset, plan.estimators, torch.get_num_threads(), device)
     engine = create_engine(
         config.engine,

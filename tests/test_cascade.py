@@ -17,7 +17,7 @@ from attacks.isolation import frozen_view
 from attacks.measure import measure
 from attacks.registry import create
 from attacks.search.descent import Walks, advance, move, set_out
-from attacks.search.linearised import class_slopes
+from attacks.search.linearised import class_slopes, left_class
 from attacks.types import NORMS, EstimatorError, Norm
 from tests import oracles
 
@@ -165,6 +165,79 @@ def test_a_zero_gradient_costs_two_checks_and_no_walk() -> None:
     )  # clean pass, forward, two other classes, the negative, verification
 
 
+class Cliff(nn.Module):
+    """Two classes by the mean of the first 8 pixels; the logits are NaN where the last pixel is above 0.62."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        bright, nothing = flat[:, :8].mean(1), 0 * (0.62 - flat[:, 15]).log()
+        return torch.stack([bright + nothing, 0.9 - bright + nothing], 1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("budget", [150, 300, 1000])
+def test_points_without_finite_logits_replace_no_witness(budget: int, norm: Norm) -> None:
+    images = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 3, 3] = 0.55
+    margins = measure(Cliff(), images, Cascade(budget=budget), norm, noise_retries=0)
+    assert set(margins.status) == {Status.FOUND}
+    exact = (images.flatten(1)[:, :8].mean(1) - 0.45).abs().double() * (8**0.5 if norm == "l2" else 1.0)
+    assert (margins.distance / exact).min() >= 1 - 1e-6
+    assert (margins.distance / exact).median() <= 1.01
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("settings", "least", "most"),
+    [
+        ({"budget": 1000, "warm": 250}, 60, 250),
+        ({"budget": 100, "warm": 400}, 60, 400),
+        ({"budget": 100, "most": 150, "warm": 150}, 60, 150),
+    ],
+    ids=str,
+)
+def test_a_warm_start_is_limited_by_warm(settings: dict[str, int], least: int, most: int, norm: Norm) -> None:
+    network, images = digits()
+    start = on_digits("deepfool", norm)
+    margins = measure(network, images, Cascade(**settings), norm, start=start.witness, noise_retries=0)
+    assert set(margins.status) == {Status.FOUND}
+    assert passes(margins).max() <= most
+    assert passes(margins).median() >= least
+    assert (margins.distance <= start.distance * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_noise_retries_spend_what_a_large_budget_has_left(norm: Norm) -> None:
+    class Walled(nn.Module):
+        """Class 0 everywhere, though the gradient points to another class."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            rise = torch.sin(4 * images.flatten(1).sum(1, keepdim=True))
+            return torch.cat([2.0 + 0 * rise, rise, -rise], 1)
+
+    once, thrice = (
+        measure(Walled(), oracles.inked_images(4), Cascade(budget=1000), norm, noise_retries=n) for n in (0, 3)
+    )
+    assert passes(once).max() <= passes(thrice).min()
+    assert 0.85 * 1000 <= passes(thrice).min() <= passes(thrice).max() <= 1000
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("draws", [2, 5])
+def test_an_average_over_draws_counts_every_draw(draws: int, norm: Norm) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network: nn.Module = digits()[0]
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(images + 0.1 * torch.rand_like(images))  # type: ignore[no-any-return]
+
+    margins = measure(Noisy(), digits()[1][:6], Cascade(), norm, noise_retries=0, expect_over=draws)
+    assert set(margins.status) == {Status.FOUND}
+    assert passes(margins).max() <= 600 + 30 * (draws - 1)
+
+
 def test_walks_that_are_optimal_stop() -> None:
     truth = oracles.affine(2)
     margins = measure(truth.model, truth.images, Cascade(), "l2")
@@ -177,6 +250,9 @@ def test_settings_are_checked() -> None:
         Cascade(budget=59)
     with pytest.raises(EstimatorError, match="expected warm to be 0 or at least 60, got 59"):
         Cascade(warm=59)
+    for most, warm in ((299, 0), (310, 320)):
+        with pytest.raises(EstimatorError, match=f"expected most to be 0 or at least the budget of {max(300, warm)}"):
+            Cascade(most=most, warm=warm)
 
 
 # Many classes, starts, batches.
@@ -282,6 +358,11 @@ def test_two_walks_of_one_image_count_twice_and_stay_in_their_balls(norm: Norm) 
     found = walks.distance.isfinite()
     assert found.any()
     assert (truth.model(walks.witness[found]).argmax(1) != labels[owner[found]]).all()
+
+
+def test_no_class_is_left_without_finite_logits() -> None:
+    logits = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, math.nan], [math.nan, 2.0], [1.0, math.inf]])
+    assert left_class(logits, torch.zeros(5, dtype=torch.int64)).tolist() == [True, False, False, False, False]
 
 
 def test_a_zero_gradient_ends_a_walk() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.estimator import Status
-from attacks.measure import MeasureOptions, classified, measure
+from attacks.estimator import Margins, Status
+from attacks.estimators.cascade import RESTARTS
+from attacks.isolation import frozen_view
+from attacks.measure import MeasureOptions, classified, measure, measure_with
 from attacks.pool import Pool, uses_pool
 from attacks.registry import create
+from attacks.search.descent import Nearest
+from attacks.search.restarts import Search
 from attacks.types import NORMS, InputError, Norm
-from harness import MarginTracker, Workers, measure_margins
+from harness import MarginTracker, StoreError, Workers, measure_margins, read_run
 from harness.data.builtin import load
 
 POOL = 60
@@ -24,15 +30,19 @@ POOL = 60
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A small network trained on digits, 24 test images and a pool of training images."""
     data = load("digits")
-    images, labels = data.train.images.float() / 255, data.train.labels
+    images, labels = data.train.pixels(torch.arange(1200)), data.train.labels[:1200]
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
-    for batch in torch.split(torch.randperm(len(images))[:1200], 50) * 8:
+    for batch in torch.split(torch.randperm(1200), 50) * 8:
         optimiser.zero_grad()
         nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    return network.eval().requires_grad_(False), data.test.images[:24].float() / 255, images[:POOL]
+    return network.eval().requires_grad_(False), data.test.pixels(torch.arange(24)), images[:POOL]
+
+
+def passes(margins: Margins) -> Tensor:
+    return margins.forwards + margins.backwards
 
 
 def pool_of_digits() -> Pool:
@@ -59,23 +69,40 @@ def test_the_nearest_others_have_other_classes_and_are_nearest() -> None:
     distance = torch.cdist(images.double().flatten(1), points.double().flatten(1))
     distance[pool.classes == labels[:, None]] = torch.inf
     for rank in (0, 1, 7):
-        found, classes = pool.nearest_others(images, labels, rank)
-        assert (classes != labels).all()
-        assert torch.equal(network(found).argmax(1), classes)
+        found, there = pool.nearest_others(images, labels, rank)
+        assert there.all()
+        assert (network(found).argmax(1) != labels).all()
         expected = distance.sort(1).values[:, rank]
         torch.testing.assert_close((found - images).double().flatten(1).norm(dim=1), expected)
 
 
 def test_an_image_never_is_its_own_other_and_one_class_has_no_others() -> None:
+    """Not even where the pool has given it another class, as draws can."""
     _, _, points = digits()
     pool = pool_of_digits()
-    found, classes = pool.nearest_others(points, pool.classes, 0)
-    assert ((found - points).flatten(1).abs().amax(1) > 0).all()
+    for classes in (pool.classes, (pool.classes + 1) % 10):
+        found, there = Pool(points, classes).nearest_others(points, pool.classes, 0)
+        assert there.all()
+        assert ((found - points).flatten(1).abs().amax(1) > 0).all()
     alone = Pool(points, torch.full_like(pool.classes, 3))
-    found, classes = alone.nearest_others(points[:4], torch.tensor([3, 3, 3, 3]), 0)
+    found, there = alone.nearest_others(points[:4], torch.tensor([3, 3, 3, 3]), 0)
     assert torch.equal(found, points[:4])
-    assert classes.tolist() == [-1] * 4
-    assert Pool(points[:0], classes[:0]).nearest_others(points[:2], classes[:2], 0)[1].tolist() == [-1, -1]
+    assert there.tolist() == [False] * 4
+    assert Pool(points[:0], pool.classes[:0]).nearest_others(points[:2], pool.classes[:2], 0)[1].tolist() == [False] * 2
+
+
+def test_restarts_begin_at_random_where_the_pool_has_no_more_others() -> None:
+    network, images, points = digits()
+    labels = network(images).argmax(1)
+    known = classified(network, images, MeasureOptions())
+    one = Pool(points[:1], (labels[:1] + 1) % 10)
+    with frozen_view(network, (0.0, 1.0), "box", images.device) as view:
+        nearest = Nearest(1 - images, (1 - 2 * images).abs().flatten(1).amax(1).double())
+        search = Search(view, images, labels, "linf", torch.arange(24), nearest, one)
+        starts = [search._starts(RESTARTS["linf"], torch.arange(1), number) for number in (0, 2, 4)]
+    assert len(known.points) == 24
+    assert all((start - images[:1]).abs().amax() > 0.1 for start in starts)
+    assert not torch.equal(starts[1], starts[2])
 
 
 def test_rows_of_the_nearest_others_do_not_depend_on_the_batch() -> None:
@@ -153,14 +180,63 @@ def test_rows_with_a_pool_do_not_depend_on_the_batch(norm: Norm) -> None:
     [
         (torch.zeros(3, 1, 7, 8), "expected a pool of images"),
         (torch.zeros(3, 1, 8, 8, dtype=torch.float64), "expected a pool of images"),
-        (torch.full((3, 1, 8, 8), 2.0), "expected"),
+        (torch.full((3, 1, 8, 8), 2.0), r"expected images in \[0, 1\]"),
+        (torch.zeros(8, 8), "expected a pool as a tensor"),
+        ([[0.0]], "expected a pool as a tensor"),
     ],
-    ids=["shape", "dtype", "bounds"],
+    ids=["shape", "dtype", "bounds", "dimensions", "list"],
 )
-def test_a_pool_unlike_the_images_is_refused(pool: Tensor, message: str) -> None:
+def test_a_pool_unlike_the_images_is_refused(pool: Any, message: str) -> None:
     network, images, _ = digits()
-    with pytest.raises(InputError, match=message):
-        measure(network, images, create("cascade"), "l2", pool=pool)
+    for function in (
+        lambda: measure(network, images, create("cascade"), "l2", pool=pool),
+        lambda: measure_margins(network, images, "cascade", "l2", pool=pool),
+    ):
+        with pytest.raises(InputError, match=message):
+            function()
+
+
+def test_an_empty_pool_is_none() -> None:
+    network, images, points = digits()
+    none = measure_margins(network, images, "cascade", "l2")
+    empty = measure_margins(network, images, "cascade", "l2", pool=points[:0])
+    assert (none["distance"] == empty["distance"]).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_precision_has_pools_and_rows_do_not_depend_on_the_batch(norm: Norm) -> None:
+    network, images, points = digits()
+    half, few, others = deepcopy(network).bfloat16(), images[:6].bfloat16(), points.bfloat16()
+    found = measure(half, few, create("cascade"), norm, noise_retries=0, pool=others, batch_size=5)
+    assert set(found.status) == {Status.FOUND}
+    assert passes(found).min() >= 260
+    single = measure(network, images[:6], create("cascade"), norm)
+    assert 0.95 <= (found.distance / single.distance).median() <= 1.05
+
+
+def test_splits_of_another_size_have_no_pool(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    large, small = torch.rand(9, 1, 6, 6), torch.rand(2, 1, 4, 4)
+    probes = {"train": (large, torch.zeros(9)), "test": (small, torch.zeros(2))}
+    tracker = MarginTracker(tmp_path / "run", {k: (x, y.long()) for k, (x, y) in probes.items()}, ["cascade"])
+    tracker.update(0, network)
+    rows = read_run(tmp_path / "run").margins
+    assert (rows["status"] != "failed").all()
+    with pytest.raises(InputError, match="expected a pool of images"):
+        measure_with(
+            network, small, create("cascade"), "l2", MeasureOptions(), pool=classified(network, large, MeasureOptions())
+        )
+
+
+def test_another_split_first_is_another_pool(tmp_path: Path) -> None:
+    network, images, points = digits()
+    train, test = (points, network(points).argmax(1)), (images, network(images).argmax(1))
+    MarginTracker(tmp_path / "run", {"train": train, "test": test}, ["cascade"]).update(0, network)
+    with pytest.raises(StoreError, match="expected the images of train as the pool of the run, got those of test"):
+        MarginTracker(tmp_path / "run", {"test": test, "train": train}, ["cascade"])
+    MarginTracker(tmp_path / "other", {"train": train, "test": test}, ["linear"]).update(0, network)
+    assert "pool" not in read_run(tmp_path / "other").manifest
 
 
 def test_the_tracker_takes_its_first_split_as_the_pool(tmp_path: Path) -> None:
@@ -171,8 +247,6 @@ def test_the_tracker_takes_its_first_split_as_the_pool(tmp_path: Path) -> None:
     tracker.update(0, network)
     tracked = tracker.folder.margin_parts(0)
     assert len(tracked) == 2
-    from harness import read_run
-
     run = read_run(tmp_path / "run")
     rows = run.margins[run.margins["split"] == "test"].reset_index(drop=True)
     alone = measure_margins(network, images, ["cascade"], pool=points)
@@ -191,7 +265,5 @@ def test_workers_share_the_pool(tmp_path: Path) -> None:
         tracker = MarginTracker(tmp_path / name, probes, ["cascade"], engine=engine)
         tracker.update(0, network)
         tracker.close()
-        from harness import read_run
-
         tables.append(read_run(tmp_path / name).margins.drop(columns="seconds"))
     assert tables[0].equals(tables[1])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.geometry import farthest_in_box
 from attacks.isolation import Classifier
+from attacks.search.linearised import left_class
 from attacks.types import EstimatorError, Norm
 
 LADDER = 10
@@ -51,8 +52,7 @@ def climb_ladder(
         with model.rows(pending):
             candidates = attempt(pending, largest * 2.0 ** (rung + 1 - LADDER))
             with torch.no_grad():
-                logits = model(candidates)
-                moved = (logits.argmax(1) != labels[pending]) & logits.isfinite().all(1)
+                moved = left_class(model(candidates), labels[pending])
         result[pending[moved]] = candidates[moved]
         pending = pending[~moved]
         if not len(pending):

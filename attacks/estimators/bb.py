@@ -13,6 +13,7 @@ from attacks.adapters.foolbox import library, quiet, run
 from attacks.estimator import Settings, setting
 from attacks.isolation import Classifier
 from attacks.registry import check_needs, create
+from attacks.search.linearised import left_class
 from attacks.types import BOTH_NORMS, BOX_ONLY, Domain, Norm
 
 
@@ -54,7 +55,7 @@ class BB(Settings):
         if start is None:
             start = create("deepfool:overshoot=0.5").perturb(model, images, labels, norm, seeds=seeds)
         with torch.no_grad():
-            moved = model(start).argmax(1) != labels
+            moved = left_class(model(start), labels)
         rows = torch.nonzero(moved).flatten()
         if not len(rows):
             return images

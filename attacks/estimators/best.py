@@ -18,6 +18,7 @@ from attacks.isolation import Classifier
 from attacks.polish import Polished, read, warmth
 from attacks.pool import Pool, uses_pool, with_pool
 from attacks.registry import create, text_form
+from attacks.search.linearised import left_class
 from attacks.seeds import derive_seed, seed_generators
 from attacks.types import DOMAINS, NORMS, Domain, EstimatorError, InputError, Norm
 
@@ -213,7 +214,7 @@ def refined_distance(model: Classifier, images: Tensor, labels: Tensor, candidat
     def outside(middle: Tensor, rows: Tensor) -> Tensor:
         with model.rows(rows):
             logits: Tensor = model(middle)
-        return (logits.argmax(1) != labels[rows]) & logits.isfinite().all(1)
+        return left_class(logits, labels[rows])
 
     finite = torch.nonzero(points.flatten(1).isfinite().all(1)).flatten()
     rows = finite[outside(points[finite], finite)]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from attacks.estimator import Settings, setting
 from attacks.geometry import farthest_in_box, per_row, row_norm, steepest_step
 from attacks.isolation import Classifier
-from attacks.search.linearised import first_order_margin
+from attacks.search.linearised import first_order_margin, left_class
 from attacks.search.radius import FREE_REACH
 from attacks.search.scale_free import ScaleFree
 from attacks.types import BOTH_DOMAINS, Domain, Norm
@@ -69,7 +69,7 @@ class DDN(Settings):
             leaf = points.detach().clone().requires_grad_()
             logits = view(leaf)
             (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), leaf)
-            outside = logits.argmax(1) != labels
+            outside = left_class(logits, labels)
             distance = row_norm(points - images, norm)
             nearer = outside & (distance < least) & (distance > 0)
             least = torch.where(nearer, distance, least)

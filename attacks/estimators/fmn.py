@@ -13,8 +13,8 @@ from torch import Tensor
 from attacks.estimator import Settings, setting
 from attacks.geometry import row_norm
 from attacks.isolation import Classifier
-from attacks.search.descent import Walks, advance, nearest_witnesses, set_out
-from attacks.search.linearised import most_likely_others
+from attacks.search.descent import Nearest, Walks, advance, set_out
+from attacks.search.linearised import left_class, most_likely_others
 from attacks.types import BOTH_DOMAINS, BOTH_NORMS, Domain, Norm
 
 # last step length over the radius, and relative reduction of the radius at the last crossing, as in Foolbox
@@ -82,11 +82,10 @@ class FMN(Settings):
                 classes = most_likely_others(model(images), labels, self.targets)
             owner = rows.repeat_interleave(classes.shape[1])
             walks = self._walk(model, images, labels, set_out(images, owner, classes.flatten()), norm, self.steps)
-            return nearest_witnesses(walks, images)
+            return Nearest.of(walks, images).witness
         if start is None:
-            return nearest_witnesses(
-                self._walk(model, images, labels, set_out(images, rows, labels), norm, self.steps), images
-            )
+            walks = self._walk(model, images, labels, set_out(images, rows, labels), norm, self.steps)
+            return Nearest.of(walks, images).witness
         # `measure` passes the image itself where there is no start
         has_start = (start != images).flatten(1).any(1)
         begin, outside = push_out(model, images, labels, start, has_start, PUSHES if self.warm else PUSHES[:1])
@@ -99,7 +98,8 @@ class FMN(Settings):
         else:
             cold, warm = walks.select(~outside).join(begun), walks.select(rows[:0])
         ended = self._walk(model, images, labels, cold, norm, self.steps)
-        return nearest_witnesses(ended.join(self._walk(model, images, labels, warm, norm, self.warm)), images)
+        ended = ended.join(self._walk(model, images, labels, warm, norm, self.warm))
+        return Nearest.of(ended, images).witness
 
     def _walk(self, model: Classifier, images: Tensor, labels: Tensor, walks: Walks, norm: Norm, steps: int) -> Walks:
         """Advance the walks by ``steps`` steps; returns all of them, in another order."""
@@ -142,7 +142,7 @@ def push_out(
             break
         moved = (images[rows] + factor * (start[rows] - images[rows])).clamp(*model.bounds)
         with model.rows(rows):
-            hit = model(moved).argmax(1) != labels[rows]
+            hit = left_class(model(moved), labels[rows])
         points[rows[hit]] = moved[hit]
         outside[rows[hit]] = True
     return points, outside

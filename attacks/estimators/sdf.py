@@ -12,7 +12,7 @@ from torch import Tensor
 from attacks.estimator import Settings, setting
 from attacks.geometry import ball_point, least_step, plane_crossing
 from attacks.isolation import Classifier
-from attacks.search.linearised import gap_and_normal, most_likely_others, nearest_plane
+from attacks.search.linearised import gap_and_normal, left_class, most_likely_others, nearest_plane
 from attacks.trace import Record
 from attacks.types import BOTH_DOMAINS, Domain, Norm
 
@@ -91,7 +91,7 @@ class _Walk:
         leaf, logits = self._pass(rows)
         if not len(self.others):
             self.others = most_likely_others(logits, self.labels, self.settings.candidates - 1)
-        crossed = logits.argmax(1) != self.labels[rows]
+        crossed = left_class(logits, self.labels[rows])
         done, turning = self._decide(rows, crossed, nearer=self.record.distance[rows] < before)
         parts = []
         for part, move in ((~done & ~turning, self._deepfool), (turning, self._project)):

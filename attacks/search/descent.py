@@ -76,6 +76,38 @@ class Walks:
         return Walks(*(torch.cat([getattr(w, field.name) for w in (self, other)]) for field in fields(self)))
 
 
+@dataclass
+class Nearest:
+    """The nearest witness of each image.
+
+    Attributes:
+        witness: ``(B, ...)``, the image itself without one.
+        distance: ``(B,)`` float64; inf without one.
+    """
+
+    witness: Tensor
+    distance: Tensor
+
+    @classmethod
+    def none(cls, images: Tensor) -> Nearest:
+        """No witness yet."""
+        return cls(images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device))
+
+    @classmethod
+    def of(cls, walks: Walks, images: Tensor) -> Nearest:
+        """What these walks have found."""
+        nearest = cls.none(images)
+        nearest.note(walks)
+        return nearest
+
+    def note(self, walks: Walks) -> None:
+        """Keep what walks have found that is nearer."""
+        least = self.distance.scatter_reduce(0, walks.owner, walks.distance, "amin")
+        winner = (walks.distance < self.distance[walks.owner]) & (walks.distance == least[walks.owner])
+        self.witness[walks.owner[winner]] = walks.witness[winner]
+        self.distance = least
+
+
 def set_out(images: Tensor, owner: Tensor, target: Tensor) -> Walks:
     """New walks that begin at their images."""
     zero = torch.zeros(len(owner), dtype=torch.float64, device=images.device)
@@ -142,16 +174,6 @@ def note_witnesses(walks: Walks, images: Tensor, outside: Tensor, norm: Norm) ->
     nearer = outside & (distance < walks.distance) & (distance > 0)
     walks.distance = torch.where(nearer, distance, walks.distance)
     walks.witness = torch.where(per_row(nearer, walks.point).bool(), walks.point, walks.witness)
-
-
-def nearest_witnesses(walks: Walks, images: Tensor) -> Tensor:
-    """Per image, the nearest witness of its walks, or the image itself without one: ``(B, ...)``."""
-    infinite = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-    least = infinite.scatter_reduce(0, walks.owner, walks.distance, "amin")
-    winner = walks.distance.isfinite() & (walks.distance == least[walks.owner])
-    result = images.clone()
-    result[walks.owner[winner]] = walks.witness[winner]
-    return result
 
 
 def move(

@@ -17,6 +17,11 @@ def logit_gap(logits: Tensor, labels: Tensor) -> Tensor:
     return gap
 
 
+def left_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether points have left their class, ``(B,)`` bool; false where logits are not finite: no witness is there."""
+    return (logits.argmax(1) != labels) & logits.isfinite().all(1)
+
+
 def most_likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """The classes of the largest logits except the label, ``(B, min(count, K - 1))``, in descending order."""
     ranked = logits.detach().argsort(1, descending=True)

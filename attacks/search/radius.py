@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.geometry import boundary_fraction, farthest_in_box
 from attacks.isolation import Classifier
-from attacks.search.linearised import first_order_margin
+from attacks.search.linearised import first_order_margin, left_class
 from attacks.trace import Record
 from attacks.types import Norm
 
@@ -79,7 +79,6 @@ def _tighten(model: Classifier, record: Record, images: Tensor, labels: Tensor, 
 
     def is_outside(middle: Tensor, active: Tensor) -> Tensor:
         with torch.no_grad(), model.rows(rows[active]):
-            moved: Tensor = model(middle).argmax(1) != labels[rows[active]]
-        return moved
+            return left_class(model(middle), labels[rows[active]])
 
     boundary_fraction(is_outside, images[rows], ends, tolerance=0.01, passes=8)

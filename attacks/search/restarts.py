@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attacks.geometry import ball_point, boundary_fraction, on_segment, project, row_norm
+from attacks.geometry import ball_point, boundary_fraction, on_segment, per_row, project, row_norm
 from attacks.isolation import Classifier
 from attacks.pool import Pool
-from attacks.search.descent import Walks, advance, note_witnesses, set_out
+from attacks.search.descent import Nearest, advance, note_witnesses, set_out
+from attacks.search.linearised import left_class
 from attacks.seeds import seeded_directions
 from attacks.types import Norm
 
@@ -26,31 +27,6 @@ BISECTIONS = 6
 TOLERANCE = 0.03
 # most steps of the last descent, in those of the default budget: longer ones gained nothing
 LONGEST_FINISH = 4.0
-
-
-@dataclass
-class Nearest:
-    """The nearest witness of each image.
-
-    Attributes:
-        witness: ``(B, ...)``, the image itself without one.
-        distance: ``(B,)`` float64; inf without one.
-    """
-
-    witness: Tensor
-    distance: Tensor
-
-    @classmethod
-    def none(cls, images: Tensor) -> Nearest:
-        """No witness yet."""
-        return cls(images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device))
-
-    def note(self, walks: Walks) -> None:
-        """Keep what walks have found that is nearer."""
-        least = self.distance.scatter_reduce(0, walks.owner, walks.distance, "amin")
-        winner = (walks.distance < self.distance[walks.owner]) & (walks.distance == least[walks.owner])
-        self.witness[walks.owner[winner]] = walks.witness[winner]
-        self.distance = least
 
 
 @dataclass(frozen=True)
@@ -127,7 +103,7 @@ class Search:
     nearest: Nearest
     pool: Pool | None
 
-    def run(self, plan: Plan, rows: Tensor, *, limit: int) -> None:
+    def run(self, plan: Plan, rows: Tensor, *, limit: float) -> None:
         """The whole plan for the images ``rows`` ``(A,)``, of which none spends more than ``limit`` passes."""
         stale, patience = torch.zeros_like(self.labels), torch.full_like(self.labels, plan.tries)
         self._walk_from_outside(plan, rows[self.nearest.distance[rows].isinf()], limit)
@@ -145,7 +121,7 @@ class Search:
         rows = self._afford(rows, limit, plan.finish)
         self._descend(plan.finish, rows, self.nearest.witness[rows])
 
-    def _afford(self, rows: Tensor, limit: int, *cost: Course | int) -> Tensor:
+    def _afford(self, rows: Tensor, limit: float, *cost: Course | int) -> Tensor:
         """Those of the rows that have passes left for all of this."""
         passes = sum(part if isinstance(part, int) else part.passes for part in cost)
         return rows[(spent(self.model) + passes <= limit)[rows]]
@@ -153,15 +129,15 @@ class Search:
     def _starts(self, plan: Plan, rows: Tensor, number: int) -> Tensor:
         """Where the restart of this number begins, inside the ball of each image's best distance: ``(A, ...)``."""
         images, radius = self.images[rows], self.nearest.distance[rows]
+        direction = seeded_directions(images, self.seeds[rows], self.norm, 1 + number)
+        centre, size = (images, 1.0) if plan.kick is None else (self.nearest.witness[rows], plan.kick)
+        points = ball_point(centre, direction, size * radius, self.model.bounds)
         if plan.kick is None and self.pool is not None and number % 2 == 0:
-            points, _ = self.pool.nearest_others(images, self.labels[rows], number // 2)
-        else:
-            direction = seeded_directions(images, self.seeds[rows], self.norm, 1 + number)
-            centre, size = (images, 1.0) if plan.kick is None else (self.nearest.witness[rows], plan.kick)
-            points = ball_point(centre, direction, size * radius, self.model.bounds)
+            others, there = self.pool.nearest_others(images, self.labels[rows], number // 2)
+            points = torch.where(per_row(there, images).bool(), others, points)
         return images + project(points - images, radius, self.norm)
 
-    def _walk_from_outside(self, plan: Plan, rows: Tensor, limit: int) -> None:
+    def _walk_from_outside(self, plan: Plan, rows: Tensor, limit: float) -> None:
         """Walks from the boundary on the way to a point of another class.
 
         The gradient at the image plays no part, and the point where a walk sets out is a witness at once.
@@ -169,9 +145,10 @@ class Search:
         rows = self._afford(rows, limit, plan.outside, plan.finish, BISECTIONS, 1)
         if not len(rows):
             return
-        others, target = self._others(rows)
-        there = target >= 0
-        rows, others, target = rows[there], others[there], target[there]
+        others = self._others(rows)
+        logits = self._logits(others, rows)
+        there = left_class(logits, self.labels[rows])
+        rows, others, target = rows[there], others[there], logits.argmax(1)[there]
         if not len(rows):
             return
 
@@ -182,22 +159,13 @@ class Search:
         points = on_segment(self.images[rows], others, fraction)
         self._descend(plan.outside, rows, points, target, row_norm(points - self.images[rows], self.norm))
 
-    def _others(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The pool's nearest image of another class, else the negative if it is of one.
-
-        Returns:
-            Points ``(A, ...)`` and their classes ``(A,)`` int64, -1 where there is none.
-        """
-        points, target = self.images[rows], torch.full_like(rows, -1)
-        if self.pool is not None:
-            points, target = self.pool.nearest_others(points, self.labels[rows], 0)
-        if len(without := torch.nonzero(target < 0).flatten()):
-            negative, labels = 1.0 - self.images[rows[without]], self.labels[rows[without]]
-            with torch.no_grad(), self.model.rows(rows[without]):
-                classes = self.model(negative).argmax(1)
-            target[without] = torch.where(classes == labels, -1, classes)
-            points[without] = negative
-        return points, target
+    def _others(self, rows: Tensor) -> Tensor:
+        """The pool's nearest image of another class, else the image's negative: ``(A, ...)``."""
+        images = self.images[rows]
+        if self.pool is None:
+            return 1.0 - images
+        points, there = self.pool.nearest_others(images, self.labels[rows], 0)
+        return torch.where(per_row(there, images).bool(), points, 1.0 - images)
 
     def _descend(
         self, course: Course, rows: Tensor, points: Tensor, target: Tensor | None = None, radius: Tensor | None = None
@@ -238,14 +206,17 @@ class Search:
         self.nearest.note(walks)
         return self.nearest.distance[rows] < before * (1 - GAIN)
 
-    @torch.no_grad()
     def _outside(self, points: Tensor, rows: Tensor) -> Tensor:
-        """Whether points have another class, ``(A,)`` bool."""
+        """Whether points have another class, ``(A,)`` bool; false where logits are not finite."""
+        return left_class(self._logits(points, rows), self.labels[rows])
+
+    @torch.no_grad()
+    def _logits(self, points: Tensor, rows: Tensor) -> Tensor:
         with self.model.rows(rows):
             logits: Tensor = self.model(points)
-        return logits.argmax(1) != self.labels[rows]
+        return logits
 
 
 def spent(model: Classifier) -> Tensor:
-    """Passes so far of each active image, ``(B,)`` float64."""
-    return (model.forwards + model.backwards)[model.active]
+    """Passes so far of each active image, ``(B,)`` float64; an average over draws is one here."""
+    return (model.forwards + model.backwards)[model.active] / model.draws

@@ -132,7 +132,7 @@ class Estimating:
                     tuple(derive_seed(*names, image) for image in probe.ids[part].tolist()),
                     start[split][part] if start else None,
                     self.options,
-                    pool if uses_pool(estimator) else None,
+                    pool if uses_pool(estimator) and _alike(pool, probe) else None,
                 )
 
     def _pool(self, units: Sequence[Unit], model: nn.Module) -> Pool | None:
@@ -229,6 +229,13 @@ class Estimating:
             )
             self.listener.unit_ended(epoch, unit, rows)
         drop_shards(self.folder, epoch, unit)
+
+
+def _alike(pool: Pool | None, probe: Probe) -> bool:
+    """Whether the pool's images are of the split's size and dtype: splits may differ."""
+    return (
+        pool is not None and pool.points[:1].shape == probe.images[:1].shape and pool.points.dtype is probe.images.dtype
+    )
 
 
 def _in_order(outcomes: Mapping[int, Outcome]) -> list[Outcome]:

@@ -268,7 +268,7 @@ class RunFolder(RunPaths):
             )
         check_parameters(before.get("estimators", ()), manifest.get("estimators", ()))
         check_parameters(before.get("certifiers", ()), manifest.get("certifiers", ()))
-        check_probes(before, manifest.get("probes", {}))
+        check_probes(before, manifest)
         self.check_places()
         self._check_revisions("margins", manifest.get("estimators", ()))
         self._check_revisions("bounds", manifest.get("certifiers", ()))

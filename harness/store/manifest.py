@@ -18,7 +18,7 @@ from harness.store.identity import StoreError
 
 # types of the entries that are read back, of options, and of the entry of an estimator
 TYPES: dict[str, type] = {
-    **dict.fromkeys(("config", "fingerprint", "probes"), dict),
+    **dict.fromkeys(("config", "fingerprint", "probes", "pool"), dict),
     **dict.fromkeys(("estimators", "certifiers", "notes", "command"), list),
     **{"digest": str, "classes": int},
 }
@@ -68,23 +68,30 @@ def probe_checksums(manifest: Mapping[str, Any]) -> dict[str, str]:
     return dict(checksums) if isinstance(checksums, dict) else {}
 
 
-def check_probes(before: Mapping[str, Any], after: Mapping[str, str]) -> None:
-    """Check that the probe images of a resumed run are those that it began with.
+def check_probes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Check that the probe images of a resumed run, and which of them are the pool, are those that it began with.
 
     Args:
         before: the run's manifest.
-        after: checksums by split.
+        after: the manifest to continue it with; it may name no pool.
 
     Raises:
         StoreError: they differ; the message names the split.
     """
     known = probe_checksums(before)
-    for split, checksum in after.items():
+    for split, checksum in after.get("probes", {}).items():
         if split in known and known[split] != checksum:
             raise StoreError(
                 f"expected the probe images of {split} that the run has, {known[split][:12]}, got {checksum[:12]}; "
                 "use them, or another folder"
             )
+    pools = [manifest["pool"] for manifest in (before, after) if "pool" in manifest]
+    if len(pools) == 2 and pools[0] != pools[1]:
+        first, other = (pool.get("split") for pool in pools)
+        raise StoreError(
+            f"expected the images of {first} as the pool of the run, got those of {other}; give {first} as the first "
+            "split, or use another folder"
+        )
 
 
 def check_parameters(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:

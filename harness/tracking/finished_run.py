@@ -22,7 +22,7 @@ from harness.models.libraries import Shape
 from harness.runs import Run
 from harness.store.identity import StoreError
 from harness.tasks import Engine
-from harness.tracking.manifest import describe
+from harness.tracking.manifest import describe, pool_entry
 from harness.tracking.terminal import Terminal
 from harness.tracking.tracker import MarginTracker
 
@@ -74,6 +74,7 @@ def remeasure(
     run.folder.load_checkpoint(wanted[0], model)  # before anything is changed
     proving = {text_form(one): one for one in map(create_certifier, certifiers)}
     added = {"estimators": describe(chosen), "certifiers": describe(proving, every=1, probe=certify_probe)}
+    added |= pool_entry(probes, chosen)
     with run.folder.locked():
         run.folder.start({**run.manifest, **added}, resume=True)
         tracker = MarginTracker(

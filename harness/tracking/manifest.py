@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attacks.certifier import Certifier
 from attacks.estimator import Estimator, revision_of
 from attacks.measure import MeasureOptions
+from attacks.pool import uses_pool
 from attacks.registry import create_certifier, text_form
 from attacks.types import NORMS, EstimatorError
 from harness.config.run_config import RunConfig, as_dict, digest
@@ -49,9 +50,8 @@ def tracker_manifest(
     probes: Mapping[str, Probe], plan: Plan, options: MeasureOptions, seed: int, certifiers: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The manifest of a folder that `MarginTracker` starts itself: what was measured, and where."""
-    entries = probes_entries(probes)
     fingerprint = {
-        "probes": entries["probes"],
+        "probes": {name: checksum(probe) for name, probe in probes.items()},
         "domain": options.domain,
         "bounds": list(options.bounds),
         "noise_retries": options.noise_retries,
@@ -64,24 +64,20 @@ def tracker_manifest(
     facts = {
         "fingerprint": fingerprint,
         "digest": digest(fingerprint),
-        **entries,
+        "probes": fingerprint["probes"],
+        **pool_entry(probes, plan.estimators),
         "estimators": describe(plan.estimators),
         "certifiers": certifiers,
     }
     return {**facts, **environment(torch.get_num_threads())}
 
 
-def probes_entries(probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """Checksums of the probe images, and which of them are the pool of estimators that use one: the first split's.
-
-    A run is not continued with other probe images, and so not with another pool.
-    """
-    checksums = {name: checksum(probe) for name, probe in probes.items()}
-    first = next(iter(probes))
-    return {
-        "probes": checksums,
-        "pool": {"split": first, "images": len(probes[first].ids), "sha256": checksums[first]},
-    }
+def pool_entry(probes: Mapping[str, Probe], estimators: Mapping[str, Estimator]) -> dict[str, Any]:
+    """The pool, the images of the first split, if an estimator uses it; a run is not continued with another one."""
+    if not any(map(uses_pool, estimators.values())):
+        return {}
+    first, probe = next(iter(probes.items()))
+    return {"pool": {"split": first, "images": len(probe.ids), "sha256": checksum(probe)}}
 
 
 def manifest_of(
