@@ -117,14 +117,25 @@ class Polished:
         candidates = candidates.detach().to(images)
         # a library's attack may have changed modes and buffers of the view
         model.settle()
-        result = candidates.clone()
-        size = max(1, ENTRIES // (CONSTRAINTS * images[0].numel()))
-        witnesses = torch.nonzero(_changed(model, candidates, labels)).flatten()
-        for rows in torch.split(witnesses, size) if len(witnesses) else ():
-            with model.rows(rows), torch.no_grad():
-                witness = candidates[rows].clamp(*model.bounds)
-                result[rows] = _polish(network, model, images[rows], labels[rows], witness, norm)
-        return result
+        return polished(network, model, images, labels, candidates, norm)
+
+
+def polished(
+    network: PiecewiseNetwork, model: Classifier, images: Tensor, labels: Tensor, candidates: Tensor, norm: Norm
+) -> Tensor:
+    """The candidates ``(B, ...)``, with nearer witnesses in the place of those that are witnesses where there are any.
+
+    Args:
+        network: see `read`.
+    """
+    result = candidates.clone()
+    size = max(1, ENTRIES // (CONSTRAINTS * images[0].numel()))
+    witnesses = torch.nonzero(_changed(model, candidates, labels)).flatten()
+    for rows in torch.split(witnesses, size) if len(witnesses) else ():
+        with model.rows(rows), torch.no_grad():
+            witness = candidates[rows].clamp(*model.bounds)
+            result[rows] = _polish(network, model, images[rows], labels[rows], witness, norm)
+    return result
 
 
 def warmth(estimator: object) -> int:
@@ -144,7 +155,7 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
             "refine=polish or expect_over out"
         )
     model_of_two = Logits(model.network, binary=True) if model.binary else model.network
-    network = PiecewiseNetwork(model_of_two, tuple(images.shape[1:]), images.device)
+    network = PiecewiseNetwork(model_of_two, tuple(images.shape[1:]), images.device, pooling=False)
     check_units(network)
     return network
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, eye_array, hstack
 
@@ -72,9 +73,10 @@ class _Model:
         self.least[: self.pixels], self.most[: self.pixels] = low, high
         self.constraints: list[LinearConstraint] = []
         inputs, shift, first = slice(0, self.pixels), image, self.pixels + 1
-        for weight, bias, width in zip(network.weights[:-1], network.biases[:-1], widths, strict=True):
+        for layer, (weight, bias, width) in enumerate(zip(network.weights, network.biases, widths, strict=False)):
             after, on = slice(first, first + width), slice(first + width, first + 2 * width)
-            self._relu(weight, bias + weight @ shift, inputs, after, on)
+            linear = network.linear[layer] if network.linear else np.zeros(width, dtype=bool)
+            self._relu(weight, bias + weight @ shift, linear, inputs, after, on)
             inputs, shift, first = after, np.zeros(width), first + 2 * width
         self.last, self.offset = (network.weights[-1], inputs), network.biases[-1] + network.weights[-1] @ shift
 
@@ -106,18 +108,21 @@ class _Model:
             return Program(lower=lower, upper=math.inf, move=none)
         return Program(lower=lower, upper=float(result.fun), move=result.x[: self.pixels])
 
-    def _relu(self, weight: Array, bias: Array, inputs: slice, after: slice, on: slice) -> None:
-        """``a = max(z, 0)`` for ``z = W v + b``, with interval bounds l and u of z.
+    def _relu(
+        self, weight: Array, bias: Array, linear: NDArray[np.bool_], inputs: slice, after: slice, on: slice
+    ) -> None:
+        """``a = max(z, 0)``, or z itself, for ``z = W v + b``, with interval bounds l and u of z.
 
-        ``a >= z``, ``a <= z - l (1 - q)``, ``a <= u q`` with q 0 or 1, and ``a >= 0``.
+        ``a >= z``, ``a <= z - l (1 - q)``, ``a <= u q`` with q 0 or 1, and ``a >= 0``; where a is z, q is 1 and free
+        of the last two.
         """
         least, most = self.least[inputs], self.most[inputs]
         positive, negative = np.maximum(weight, 0.0), np.minimum(weight, 0.0)
         low, high = positive @ least + negative @ most + bias, positive @ most + negative @ least + bias
-        self.least[after], self.most[after] = 0.0, np.maximum(high, 0.0)
+        self.least[after], self.most[after] = np.where(linear, low, 0.0), np.where(linear, high, np.maximum(high, 0.0))
         # units that are always active or inactive need no binary variable
-        self.most[on] = high > 0
-        self.least[on] = (low >= 0) & (high > 0)
+        self.most[on] = linear | (high > 0)
+        self.least[on] = linear | ((low >= 0) & (high > 0))
         self.whole[on] = 1
         eye = eye_array(len(bias))
         below, above = np.minimum(low, 0.0), np.maximum(high, 0.0)

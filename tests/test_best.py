@@ -68,7 +68,7 @@ def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
     texts = ["deepfool", "pgd:rounds=3,restarts=2", "fmn:steps=15,gamma=0.2", "torchattacks:PGDL2:steps=5"]
     able = [text for text in texts if norm in create(text).norms]
     members = {text: alone(text, norm) for text in able}
-    best = alone("best:of=" + "+".join(text.replace(",", "/") for text in texts) + ",polish=false", norm)
+    best = alone("best:of=" + "+".join(text.replace(",", "/") for text in texts) + ",polish=false,agreement=0.0", norm)
     table = torch.stack([m.distance for m in members.values()])
     least = table.amin(0)
     torch.testing.assert_close(best.distance, least, rtol=1e-4, atol=0)
@@ -79,6 +79,23 @@ def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
         assert best.distance[row] == own.distance[row]
         assert best.attack_distance[row] == own.attack_distance[row]
         assert torch.equal(best.witness[row], own.witness[row])
+
+
+def test_members_after_two_that_agree_are_not_run() -> None:
+    texts = ["cascade:budget=100", "fmn", "linear"]
+    of = "best:of=" + "+".join(texts) + ",polish=false"
+    members, whole, early = [alone(text, "l2") for text in texts], alone(f"{of},agreement=0.0", "l2"), alone(of, "l2")
+    first, second, third = (m.distance for m in members)
+    agree = torch.maximum(first, second) <= torch.minimum(first, second) * 1.001
+    assert 2 < agree.sum() < 22
+    saved = (whole.forwards + whole.backwards) - (early.forwards + early.backwards)
+    assert (saved[~agree] == 0).all()
+    # the clean pass is shared, and the comparison costs up to 15
+    spent = members[2].forwards + members[2].backwards
+    assert (saved[agree] >= spent[agree] / 2).all()
+    torch.testing.assert_close(early.distance[~agree], whole.distance[~agree], rtol=0, atol=0)
+    least = torch.where(agree, torch.minimum(first, second), torch.stack([first, second, third]).amin(0))
+    torch.testing.assert_close(early.distance, least, rtol=1e-4, atol=0)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +49,22 @@ class Home(nn.Module):
         return logits
 
 
+class Around(nn.Module):
+    """Paths around ReLUs, from the image and from hidden layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(72, 9), nn.Linear(9, 9), nn.Linear(72, 9)
+        self.last = nn.Linear(9, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        x = self.first(pixels).relu()
+        x = functional.leaky_relu(x - self.second(x).relu(), 0.1) + self.third(pixels)
+        logits: Tensor = self.last(x.relu() + x)
+        return logits
+
+
 def warmed_up(*modules: nn.Module) -> nn.Module:
     """The model with BatchNorm statistics, in training mode."""
     model = nn.Sequential(*modules)
@@ -73,6 +91,18 @@ READABLE: dict[str, Callable[[], nn.Module]] = {
         nn.Dropout2d(), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
     ),
     "arithmetic": Home,
+    "max pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.MaxPool2d((3, 2), (1, 2), (1, 0), (1, 2)),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Flatten(),
+        nn.Linear(9, 4),
+    ),
+    "leaky": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 9), nn.LeakyReLU(0.2), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 4)
+    ),
+    "residual": Around,
     "cnn": lambda: build("cnn", (2, 6, 6), 5, seed=0),
 }
 
@@ -90,7 +120,12 @@ def test_a_read_network_computes_the_models_logits(name: str) -> None:
         expected = model.double().eval()(images).numpy()
     got = np.stack([network.logits(image.flatten().numpy()) for image in images])
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
-    assert network.hidden == sum(isinstance(module, nn.ReLU) for module in model.modules()) or name == "arithmetic"
+    layers = {"arithmetic": 2, "max pooling": 7, "residual": 4, "leaky": 2}
+    assert network.hidden == layers.get(name, sum(isinstance(module, nn.ReLU) for module in model.modules()))
+    assert bool(network.linear) == (name in ("max pooling", "residual", "leaky"))
+    if network.linear:
+        # control: with ReLUs in the place of units that carry values along
+        assert not np.allclose(replace(network, linear=()).logits(images[0].flatten().numpy()), expected[0])
 
 
 class Lambda(nn.Module):
@@ -110,10 +145,9 @@ def branching(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)), "the layer 0: MaxPool2d"),
+        (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(18, 3)), "the layer 0: MaxPool2d"),
         (nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)), "the layer 2: Sigmoid"),
         (Lambda(torch.sigmoid), "the operation sigmoid"),
-        (Lambda(lambda z: functional.relu(z) + z), "a path around a ReLU"),
         (Lambda(lambda z: z * z), "the operation mul in the forward pass of two results of the image"),
         (Lambda(lambda z: 1 / z), "the operation reciprocal in the forward pass"),
         (Lambda(lambda z: [z, z]), "got list as the result"),
@@ -123,7 +157,7 @@ def branching(logits: Tensor) -> Tensor:
         (Lambda(lambda z: z / 0.0), "expected finite weights, got NaN or inf"),
         (nn.Sequential(nn.Flatten(), nn.Linear(71, 3)), "RuntimeError"),
         (nn.Sequential(nn.Conv2d(2, 200, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 3)), "got 7200"),
-        (build("resnet18", (2, 6, 6), 3, seed=0), "a path around a ReLU"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(72, 3000), nn.LeakyReLU(), nn.Linear(3000, 3)), "got 6000"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -244,11 +278,14 @@ def test_zero_rows_have_zero_gain() -> None:
 # --- linear bounds ---
 
 
-def violated_bounds(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) -> int:
+def violated_bounds(norm: Norm, domain: Domain, lines_of: Callable[..., Lines], linear: bool = False) -> int:
     """How many of the linear bounds of tiny networks are violated by some sampled perturbation."""
     broken = 0
     for seed in range(12):
         network = read_network(tiny(seed, 5, 3, 3, 3), (1, 1, 5))
+        if linear:
+            # of both hidden layers, the last two units have no ReLU
+            network = replace(network, linear=(np.arange(3) > 0, np.arange(3) > 0))
         inside = region(norm, domain, 0.2 + 0.05 * seed, seed)
         image = -inside.low if domain == "box" else np.random.default_rng(seed).random(5)
         around = Surroundings(network=network, image=image, region=inside)
@@ -269,6 +306,15 @@ def violated_bounds(norm: Norm, domain: Domain, lines_of: Callable[..., Lines]) 
 @pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
 def test_lines_bound_the_network(norm: Norm, domain: Domain) -> None:
     assert violated_bounds(norm, domain, upper_lines) == 0
+    assert violated_bounds(norm, domain, upper_lines, linear=True) == 0
+
+
+@pytest.mark.parametrize(("norm", "domain"), covering(NORMS, DOMAINS))
+def test_control_lines_of_relus_that_are_not_there_are_detected(norm: Norm, domain: Domain) -> None:
+    def of_relus(around: Surroundings, *rest: Any) -> Lines:
+        return upper_lines(replace(around, network=replace(around.network, linear=())), *rest)
+
+    assert violated_bounds(norm, domain, of_relus, linear=True) > 0
 
 
 @pytest.mark.slow

@@ -163,6 +163,46 @@ def test_margins_match_integer_programs_on_trained_networks(
         assert program_disagreements(model, images, exact_margins(model, images, "linf")) == 0
 
 
+class WithOffset(nn.Module):
+    def __init__(self, inner: nn.Module, offset: Tensor) -> None:
+        super().__init__()
+        self.inner, self.offset = inner, offset
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images) + self.offset
+        return logits
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(16, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = nn.functional.leaky_relu(self.first(images.flatten(1)), 0.2)
+        logits: Tensor = self.last(x - self.second(x).relu())
+        return logits
+
+
+def pooling() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("make", [pooling, Residual])
+def test_pooling_and_residual_networks(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(2)
+    raw, images = make(), torch.rand(6, 1, 4, 4)
+    # near the boundary, where brackets close soon
+    model = WithOffset(raw, -raw(images).detach().mean(0))
+    for norm in NORMS:
+        solved = exact_margins(model, images, norm)
+        assert solved.solved.all()
+        distance = measure(model, images, create("cascade"), norm).distance
+        assert (distance >= solved.lower * (1 - 1e-5)).all()
+        assert (distance / solved.margin).median() < 1.001
+    assert program_disagreements(model, images, solved) == 0
+
+
 @pytest.mark.slow
 def test_margins_match_integer_programs_on_more_images(shallow: nn.Module, deep: nn.Module, digits: Tensor) -> None:
     for model, count in ((shallow, 60), (deep, 30)):

@@ -172,6 +172,20 @@ def test_exact_margins_are_reached(norm: Norm, domain: Domain, widths: tuple[int
     assert_polished(network(widths), far, norm, domain)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_max_pooling(norm: Norm) -> None:
+    model = cnn(nn.MaxPool2d(2))
+    points = images()[:12]
+    plain, near = (measure(model, points, create(text), norm) for text in ("deepfool", "deepfool:refine=polish"))
+    exact = exact_margins(model, points, norm, witnesses=near.witness, seconds=2)
+    ratio = (near.distance / exact.upper)[exact.solved]
+    assert exact.solved.double().mean() > 0.7
+    assert (near.distance >= exact.lower * (1 - 1e-6)).all()
+    # most end in the nearest local minimum, where fewer than half do without polishing
+    assert (ratio <= 1.001).double().mean() > 0.6
+    assert ((plain.distance / exact.upper)[exact.solved] <= 1.001).double().mean() <= 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_convolutional_network_with_other_pixel_bounds(norm: Norm) -> None:
@@ -270,7 +284,7 @@ def test_a_polished_estimator_has_the_attributes_of_the_inner_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "named"),
-    [(nn.Sequential(nn.Flatten(), nn.Sigmoid()), "Sigmoid"), (nn.MaxPool2d(2), "MaxPool")],
+    [(nn.Sequential(nn.Flatten(), nn.Sigmoid()), "Sigmoid"), (nn.MaxPool2d(2, ceil_mode=True), "MaxPool")],
     ids=["sigmoid", "pool"],
 )
 def test_unsupported_networks_are_refused_and_best_skips_polishing(layer: nn.Module, named: str) -> None:

@@ -11,11 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.certify.regions.cells import check_units
 from attacks.estimator import Estimator, Settings, revision_of, setting
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier
-from attacks.polish import Polished, read, warmth
+from attacks.polish import Polished, polished, read, warmth
 from attacks.pool import Pool, uses_pool, with_pool
 from attacks.registry import create, text_form
 from attacks.search.linearised import left_class
@@ -27,15 +28,18 @@ BETWEEN = re.compile(r"\+(?=\s*[A-Za-z_])")
 # most units of a network that is polished by default: 28x28 networks have a few thousand, a ResNet half a million
 UNITS = 20_000
 # revision of the choice among members and of the default members (see `attacks.estimator.Settings`)
-REVISION = 2
+REVISION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Settings):
-    """Runs every member and returns, per image, the witness with the smallest refined distance.
+    """Runs its members and returns, per image, the witness with the smallest refined distance.
 
     The default members are those that won on PGD-trained networks: the long ``cascade`` nearly everywhere, ``apgd`` in
     L-infinity after training with large perturbations.
+
+    Where two members agree on the smallest distance to within ``agreement`` (relative), the members after them are
+    not run for that image. With 0, all are.
 
     Members are separated by ``+`` and their own parameters by ``/``, since commas separate the parameters of ``best``:
     ``best:of=deepfool+fmn:steps=200/gamma=0.2+apgd``. Each member gets the same images, seeds and starts as on its own,
@@ -45,15 +49,15 @@ class Best(Settings):
     only if all its members raised. The returned witness is as the winner left it, and the winner's text is the row's
     message in `Margins`. The comparison costs one forward and up to 14 bisections per member and image.
 
-    With ``polish``, the witnesses of every member are polished first (see `attacks.polish`), which the winner's text
-    states. This applies to networks that can be read and have at most ``UNITS`` units; other models are measured
-    without polishing.
+    With ``polish``, the winner's witness is polished (see `attacks.polish`), which its text states. This applies to
+    networks that can be read and have at most ``UNITS`` units; other models are measured without polishing.
     """
 
     name: ClassVar[str] = "best"
 
     of: str = setting("cascade:budget=1000+fmn:steps=200+apgd")
     polish: bool = setting(True)
+    agreement: float = setting(1e-3, least=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +105,7 @@ class Best(Settings):
 
     @property
     def revision(self) -> int:  # type: ignore[override]
-        """Rises with the revision of every member, as it runs, that is, polished with ``polish``."""
+        """Rises with the revision of every member, and of polishing with ``polish``."""
         return REVISION + sum(revision_of(_polished(m) if self.polish else m) - 1 for m in self.members.values())
 
     def perturb(
@@ -117,26 +121,52 @@ class Best(Settings):
     ) -> Tensor:
         """See `Estimator.perturb`."""
         result, winner = images.clone(), [""] * len(images)
-        least = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+        least, second = (torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device) for _ in "12")
         answered = torch.zeros_like(labels, dtype=torch.bool)
         errors: list[BaseException] = []
-        members = self._able(norm, model.domain)
-        if self.polish and _readable(model, images):
-            members = {text_form(m): m for m in map(_polished, members.values())}
-        for text, member in members.items():
+        for text, member in self._able(norm, model.domain).items():
+            rows = torch.nonzero(~(second <= least * (1 + self.agreement)) | least.isinf() | (self.agreement == 0))
+            rows = rows.flatten()
+            if not len(rows):
+                break
             call = _Call(member, model, images, labels, norm, seeds, start, pool)
-            candidates = call.run(torch.arange(len(images), device=images.device))
+            candidates = call.run(rows)
             errors += call.errors
             answered |= call.answered
-            distance = refined_distance(model, images, labels, candidates, norm)
+            distance = torch.full_like(least, torch.inf)
+            with model.rows(rows):
+                distance[rows] = refined_distance(model, images[rows], labels[rows], candidates[rows], norm)
             for row in torch.nonzero(distance < least).flatten().tolist():
                 result[row], winner[row] = candidates[row], text
+            second = torch.minimum(torch.maximum(least, distance), second)
             least = torch.minimum(least, distance)
         if not answered.all():
             # `measure` halves the batch too and keeps the message of the rows that are alone
             raise errors[0]
+        if self.polish and (network := _readable(model, images)) is not None:
+            self._polish(network, model, images, labels, result, winner, norm)
         model.note(winner)
         return result
+
+    def _polish(
+        self,
+        network: PiecewiseNetwork,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        result: Tensor,
+        winner: list[str],
+        norm: Norm,
+    ) -> None:
+        """Polish the witnesses of winners that do not polish themselves, in place; their texts say so."""
+        texts = {text: text_form(_polished(member)) for text, member in self.members.items()}
+        changed = [row for row, text in enumerate(winner) if texts.get(text, text) != text]
+        rows = torch.tensor(changed, dtype=torch.long, device=images.device)
+        if len(rows):
+            with model.rows(rows):
+                result[rows] = polished(network, model, images[rows], labels[rows], result[rows], norm)
+            for row in changed:
+                winner[row] = texts[winner[row]]
 
     def _able(self, norm: Norm, domain: Domain) -> dict[str, Estimator]:
         return {t: m for t, m in self.members.items() if norm in m.norms and domain in m.domains}
@@ -147,12 +177,13 @@ def _polished(member: Estimator) -> Estimator:
     return member if isinstance(member, Polished) or warmth(member) else Polished(inner=member)
 
 
-def _readable(model: Classifier, images: Tensor) -> bool:
-    """Whether polishing can read the model, and the model is small enough."""
+def _readable(model: Classifier, images: Tensor) -> PiecewiseNetwork | None:
+    """The network to polish in; None where the model cannot be read or is too large."""
     try:
-        return check_units(read(model, images)) <= UNITS
+        network = read(model, images)
     except InputError:
-        return False
+        return None
+    return network if check_units(network) <= UNITS else None
 
 
 class _Call:

@@ -35,17 +35,22 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Lower and upper bounds of the pre-activations of every hidden layer, ``(n_l,)`` each."""
+    """Lower and upper bounds of the pre-activations of every hidden layer, ``(n_l,)`` each.
+
+    Attributes:
+        linear: see `ReluNetwork`.
+    """
 
     low: tuple[Array, ...]
     high: tuple[Array, ...]
+    linear: tuple[NDArray[np.bool_], ...]
 
     def unstable(self, layer: int) -> NDArray[np.bool_]:
-        """The units of a layer whose bounds have both signs: ``(n_l,)`` bool."""
+        """The ReLUs of a layer whose bounds have both signs: ``(n_l,)`` bool."""
         loose: NDArray[np.bool_] = (self.low[layer] < 0) & (self.high[layer] > 0)
-        return loose
+        return loose & ~self.linear[layer] if self.linear else loose
 
-    def linear(self) -> bool:
+    def stable(self) -> bool:
         """Whether no unit is unstable, so that the network is affine on the region."""
         return not any(self.unstable(layer).any() for layer in range(len(self.low)))
 
@@ -58,6 +63,7 @@ class Bounds:
         return Bounds(
             low=(*self.low[:layer], low, *self.low[layer + 1 :]),
             high=(*self.high[:layer], high, *self.high[layer + 1 :]),
+            linear=self.linear,
         )
 
 
@@ -99,6 +105,8 @@ def upper_lines(
     slack: list[Array] = []
     for layer in range(depth - 1, -1, -1):
         low, high = np.minimum(bounds.low[layer], 0.0), np.maximum(bounds.high[layer], 0.0)
+        if network.linear:
+            low, high = np.where(network.linear[layer], 0.0, low), np.where(network.linear[layer], 1.0, high)
         # the chord from (low, 0) to (high, high), which is exact for stable units
         chord = np.divide(high, high - low, out=np.zeros_like(high), where=high > low)
         rest = -chord * low
@@ -127,12 +135,13 @@ def interval_bounds(around: Surroundings) -> Bounds:
             centre = weight @ around.image + bias
             up, down = around.region.most(weight), around.region.most(-weight)
         else:
-            least, most = np.maximum(lows[-1], 0.0), np.maximum(highs[-1], 0.0)
+            network = around.network
+            least, most = network.activated(layer - 1, lows[-1]), network.activated(layer - 1, highs[-1])
             centre = weight @ ((least + most) / 2) + bias
             up = down = np.abs(weight) @ ((most - least) / 2)
         lows.append(centre - down - around.doubts[layer])
         highs.append(centre + up + around.doubts[layer])
-    return Bounds(low=tuple(lows), high=tuple(highs))
+    return Bounds(low=tuple(lows), high=tuple(highs), linear=around.network.linear)
 
 
 def tighten(around: Surroundings, bounds: Bounds, within: HalfSpace | None = None, first: int = 0) -> Bounds:

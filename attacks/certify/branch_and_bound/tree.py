@@ -144,7 +144,7 @@ class Tree:
     def _bounded(self, part: _Part) -> _Part | None:
         """Bound a part and choose where to split it; None if the part is closed."""
         self._ledger.spend()
-        linear = part.bounds.linear()
+        linear = part.bounds.stable()
         lines, shortest = self._relaxed(part, precise=linear)
         bound = max(part.bound, shortest.bound)
         if bound >= self._enough:
@@ -193,6 +193,8 @@ def _wrong_signs(part: _Part, outputs: list[Array]) -> dict[int, dict[int, int]]
     wrong: dict[int, dict[int, int]] = {}
     for layer, (output, signs) in enumerate(zip(outputs, part.signs, strict=False)):
         on, off = part.bounds.low[layer] >= 0, part.bounds.high[layer] <= 0
+        if part.bounds.linear:
+            on, off = on & ~part.bounds.linear[layer], off & ~part.bounds.linear[layer]
         units = np.flatnonzero((signs == 0) & ((on & (output < 0)) | (off & (output > 0))))
         if len(units):
             wrong[layer] = {int(unit): 1 if on[unit] else -1 for unit in units}
@@ -211,7 +213,10 @@ def _split(bounds: Bounds, lines: Lines, shortest: Shortest) -> tuple[int, int]:
         if score[unit] > best:
             best, choice = float(score[unit]), (layer, unit)
     if choice[0] < 0:
-        width = [np.minimum(-low, high) for low, high in zip(bounds.low, bounds.high, strict=True)]
+        width = [
+            np.where(bounds.unstable(layer), np.minimum(-low, high), 0.0)
+            for layer, (low, high) in enumerate(zip(bounds.low, bounds.high, strict=True))
+        ]
         layer = int(np.argmax([w.max() for w in width]))
         choice = layer, int(width[layer].argmax())
     return choice

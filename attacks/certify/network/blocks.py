@@ -70,11 +70,18 @@ def localise(blocks: Sequence[Block]) -> Local | None:
     return Local(units, seen, tuple(weights), tuple(constants), real)
 
 
-def matrix_of(block: Block) -> Tensor:
-    """The matrix ``(n_after, n_before)`` of a block with one source, computed a few rows at a time."""
+def matrices_of(block: Block) -> dict[int, Tensor]:
+    """The matrices ``(n_after, n_before)`` of a block by source, computed a few rows at a time."""
     eye = torch.eye(block.result.numel(), dtype=torch.float64, device=block.result.device)
-    step = max(1, LARGEST // max(math.prod(block.shape), block.leaves[0].numel()))
-    return torch.cat([block.transposed(rows)[block.sources[0]] for rows in torch.split(eye, step)])
+    widest = max(leaf.numel() for leaf in block.leaves)
+    step = max(1, LARGEST // max(math.prod(block.shape), widest))
+    parts = [block.transposed(rows) for rows in torch.split(eye, step)]
+    return {source: torch.cat([part[source] for part in parts]) for source in block.sources}
+
+
+def matrix_of(block: Block) -> Tensor:
+    """The matrix ``(n_after, n_before)`` of a block with one source."""
+    return matrices_of(block)[block.sources[0]]
 
 
 def _padded(groups: list[Tensor]) -> Tensor:

@@ -156,6 +156,14 @@ class MaxPool:
         size = bounds.low[0].numel()
         return _Windows(place.flatten(1), certain.flatten(1), rest.flatten(1), size)
 
+    def windows(self, inputs: Tensor) -> list[list[int]]:
+        """The places of each window's pixels in the flattened ``inputs`` ``(1, C, H, W)``, without the padding."""
+        bounds = Intervals(torch.zeros_like(inputs), torch.zeros_like(inputs))
+        (low, _), places = self._windows(bounds)
+        real = (low[0] > -torch.inf).transpose(1, 2).flatten(0, 1).tolist()
+        pixels = places[0].transpose(1, 2).flatten(0, 1).tolist()
+        return [[p for p, there in zip(*window, strict=True) if there] for window in zip(pixels, real, strict=True)]
+
     def _pool(self, values: Tensor) -> Tensor:
         return F.max_pool2d(values, self.kernel, self.stride, self.padding, self.dilation)
 

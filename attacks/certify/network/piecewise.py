@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.certify.network.blocks import Block, Local, localise
 from attacks.certify.network.intervals import Intervals, absolute, affine_intervals
 from attacks.certify.network.nonlinearities import Leaky, MaxPool, Nonlinearity, nonlinearity_of
+from attacks.certify.network.pooling import without_pooling
 from attacks.certify.network.reading import check_reading
 from attacks.certify.network.tracing import (
     Operation,
@@ -49,11 +50,12 @@ class PiecewiseNetwork:
         places: per block, the operation after it, for messages.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device, *, pooling: bool = True) -> None:
         """Read a model.
 
         Args:
             model: left untouched. shape: ``(C, H, W)`` of the images.
+            pooling: whether max pooling is a nonlinearity of its own; otherwise it is read as ReLUs.
 
         Raises:
             InputError: an operation that is neither affine nor a supported nonlinearity, named with its layer; a model
@@ -61,7 +63,7 @@ class PiecewiseNetwork:
         """
         self.model, self.shape, self.device = evaluation_copy(model).to(device), shape, device
         with forked_generators():
-            self._recording = self._recorded()
+            self._recording = self._recorded(pooling)
         self.blocks: list[Block] = []
         self.nonlinearities: list[Nonlinearity] = []
         self.places: list[str] = []
@@ -176,7 +178,7 @@ class PiecewiseNetwork:
             self._locals[block] = localise(self.blocks[: block + 1]) if smooth else None
         return self._locals[block]
 
-    def _recorded(self) -> Recording:
+    def _recorded(self, pooling: bool) -> Recording:
         """Record the model on two random images; both must give the same operations with the same constants."""
         draw = torch.Generator().manual_seed(0)
         images = torch.rand(2, *self.shape, generator=draw, dtype=torch.float64).to(self.device)
@@ -188,7 +190,7 @@ class PiecewiseNetwork:
             raise refusal(f"a forward pass that cannot be recorded ({one_line(error, most=200)})") from error
         if place := first.differs(second):
             raise refusal(f"{place} with numbers that depend on the image outside of recorded operations")
-        return first
+        return first if pooling else without_pooling(first, images[:1])
 
     def _read(self) -> None:
         leaves: list[Tensor] = []
