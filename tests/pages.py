@@ -70,6 +70,7 @@ def margins(
                     found, (prediction[place] + 1 + draw.integers(0, CLASSES - 1, images)) % CLASSES, -1
                 ),
                 "message": "",
+                "basins": np.nan,
                 "noise_retries": 0,
                 "forwards": 100,
                 "backwards": 50,

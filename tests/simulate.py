@@ -98,6 +98,7 @@ def margin_rows(
         "status": np.where(found, "found", "not_found"),
         "target": np.where(found, (prediction + 1) % 3, -1),
         "message": "",
+        "basins": np.nan,
         "noise_retries": 0,
         "forwards": 10.0,
         "backwards": 5.0,

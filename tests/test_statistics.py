@@ -34,6 +34,7 @@ def margins(distances: list[float], statuses: list[str] | None = None, **columns
         "attack_distance": [2 * d for d in distances],
         "status": statuses or ["found"] * count,
         "forwards": [10.0] * count,
+        "basins": [math.nan] * count,
         "backwards": [4.0] * count,
         "seconds": [0.5] * count,
     }
@@ -117,6 +118,9 @@ MORE: dict[str, float] = {
     "tied": 1,
     "not_found": 1,
     "failed": 1,
+    "excess": math.nan,
+    "excess_low": math.nan,
+    "excess_high": math.nan,
 }
 
 
@@ -145,7 +149,7 @@ def test_a_summary_matches_hand_calculation() -> None:
         "box",
     ]
     assert (summary["count"], summary["found"]) == (6, 3)
-    assert {name: summary[name] for name in MORE} == pytest.approx(MORE, rel=1e-15)
+    assert {name: summary[name] for name in MORE} == pytest.approx(MORE, rel=1e-15, nan_ok=True)
     # of the three that were found, regardless of the others
     assert summary["avg"] == pytest.approx(3.0, rel=1e-15)
     assert summary["se"] == pytest.approx(math.sqrt(14) / 3, rel=1e-15)

@@ -49,6 +49,8 @@ class Best(Settings):
     only if all its members raised. The returned witness is as the winner left it, and the winner's text is the row's
     message in `Margins`. The comparison costs one forward and up to 14 bisections per member and image.
 
+    The ``basins`` are the distance of the second nearest member over that of the nearest.
+
     With ``polish``, the winner's witness is polished (see `attacks.polish`), which its text states. This applies to
     networks that can be read and have at most ``UNITS`` units; other models are measured without polishing.
     """
@@ -146,6 +148,7 @@ class Best(Settings):
         if self.polish and (network := _readable(model, images)) is not None:
             self._polish(network, model, images, labels, result, winner, norm)
         model.note(winner)
+        model.disagree(torch.where(second.isfinite(), second, torch.nan) / least)
         return result
 
     def _polish(

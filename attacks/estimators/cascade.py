@@ -117,7 +117,8 @@ class Cascade(Settings):
     Where the budget is twice what it takes, from 200 on in L2 and 237 in L-infinity, part of it goes to restarts in the
     ball of the best distance (`RESTARTS`): from a random point of it in L-infinity, from a kick off the witness in L2.
     Where none gains they end; where one does, they go on until several in a row gain nothing. A descent with small
-    strides from the nearest witness ends the search. With a ``pool``, every second restart in L-infinity begins towards
+    strides from the nearest witness ends the search. The distance after the walks over that at the end is the image's
+    ``basins``. With a ``pool``, every second restart in L-infinity begins towards
     a pool's image of another class, the nearest first; in L2, where a kick gained, a walk follows from the boundary on
     the way to the nearest one. Images without a witness get such a walk in both norms, without a pool on the way to
     their negative.
@@ -179,7 +180,10 @@ class Cascade(Settings):
         self._walk(search, start, begun, torch.where(searched, limit - plan.passes, limit))
         rows = torch.nonzero(searched).flatten()
         if len(rows):
+            first = search.nearest.distance[rows]
             search.run(plan, rows, limit=((self.most or 2 * self.budget) - RESERVE) / model.draws)
+            with model.rows(rows):
+                model.disagree(torch.where(first.isfinite(), first, torch.nan) / search.nearest.distance[rows])
         return search.nearest.witness
 
     def _plan(self, norm: Norm) -> Plan:

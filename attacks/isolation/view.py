@@ -45,6 +45,7 @@ class Classifier(nn.Module):
             hides which rows it passes, the rows of the pass are divided evenly over the chunk.
         trace: if set, receives every batch of the chunk and its logits.
         notes: the estimator's note on each image of the current chunk.
+        basins: ``(B,)`` float64, see `Margins`; NaN where the estimator has not stated it.
         draws: number of forward passes that one pass averages over; see `attacks.measure.measure`, ``expect_over``.
         draw_seed: seed of the generators for each average.
         precision: the dtype of the network's own logits in the latest pass.
@@ -85,11 +86,16 @@ class Classifier(nn.Module):
         self.active = torch.arange(size, device=self.device)
         self.trace = None
         self.notes = [""] * size
+        self.basins = torch.full((size,), math.nan, dtype=torch.float64, device=self.device)
 
     def note(self, texts: Sequence[str]) -> None:
         """Set a note for each active row; it becomes the row's message if a witness is found."""
         for row, text in zip(self.active.tolist(), texts, strict=True):
             self.notes[row] = text
+
+    def disagree(self, ratios: Tensor) -> None:
+        """Set how far independent searches of each active row disagree ``(A,)``; see `Margins.basins`."""
+        self.basins[self.active] = ratios.double()
 
     def charge(self, forwards: Tensor, backwards: Tensor) -> None:
         """Count passes of each active row ``(A,)`` through something else, such as a copy of the network."""

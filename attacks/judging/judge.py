@@ -179,6 +179,7 @@ class Judge:
             prediction=self.labels.cpu(),
             confidence=self.confidence.cpu(),
             logit_margin=self.logit_margin.cpu(),
+            basins=torch.where(found, self.view.basins, torch.nan).cpu(),
             noise_retries=self.retries.cpu(),
             forwards=self.view.forwards.cpu(),
             backwards=self.view.backwards.cpu(),

@@ -119,6 +119,7 @@ def margin_rows(epoch: int, split: str, probe: Probe, unit: Unit, domain: Domain
         "status": [str(status) for status in margins.status],
         "target": margins.target.numpy(),
         "message": list(margins.message),
+        "basins": margins.basins.numpy(),
         "noise_retries": margins.noise_retries.numpy(),
         "forwards": margins.forwards.numpy(),
         "backwards": margins.backwards.numpy(),

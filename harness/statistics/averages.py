@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from attacks.estimator import Status
+from harness.statistics.excess import EXCESS_COLUMNS, own_excess
 
 FOUND = (Status.FOUND.value, Status.FOUND_AFTER_NOISE.value)
 # what statistics are given of the rows, besides "found": whether an image has a witness
-READ = ("status", "distance", "attack_distance", "forwards", "backwards", "seconds")
+READ = ("status", "distance", "attack_distance", "basins", "forwards", "backwards", "seconds")
 Columns: TypeAlias = Mapping[str, np.ndarray]
 
 
@@ -65,7 +66,7 @@ STATISTICS: dict[str, Callable[[Columns], float]] = {
     "not_found": lambda rows: _count(rows, Status.NOT_FOUND),
     "failed": lambda rows: _count(rows, Status.FAILED),
 }
-SUMMARY_COLUMNS = ("epoch", "split", "subset", "estimator", "norm", "domain", *STATISTICS)
+SUMMARY_COLUMNS = ("epoch", "split", "subset", "estimator", "norm", "domain", *STATISTICS, *EXCESS_COLUMNS)
 
 
 def summarise(margins: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +74,9 @@ def summarise(margins: pd.DataFrame) -> pd.DataFrame:
 
     ``avg`` and ``se`` are over the images found (``found`` of ``count``). Ties are not among them; ``tied`` counts
     them. Quantiles are over all images: 0 for ties, +inf for images not found. Statistics of no image are NaN, and
-    blank in the CSV. ``forwards`` and ``backwards`` are means per image.
+    blank in the CSV. ``forwards`` and ``backwards`` are means per image. ``excess`` estimates by what share ``avg``
+    exceeds the average margin, from ``excess_low`` to ``excess_high`` (see `harness.statistics.excess`); it is NaN for
+    estimators that do not report ``basins``.
 
     Args:
         margins: rows in `harness.store.MARGIN_COLUMNS`.
@@ -86,5 +89,9 @@ def summarise(margins: pd.DataFrame) -> pd.DataFrame:
             columns = {name: chosen[name].to_numpy() for name in READ}
             columns["found"] = np.isin(columns["status"], FOUND)
             numbers = {name: statistic(columns) for name, statistic in STATISTICS.items()}
-            rows.append({**key, "subset": subset, **numbers})
+            found = columns["found"]
+            excess = own_excess(
+                str(key["estimator"]), str(key["norm"]), columns["distance"][found], columns["basins"][found]
+            )
+            rows.append({**key, "subset": subset, **numbers, **excess})
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))

@@ -3,7 +3,7 @@
 MARGIN_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "confidence", "logit_margin"),
     *("estimator", "norm", "domain", "distance", "attack_distance", "status", "target", "message"),
-    *("noise_retries", "forwards", "backwards", "seconds"),
+    *("basins", "noise_retries", "forwards", "backwards", "seconds"),
 )
 BOUND_COLUMNS = (
     *("epoch", "split", "image", "label", "prediction", "correct", "certifier", "norm", "domain"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from attacks.estimator import Status
@@ -59,6 +60,9 @@ def _read(folder: RunFolder, path: Path, columns: Iterable[str], method: str) ->
     rows, facts = folder.read_part(path)
     place = folder.place(path)
     unit = place.unit if place else None
+    if method == "estimator" and "basins" not in rows:
+        # parts of earlier versions
+        rows = rows.assign(basins=np.nan)
     same = {"epoch": place.epoch, method: unit.estimator, "norm": unit.norm} if place and unit else {}
     return _checked(path, rows, columns, same), facts
 

@@ -11,6 +11,8 @@ import pandas as pd
 
 from harness.report.content import Headline, ReportContent, RunContent
 from harness.report.tables import FINDINGS_PRINTED, Table, findings_first
+from harness.statistics.excess import END_COLUMNS, excess_at_ends
+from harness.store.tables import concatenate
 
 TITLES = {
     1: "Standard training moves the decision boundary closer",
@@ -68,8 +70,16 @@ def observations(content: ReportContent) -> list[Observation]:
 
 
 def trust_tables(content: ReportContent) -> list[Table]:
-    """Tables of each estimator's ratio to the envelope, and of its verdicts."""
+    """Tables of each estimator's estimated excess, of its ratio to the envelope, and of its verdicts."""
+    excess = [excess_at_ends(run.summary).assign(run=run.name) for run in content.runs]
+    columns = ["run", *END_COLUMNS]
     candidates = [
+        Table(
+            "excess",
+            "Estimated excess of the averages over the margins, at epoch 1 and the last",
+            concatenate(excess, columns)[columns],
+            first=20,
+        ),
         Table("biases", "Each estimator over the envelope, at epoch 1 and the last", content.biases, first=20),
         Table("verdicts", "Verdicts by estimator", content.verdicts, first=20),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.runs import Run
+from harness.statistics.excess import LARGE
 from harness.statistics.observations.pairing import Measured
 from harness.statistics.observations.verdicts import UNDECIDED
 from harness.statistics.warm import cold_samples
@@ -47,12 +48,27 @@ def warnings_of(one: Measured) -> list[str]:
                 f"{estimator} {norm}: more than {100 * MANY:.0f}% of the images were found from noisy starts only at "
                 f"{noisy.nunique()} epochs ({100 * share:.0f}% of all measurements): these distances may be too large"
             )
+        lines += _too_far(str(estimator), str(norm), rows)
         absent = sorted(measured - set(rows["epoch"]))
         if absent and estimator not in samples:
             lines.append(f"{estimator} {norm}: not measured at epochs {', '.join(map(str, absent))}")
     if not len(run.predictions):
         lines.append("no predictions of whole sets were kept: flow and calibration are those of the probe images")
     return lines
+
+
+def _too_far(estimator: str, norm: str, rows: pd.DataFrame) -> list[str]:
+    """A warning where averages are estimated to exceed the margins by more than `LARGE`."""
+    large = rows[rows["excess"] > LARGE].sort_values("excess", kind="stable")
+    if not len(large):
+        return []
+    worst = large.iloc[-1]
+    low, middle, high = (f"{100 * worst[name]:.2g}%" for name in ("excess_low", "excess", "excess_high"))
+    epochs, place = large["epoch"].nunique(), f"epoch {worst['epoch']} ({worst['split']})"
+    return [
+        f"{estimator} {norm}: averages are estimated to exceed the margins by more than {100 * LARGE:.0f}% at "
+        f"{epochs} epoch{'s' * (epochs > 1)}, by {middle} ({low} to {high}) at {place}"
+    ]
 
 
 def undecided(findings: pd.DataFrame) -> list[str]:

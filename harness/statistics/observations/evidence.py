@@ -13,6 +13,7 @@ from harness.statistics.averages import summarise
 from harness.statistics.calibration import calibration_error, reliability
 from harness.statistics.composition import composition_table
 from harness.statistics.envelope import complete_estimators, envelope
+from harness.statistics.excess import with_others
 from harness.statistics.observations import observation1, observation2, observation3
 from harness.statistics.observations.pairing import (
     Measured,
@@ -100,7 +101,7 @@ def _derive(run: Run, shared: dict[str, list[str]]) -> Measured:
     return Measured(
         run=run,
         margins=margins,
-        summary=summarise(margins),
+        summary=with_others(summarise(margins)),
         panels=list(panels(run.name, margins)) if len(margins) else [],
         correctness=correctness(predictions),
         reliability=bins,

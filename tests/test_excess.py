@@ -1,0 +1,125 @@
+"""The estimated excess of averages over the margins: by hand, from measured basins, and on the page."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from attacks.measure import measure
+from attacks.registry import create
+from attacks.types import NORMS, Norm
+from harness.report.prose.warnings import warnings_of
+from harness.statistics.averages import SUMMARY_COLUMNS, summarise
+from harness.statistics.excess import CALIBRATION, EXCESS_COLUMNS, UNSEEN, excess_at_ends, own_excess, with_others
+from harness.statistics.observations.evidence import gather
+from tests import oracles
+from tests.simulate import margin_rows, run
+from tests.test_cascade import digits
+
+KEY = {"epoch": 1, "split": "test", "subset": "all", "norm": "l2", "domain": "box"}
+
+
+def excess(estimator: str, basins: list[float], norm: str = "l2") -> list[float]:
+    distance = np.arange(1.0, len(basins) + 1)
+    return list(own_excess(estimator, norm, distance, np.array(basins)).values())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_excess_of_a_unit_by_hand(norm: Norm) -> None:
+    # averages of 1, 2, 3 and 1.1, 2, 3: a gain of 0.1 / 6
+    found = CALIBRATION[norm]
+    middle = found.scale * (0.1 / 6) ** found.power
+    assert excess("cascade", [1.1, 1.0, 1.0], norm) == pytest.approx(
+        [middle, found.low * middle, found.high * middle + UNSEEN / 3]
+    )
+    # searches that agree leave what three images cannot rule out
+    assert excess("cascade:budget=1000", [1.0, 1.0, 1.0], norm) == pytest.approx([0.0, 0.0, 0.05])
+
+
+def test_an_excess_that_cannot_be_estimated_is_unknown() -> None:
+    for estimator, basins in (
+        ("deepfool", [1.1, 1.0]),
+        ("best", [1.1, 1.0]),
+        ("cascade:warm=150", [1.1, 1.0]),
+        ("cascade:refine=polish", [1.1, 1.0]),
+        ("cascade", [1.1, math.nan]),
+        ("cascade", []),
+    ):
+        assert np.isnan(excess(estimator, basins)).all(), (estimator, basins)
+    # a few images without basins do not matter
+    assert np.isfinite(excess("cascade", [1.1] * 19 + [math.nan])).all()
+
+
+def summary(*rows: tuple[str, float, int, float, float, float]) -> pd.DataFrame:
+    names = ("estimator", "avg", "found", *EXCESS_COLUMNS)
+    table = pd.DataFrame([KEY | dict(zip(names, row, strict=True)) for row in rows])
+    return table.reindex(columns=list(SUMMARY_COLUMNS))
+
+
+def test_other_estimators_are_compared_with_one_whose_excess_is_known() -> None:
+    unknown = (math.nan,) * 3
+    table = with_others(
+        summary(
+            ("deepfool", 3.0, 10, *unknown),
+            ("cascade", 2.0, 10, 0.1, 0.05, 0.2),
+            ("best", 1.9, 10, *unknown),
+            ("fmn", 2.5, 9, *unknown),
+        )
+    ).set_index("estimator")[list(EXCESS_COLUMNS)]
+    # three halves of an average that exceeds by 10%
+    assert table.loc["deepfool"].tolist() == pytest.approx([1.5 * 1.1 - 1, 3 / 1.9 - 1, 1.5 * 1.2 - 1])
+    # 2 is above 1.9 by 5.3%, more than the 5% that were estimated at least
+    assert table.loc["cascade"].tolist() == pytest.approx([0.1, 2 / 1.9 - 1, 0.2])
+    assert table.loc["best"].tolist() == pytest.approx([0.95 * 1.1 - 1, 0.0, 0.95 * 1.2 - 1])
+    # averages over other images are not compared
+    assert table.loc["fmn"].isna().all()
+    ends = excess_at_ends(with_others(summary(("cascade", 2.0, 10, 0.1, 0.05, 0.2))))
+    assert ends[["epoch", "avg", "excess"]].to_numpy().tolist() == [[1, 2.0, 0.1]]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_basins_are_the_gain_of_the_later_searches(norm: Norm) -> None:
+    network, images = digits()
+    margins = measure(network, images[:24], create("cascade"), norm)
+    assert ((margins.basins >= 1) & (margins.basins < 1.5)).all()
+    assert (margins.basins > 1.0001).any()
+    # with walks alone nothing is known
+    short = measure(network, images[:4], create("cascade:budget=150"), norm)
+    assert short.basins.isnan().all()
+    assert measure(network, images[:4], create("deepfool"), norm).basins.isnan().all()
+    both = measure(network, images[:8], create("best:of=cascade:budget=100+deepfool,polish=false"), norm)
+    near, far = (measure(network, images[:8], create(text), norm) for text in ("cascade:budget=100", "deepfool"))
+    ratio = torch.maximum(near.distance, far.distance) / torch.minimum(near.distance, far.distance)
+    torch.testing.assert_close(both.basins, ratio, rtol=3e-3, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")
+def test_images_without_a_witness_have_no_basins() -> None:
+    nowhere = oracles.constant()
+    margins = measure(nowhere.model, nowhere.images, create("cascade"), "l2", noise_retries=0)
+    assert margins.basins.isnan().all()
+
+
+def test_a_large_excess_is_called_out() -> None:
+    values = np.tile(np.arange(1.0, 5.0), (3, 1)).T
+
+    def warned(basins: float) -> list[str]:
+        rows = margin_rows(values, estimator="cascade", basins=np.full(values.shape, basins))
+        (one,) = gather([run("cascade", rows)]).measured
+        return [line for line in warnings_of(one) if "exceed" in line]
+
+    assert warned(1.0) == []
+    (line,) = warned(1.05)
+    excess = 3.5 * 0.05**1.3
+    assert line == (
+        "cascade l2: averages are estimated to exceed the margins by more than 2% at 3 epochs, by "
+        f"{100 * excess:.2g}% ({20 * excess:.2g}% to {400 * excess + 3.75:.2g}%) at epoch 2 (test)"
+    )
+
+
+def test_summaries_of_parts_without_basins_have_no_excess() -> None:
+    assert summarise(margin_rows(np.ones((4, 2)), estimator="cascade"))["excess"].isna().all()
