@@ -18,10 +18,10 @@ from attacks.affine import affine_margins
 from attacks.certify.exact import exact_margins
 from attacks.seeds import derive_seed
 from attacks.types import NOISE_RETRIES, Domain, Norm
+from benchmarks import small
 from harness.data.builtin import load
-from harness.data.dataset import Dataset, draw_probe
 from harness.data.probes import Probe
-from harness.models.build import build, seeded
+from harness.models.build import build
 from harness.runs import Run
 from harness.store.identity import StoreError
 from harness.tracking.finished_run import model_of, options_of, probes_of
@@ -30,6 +30,8 @@ from harness.training.trainer import Trainer
 
 # in the working directory: exact margins, which take minutes, are computed once
 EXACT_CACHE = Path(".exact")
+# most wall time per image
+EXACT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -158,41 +160,37 @@ def digits_problem(images: int, epochs: int = 20) -> Problem:
     """The default ``cnn`` after some epochs on digits, and test images."""
     dataset = load("digits")
     model = build("cnn", dataset.shape, dataset.classes, seed=0)
-    return _trained("digits cnn", model, dataset, images, epochs)
+    trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
+    while trainer.epoch < epochs:
+        trainer.run_epoch()
+    return Problem(f"digits cnn, epoch {epochs}", model, small.probe(images), epoch=epochs)
 
 
-def relu_problem(images: int, *, deep: bool, epochs: int = 20, cache: Path | None = EXACT_CACHE) -> Problem:
-    """A dense ReLU network after some epochs on digits, with exact margins in both norms, and test images.
+def relu_problem(
+    images: int,
+    network: str = "64-32-10",
+    *,
+    training: str = "standard",
+    epochs: int = 20,
+    cache: Path | None = EXACT_CACHE,
+) -> Problem:
+    """A small network after some epochs on digits, with exact margins in both norms, and test images.
 
     The exact solver uses no results of the estimators, not even as starting points.
 
     Args:
-        deep: the default ``dense`` of digits, 64-64-64-10, instead of 64-32-10.
+        network: one of `benchmarks.small.NETWORKS`.
+        training: ``standard`` or ``pgd``.
         cache: folder of previously computed exact margins.
     """
-    dataset = load("digits")
-    if deep:
-        name, model = "digits dense", build("dense", dataset.shape, dataset.classes, seed=0)
-    else:
-        with seeded(0):
-            layers = (nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, dataset.classes))
-        name, model = "digits 64-32-10", nn.Sequential(*layers)
-    problem = _trained(name, model, dataset, images, epochs)
+    model, probe = small.trained(network, training, [epochs])[epochs], small.probe(images)
 
     def exact(norm: Norm) -> Truth:
-        found = exact_margins(problem.model, problem.images, norm, domain=problem.domain, cache=cache)
+        found = exact_margins(model, probe.images, norm, seconds=EXACT_SECONDS, cache=cache)
         return Truth(found.lower, found.upper, found.solved)
 
-    return replace(problem, exact=exact)
-
-
-def _trained(name: str, model: nn.Module, dataset: Dataset, images: int, epochs: int) -> Problem:
-    trainer = Trainer(model, dataset.train, TrainingOptions(batch_size=32), torch.device("cpu"))
-    while trainer.epoch < epochs:
-        trainer.run_epoch()
-    index = draw_probe(dataset.test, images, seed=0)
-    probe = Probe(dataset.test.pixels(index), dataset.test.labels[index], index)
-    return Problem(f"{name}, epoch {epochs}", model, probe, epoch=epochs)
+    name = {"64-64-64-10": "dense"}.get(network, network) + (" pgd" if training == "pgd" else "")
+    return Problem(f"digits {name}, epoch {epochs}", model, probe, exact, epoch=epochs)
 
 
 def slug(name: str) -> str:
@@ -206,8 +204,12 @@ BUILT_IN: dict[str, Callable[[int], Problem]] = {
     "affine-free": lambda images: affine_problem(images, boxed=True, domain="free"),
     "slab": slab_problem,
     "digits": digits_problem,
-    "relu": lambda images: relu_problem(images, deep=False),
-    "relu-deep": lambda images: relu_problem(images, deep=True),
+    "relu": lambda images: relu_problem(images),
+    "relu-deep": lambda images: relu_problem(images, "64-64-64-10"),
+    "relu-conv": lambda images: relu_problem(images, "conv"),
+    "relu-conv-pgd": lambda images: relu_problem(images, "conv", training="pgd"),
+    "relu-pool": lambda images: relu_problem(images, "pool"),
+    "relu-pool-pgd": lambda images: relu_problem(images, "pool", training="pgd"),
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.problems import Problem
 
 DEFAULT = ("deepfool", "fmn", "ddn", "pgd", "apgd", "fab")
-SEARCHED = ("relu", "relu-deep")
+SEARCHED = ("relu", "relu-deep", "relu-conv", "relu-conv-pgd", "relu-pool", "relu-pool-pgd")
 PROBLEMS = ("affine", "affine-box", "affine-free", "slab", "digits", *SEARCHED)
 # computing exact margins that are not in the cache takes seconds per image
 IMAGES, EXACT_IMAGES = 200, 100
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--problem", action="append", default=[], choices=PROBLEMS, help="built-in problem, repeatable")
     add("--epoch", action="append", default=[], type=int, help="checkpoint of a RUN, repeatable (default: the last)")
     add("--split", action="append", metavar="NAME", help="probe images of a RUN, repeatable (default: test)")
-    more = f"default: {IMAGES}; of {' and '.join(SEARCHED)} {EXACT_IMAGES}"
+    more = f"default: {IMAGES}; {EXACT_IMAGES} of relu networks"
     add("--images", type=int, help=f"images a problem at most ({more})")
     add("--estimator", action="append", metavar="NAME", help=f"{names}, repeatable (default: {' '.join(DEFAULT)})")
     add("--reference", action="append", default=[], metavar="NAME", help="estimator for the envelope only, repeatable")
