@@ -62,8 +62,8 @@ class Unit:
 
     @property
     def holds(self) -> bool:
-        """Whether the interval contains the excess."""
-        return self.low <= self.excess <= self.high
+        """Whether the interval contains the excess, which is known to within `GAP`."""
+        return self.low <= self.excess + GAP and self.excess <= self.high
 
 
 def units(networks: Sequence[str], epochs: Sequence[int], images: int, estimator: str) -> Iterator[Unit]:
@@ -110,9 +110,10 @@ def _unit(
 def line(unit: Unit) -> str:
     """A row of the Markdown table."""
     interval = f"{100 * unit.estimate:.2f} ({100 * unit.low:.2f} to {100 * unit.high:.2f})"
+    holds = "yes" if unit.holds else "no"
     return (
         f"| {unit.network} | {unit.training} | {unit.epoch} | {unit.norm} | {unit.images} | {unit.accuracy:.0%} "
-        f"| {unit.near:.0%} | {unit.worst:.3f} | {100 * unit.excess:.2f} | {interval} | {'yes' if unit.holds else 'no'} |"
+        f"| {unit.near:.0%} | {unit.worst:.3f} | {100 * unit.excess:.2f} | {interval} | {holds} |"
     )
 
 
@@ -144,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         "| network | training | epoch | norm | images | accuracy | within 1% | worst | excess, % | estimate | holds |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| network | training | epoch | norm | images | accuracy | near | worst | excess, % | estimate | holds |")
+    print("|---" * 11 + "|")
     done = []
     for unit in units(given.network or NETWORKS, given.epoch or EPOCHS, given.images, given.estimator):
         done.append(unit)
