@@ -41,7 +41,8 @@ class Polished:
     `attacks.certify.regions.walk`). It starts from the witness and from points of the nearest classes.
 
     Rows without a witness, and rows whose polished point the model does not confirm, stay as the inner estimator left
-    them. Only networks of affine layers, ReLU and LeakyReLU can be read. Passes in float64 count as passes.
+    them. Only networks of affine layers, ReLU, LeakyReLU and max pooling can be read. Passes in float64 count as
+    passes.
     """
 
     inner: Estimator
@@ -147,7 +148,7 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
     """Read the network of a view.
 
     Raises:
-        InputError: the network has other layers than affine ones, ReLU and LeakyReLU; names the layer.
+        InputError: the network has other layers than affine ones, ReLU, LeakyReLU and max pooling; names the layer.
     """
     if model.draws > 1:
         raise InputError(

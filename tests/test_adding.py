@@ -100,7 +100,7 @@ def rows_by(folder: Path, engine: str) -> dict[str, list[dict[str, Any]]]:
     tracker.update(0, truth.model)
     tracker.close()
     parts = RunFolder(folder).margin_parts()
-    return {part.name: read_part(part)[0].drop(columns="seconds").to_dict("records") for part in parts}
+    return {part.name: read_part(part)[0].drop(columns="seconds").fillna(-1.0).to_dict("records") for part in parts}
 
 
 @pytest.mark.parametrize("name", SAME_ROWS)

@@ -73,6 +73,8 @@ def exact_margins(
 ) -> ExactMargins:
     """The distance of each image to the boundary of its predicted class, for a network of affine layers and ReLUs.
 
+    LeakyReLU, max pooling and paths around layers are read as ReLUs too.
+
     Branch and bound over the ReLUs (see `attacks.certify.branch_and_bound.tree`). Every lower bound holds in exact
     arithmetic for the network in float64. Every upper bound belongs to a point that the model itself, in float64 and
     evaluation mode, puts into another class. Networks of up to about 150 units take about a second per image, some
