@@ -150,8 +150,9 @@ class Margins:
         prediction: ``(B,)`` int64, the predicted class, to whose boundary the margin is the distance.
         confidence: ``(B,)`` float64, softmax of the prediction.
         logit_margin: ``(B,)`` float64, predicted minus runner-up logit.
-        basins: ``(B,)`` float64, how far independent searches of the estimator disagree: the distance of the runner-up
-            over that of the best, at least 1. NaN without a witness and for estimators that search once.
+        basins: ``(B,)`` float64, how far independent searches of the estimator disagree, at least 1: for ``cascade``
+            the distance after its walks over that at the end, for ``best`` the distance of the second nearest member
+            over that of the nearest. NaN without a witness and for estimators that search once.
         noise_retries: ``(B,)`` int64, number of restarts from noisy images.
         forwards, backwards: ``(B,)`` float64, passes spent on the image.
     """

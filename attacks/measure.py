@@ -220,6 +220,7 @@ def _failed(margins: Margins, images: Tensor, message: str) -> Margins:
         witness=images.detach().cpu().clone(),
         status=(Status.FAILED,) * len(images),
         target=torch.full_like(margins.target, -1),
+        basins=torch.full_like(margins.basins, torch.nan),
         message=(message,) * len(images),
     )
 

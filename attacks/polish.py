@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.certify.network.nonlinearities import MaxPool
 from attacks.certify.network.piecewise import PiecewiseNetwork
 from attacks.certify.regions.cells import Passes, check_units
 from attacks.certify.regions.faces import Task
@@ -144,8 +145,11 @@ def warmth(estimator: object) -> int:
     return int(getattr(estimator, "warm", 0))
 
 
-def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
+def read(model: Classifier, images: Tensor, most: float = math.inf) -> PiecewiseNetwork:
     """Read the network of a view.
+
+    Args:
+        most: units that the network may have.
 
     Raises:
         InputError: the network has other layers than affine ones, ReLU, LeakyReLU and max pooling; names the layer.
@@ -156,7 +160,13 @@ def read(model: Classifier, images: Tensor) -> PiecewiseNetwork:
             "refine=polish or expect_over out"
         )
     model_of_two = Logits(model.network, binary=True) if model.binary else model.network
-    network = PiecewiseNetwork(model_of_two, tuple(images.shape[1:]), images.device, pooling=False)
+    shape = tuple(images.shape[1:])
+    network = PiecewiseNetwork(model_of_two, shape, images.device)
+    if (units := sum(map(network.units, range(len(network.nonlinearities))))) > most:
+        raise InputError(f"expected at most {most:.0f} units to polish, got {units}; leave refine=polish out")
+    if any(isinstance(nonlinearity, MaxPool) for nonlinearity in network.nonlinearities):
+        # a large network takes long to unfold
+        network = PiecewiseNetwork(model_of_two, shape, images.device, pooling=False)
     check_units(network)
     return network
 

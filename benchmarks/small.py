@@ -44,20 +44,23 @@ def _convolutional(*layers: nn.Module, flat: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "64-32-10": lambda: _dense(32),
-    "64-64-64-10": lambda: build("dense", (1, 8, 8), CLASSES, seed=0),
-    "64-24-24-24-10": lambda: _dense(24, 24, 24),
-    "64-100-10": lambda: _dense(100),
-    "leaky": lambda: _dense(48, activation=lambda: nn.LeakyReLU(0.1)),
-    "residual": Residual,
-    "conv": lambda: _convolutional(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), flat=48, hidden=24),
-    "conv-conv": lambda: nn.Sequential(
+# seed -> network
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "64-32-10": lambda seed: _dense(32),
+    "64-64-64-10": lambda seed: build("dense", (1, 8, 8), CLASSES, seed),
+    "64-24-24-24-10": lambda seed: _dense(24, 24, 24),
+    "64-100-10": lambda seed: _dense(100),
+    "leaky": lambda seed: _dense(48, activation=lambda: nn.LeakyReLU(0.1)),
+    "residual": lambda seed: Residual(),
+    "conv": lambda seed: _convolutional(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), flat=48, hidden=24),
+    "conv-conv": lambda seed: nn.Sequential(
         *(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(32, CLASSES)),
     ),
-    "batch-norm": lambda: _convolutional(nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), flat=48, hidden=20),
-    "pool": lambda: nn.Sequential(
+    "batch-norm": lambda seed: _convolutional(
+        nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), flat=48, hidden=20
+    ),
+    "pool": lambda seed: nn.Sequential(
         *(nn.Conv2d(1, 4, 3, 2, 1), nn.MaxPool2d(2), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(16, CLASSES)),
     ),
@@ -67,7 +70,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def trained(network: str, training: str, epochs: Sequence[int], *, seed: int = 0) -> dict[int, nn.Module]:
     """A network of `NETWORKS` after each of ``epochs`` of standard or PGD training on digits, in evaluation mode."""
     with seeded(seed):
-        model = NETWORKS[network]()
+        model = NETWORKS[network](seed)
     options = TrainingOptions(batch_size=32)
     if training == "pgd":
         options = TrainingOptions(
@@ -77,7 +80,7 @@ def trained(network: str, training: str, epochs: Sequence[int], *, seed: int = 0
     while trainer.epoch < max(epochs):
         trainer.run_epoch()
         if trainer.epoch in epochs:
-            copy = NETWORKS[network]()
+            copy = NETWORKS[network](seed)
             copy.load_state_dict(model.state_dict())
             found[trainer.epoch] = copy.eval().requires_grad_(False)
     return found

@@ -37,13 +37,14 @@ def test_the_excess_of_a_unit_by_hand(norm: Norm) -> None:
         [middle, found.low * middle, found.high * middle + UNSEEN / 3]
     )
     # searches that agree leave what three images cannot rule out
-    assert excess("cascade:budget=1000", [1.0, 1.0, 1.0], norm) == pytest.approx([0.0, 0.0, 0.05])
+    assert excess("cascade", [1.0, 1.0, 1.0], norm) == pytest.approx([0.0, 0.0, 0.05])
 
 
 def test_an_excess_that_cannot_be_estimated_is_unknown() -> None:
     for estimator, basins in (
         ("deepfool", [1.1, 1.0]),
         ("best", [1.1, 1.0]),
+        ("cascade:budget=1000", [1.1, 1.0]),
         ("cascade:warm=150", [1.1, 1.0]),
         ("cascade:refine=polish", [1.1, 1.0]),
         ("cascade", [1.1, math.nan]),
@@ -57,28 +58,31 @@ def test_an_excess_that_cannot_be_estimated_is_unknown() -> None:
 def summary(*rows: tuple[str, float, int, float, float, float]) -> pd.DataFrame:
     names = ("estimator", "avg", "found", *EXCESS_COLUMNS)
     table = pd.DataFrame([KEY | dict(zip(names, row, strict=True)) for row in rows])
-    return table.reindex(columns=list(SUMMARY_COLUMNS))
+    return table.reindex(columns=list(SUMMARY_COLUMNS)).assign(count=10, tied=0)
 
 
 def test_other_estimators_are_compared_with_one_whose_excess_is_known() -> None:
     unknown = (math.nan,) * 3
-    table = with_others(
-        summary(
-            ("deepfool", 3.0, 10, *unknown),
-            ("cascade", 2.0, 10, 0.1, 0.05, 0.2),
-            ("best", 1.9, 10, *unknown),
-            ("fmn", 2.5, 9, *unknown),
-        )
-    ).set_index("estimator")[list(EXCESS_COLUMNS)]
+    rows = [("deepfool", 3.0, 10, *unknown), ("cascade", 2.0, 10, 0.1, 0.05, 0.2), ("fmn", 2.5, 9, *unknown)]
+    table = with_others(summary(*rows)).set_index("estimator")[list(EXCESS_COLUMNS)]
     # three halves of an average that exceeds by 10%
-    assert table.loc["deepfool"].tolist() == pytest.approx([1.5 * 1.1 - 1, 3 / 1.9 - 1, 1.5 * 1.2 - 1])
-    # 2 is above 1.9 by 5.3%, more than the 5% that were estimated at least
-    assert table.loc["cascade"].tolist() == pytest.approx([0.1, 2 / 1.9 - 1, 0.2])
-    assert table.loc["best"].tolist() == pytest.approx([0.95 * 1.1 - 1, 0.0, 0.95 * 1.2 - 1])
-    # averages over other images are not compared
+    assert table.loc["deepfool"].tolist() == pytest.approx([1.5 * 1.1 - 1, 1.5 * 1.05 - 1, 1.5 * 1.2 - 1])
+    assert table.loc["cascade"].tolist() == pytest.approx([0.1, 0.05, 0.2])
+    # it did not find all images
     assert table.loc["fmn"].isna().all()
-    ends = excess_at_ends(with_others(summary(("cascade", 2.0, 10, 0.1, 0.05, 0.2))))
-    assert ends[["epoch", "avg", "excess"]].to_numpy().tolist() == [[1, 2.0, 0.1]]
+    ends = excess_at_ends(with_others(summary(*rows[1:2])))
+    assert ends[["epoch", "avg", "excess"]].to_numpy().tolist() == [pytest.approx([1, 2.0, 0.1])]
+
+
+def test_no_excess_is_below_that_over_the_smallest_average() -> None:
+    unknown = (math.nan,) * 3
+    rows = [("deepfool", 2.2, 10, *unknown), ("cascade", 2.0, 10, 0.01, 0.0, 0.02), ("best", 1.9, 10, *unknown)]
+    table = with_others(summary(*rows)).set_index("estimator")[list(EXCESS_COLUMNS)]
+    least = 2 / 1.9 - 1
+    high = least + UNSEEN / 10
+    assert table.loc["cascade"].tolist() == pytest.approx([least, least, high])
+    assert table.loc["best"].tolist() == pytest.approx([0.0, 0.0, 0.95 * (1 + high) - 1], abs=1e-12)
+    assert table.loc["deepfool"].tolist() == pytest.approx([2.2 / 1.9 - 1, 2.2 / 1.9 - 1, 1.1 * (1 + high) - 1])
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from attacks.certify.network.piecewise import PiecewiseNetwork
-from attacks.certify.regions.cells import check_units
 from attacks.estimator import Estimator, Settings, revision_of, setting
 from attacks.geometry import boundary_fraction, on_segment, row_norm
 from attacks.isolation import Classifier
@@ -127,7 +126,8 @@ class Best(Settings):
         answered = torch.zeros_like(labels, dtype=torch.bool)
         errors: list[BaseException] = []
         for text, member in self._able(norm, model.domain).items():
-            rows = torch.nonzero(~(second <= least * (1 + self.agreement)) | least.isinf() | (self.agreement == 0))
+            agreed = (second <= least * (1 + self.agreement)) & second.isfinite() & (self.agreement > 0)
+            rows = torch.nonzero(~agreed)
             rows = rows.flatten()
             if not len(rows):
                 break
@@ -183,10 +183,9 @@ def _polished(member: Estimator) -> Estimator:
 def _readable(model: Classifier, images: Tensor) -> PiecewiseNetwork | None:
     """The network to polish in; None where the model cannot be read or is too large."""
     try:
-        network = read(model, images)
+        return read(model, images, UNITS)
     except InputError:
         return None
-    return network if check_units(network) <= UNITS else None
 
 
 class _Call:

@@ -72,6 +72,8 @@ class Judge:
             self.view.from_pixels(self.images), pending.tolist(), self.seeds, attempt, self.view.bounds
         )
         self.retries[pending] += 1
+        # what was found before is not kept
+        self.view.basins[pending] = torch.nan
         # a noisy point that already has another class is itself a witness
         self._accept(noisy[pending], pending)
         rest = pending[self.target[pending] < 0]

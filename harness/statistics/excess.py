@@ -16,7 +16,7 @@ import pandas as pd
 
 EXCESS_COLUMNS = ("excess", "excess_low", "excess_high")
 END_COLUMNS = ("estimator", "norm", "split", "epoch", "avg", *EXCESS_COLUMNS)
-# estimators whose basins were calibrated
+# the estimator whose basins were calibrated, with its default settings: with more passes, the same gain means less
 CALIBRATED = "cascade"
 # excess above which a unit's averages are called out
 LARGE = 0.02
@@ -55,34 +55,34 @@ def own_excess(estimator: str, norm: str, distance: np.ndarray, basins: np.ndarr
     """
     known = np.isfinite(basins)
     calibration = CALIBRATION.get(norm)
-    if calibration is None or not _calibrated(estimator) or not len(known) or known.mean() < KNOWN:
+    if calibration is None or estimator != CALIBRATED or not len(known) or known.mean() < KNOWN:
         return dict.fromkeys(EXCESS_COLUMNS, math.nan)
-    gain = float((distance * basins)[known].sum() / distance[known].sum() - 1)
+    gain = max(float((distance * basins)[known].sum() / distance[known].sum() - 1), 0.0)
     excess = calibration.scale * gain**calibration.power
     ends = excess, calibration.low * excess, calibration.high * excess + UNSEEN / len(distance)
     return dict(zip(EXCESS_COLUMNS, ends, strict=True))
 
 
 def with_others(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary with `EXCESS_COLUMNS` of estimators without basins too, by comparison with one that has them.
+    """The summary with `EXCESS_COLUMNS` of other estimators too, by comparison with the calibrated one.
 
-    Where all estimators found the same number of images, averages can be compared: an average that is larger by some
-    factor has an excess that is larger by it, and no excess is below that over the smallest average.
+    An average that is larger by some factor has an excess that is larger by it. No excess is below that over the
+    smallest average. Estimators that did not find all images are not compared.
 
     Args:
         summary: rows in `harness.statistics.SUMMARY_COLUMNS`.
     """
     result = summary.copy()
     for _, rows in summary.groupby(["epoch", "split", "subset", "norm", "domain"], sort=False):
-        known = rows[rows["excess"].notna()].sort_values("avg", kind="stable")
+        same = rows[(rows["found"] + rows["tied"] == rows["count"]) & (rows["avg"] > 0)]
+        known = same[same["excess"].notna()]
         if not len(known):
             continue
         reference = known.iloc[0]
-        same = rows[(rows["found"] == reference["found"]) & (rows["avg"] > 0)]
-        ratio, least = same["avg"] / reference["avg"], same["avg"] / same["avg"].min() - 1
+        ratio, least = same["avg"] / reference["avg"], reference["avg"] / same["avg"].min() - 1
         for column in EXCESS_COLUMNS:
-            compared = (ratio * (1 + reference[column]) - 1).clip(lower=0.0)
-            result.loc[same.index, column] = np.maximum(same[column].fillna(compared), least)
+            seen = least + UNSEEN / reference["found"] if column == "excess_high" else least
+            result.loc[same.index, column] = ratio * (1 + max(reference[column], seen)) - 1
     return result
 
 
@@ -95,9 +95,3 @@ def excess_at_ends(summary: pd.DataFrame) -> pd.DataFrame:
     rows = summary[(summary["subset"] == "all") & (summary["epoch"] >= 1) & summary["excess"].notna()]
     ends = rows.groupby(["estimator", "norm", "split"], sort=False)["epoch"].transform
     return rows[(rows["epoch"] == ends("min")) | (rows["epoch"] == ends("max"))][list(END_COLUMNS)]
-
-
-def _calibrated(estimator: str) -> bool:
-    """Whether this is a form of the calibrated estimator without warm starts and polishing."""
-    name, _, parameters = estimator.partition(":")
-    return name == CALIBRATED and not any(word in parameters for word in ("warm=", "refine="))

@@ -92,6 +92,7 @@ def _checked(path: Path, rows: pd.DataFrame, columns: Iterable[str], same: Mappi
         *((name, f"{name} {value}", rows[name] == value) for name, value in same.items()),
         *((name, f"{name} of {', '.join(values)}", rows[name].isin(values)) for name, values in allowed.items()),
         *((name, f"{name} of at least 0", rows[name] >= 0) for name in distances),
+        *((name, f"{name} of at least 1", ~(rows[name] < 1)) for name in ("basins",) if name in rows),
         ("image", "every image once", ~rows.duplicated(["split", "image"])),
     ):
         if not valid.all():

@@ -162,6 +162,12 @@ class PiecewiseNetwork:
         keep(self._recording.replay(around_zero(images[:, None]), compute))
         return torch.stack(sizes, 1)
 
+    def units(self, number: int) -> int:
+        """The number of ReLUs that a nonlinearity takes."""
+        nonlinearity, shape = self.nonlinearities[number], self.blocks[number].shape
+        pixels = math.prod(nonlinearity.kernel) - 1 if isinstance(nonlinearity, MaxPool) else 1
+        return pixels * math.prod(nonlinearity.shape(shape))
+
     def widest(self, block: int) -> int:
         """The largest number of entries of the image and of the results up to this block's."""
         return max(math.prod(self.shape), *(math.prod(earlier.shape) for earlier in self.blocks[: block + 1]))

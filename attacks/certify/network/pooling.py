@@ -24,7 +24,8 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 def without_pooling(recording: Recording, image: Tensor) -> Recording:
     """The same function without max pooling; each window takes one ReLU per pixel but the first.
 
-    Poolings stay whose input is not ``(1, C, H, W)`` or whose second result, the places of the largest pixels, is used.
+    Poolings stay whose input is not ``(1, C, H, W)``, whose second result, the places of the largest pixels, is used,
+    or of which a window lies outside the input.
 
     Args:
         image: ``(1, C, H, W)`` float64, any image.
@@ -34,8 +35,11 @@ def without_pooling(recording: Recording, image: Tensor) -> Recording:
 
     def compute(number: int, operation: Operation, look_up: Callable[[Value], Any]) -> Any:
         result, pool = operation(look_up), nonlinearity_of(operation)
+        windows = []
         if isinstance(pool, MaxPool) and result[0].ndim == 4 and Value(number, 1) not in used:
-            unfolding.unfold(number, operation, pool, look_up(operation.values[0]))
+            windows = pool.windows(look_up(operation.values[0]))
+        if windows and all(windows):
+            unfolding.unfold(number, operation, windows, look_up(operation.values[0]), result[0])
         else:
             unfolding.keep(number, operation, len(result) if isinstance(result, tuple | list) else 1)
         return result
@@ -59,8 +63,10 @@ class _Unfolding:
         for output in range(outputs):
             self.moved[Value(number, output)] = Value(len(self.operations) - 1, output)
 
-    def unfold(self, number: int, operation: Operation, pool: MaxPool, inputs: Tensor) -> None:
-        """Replace a pooling of ``inputs`` ``(1, C, H, W)``."""
+    def unfold(
+        self, number: int, operation: Operation, windows: list[list[int]], inputs: Tensor, outputs: Tensor
+    ) -> None:
+        """Replace a pooling of ``inputs`` ``(1, C, H, W)`` to ``outputs``, with the places of each window's pixels."""
 
         def add(name: str, *args: Any) -> Value:
             return self._add(_FUNCTIONS[name], name, args, operation.layer)
@@ -68,7 +74,6 @@ class _Unfolding:
         def pick(values: Value, places: list[int]) -> Value:
             return add("index", values, [None, torch.tensor(places, device=inputs.device)])
 
-        windows = pool.windows(inputs)
         candidates = add("reshape", self.moved[operation.values[0]], (1, inputs.numel()))
         while any(len(window) > 1 for window in windows):
             firsts = [place for window in windows for place in window[: len(window) // 2 * 2 : 2]]
@@ -78,8 +83,8 @@ class _Unfolding:
             larger = add("add", first, add("relu", add("sub", pick(candidates, seconds), first)))
             candidates = add("cat", [larger, pick(candidates, alone)], 1) if alone else larger
             windows = _renumbered(windows)
-        shape = pool.shape(tuple(inputs.shape[1:]))
-        self.moved[Value(number)] = add("reshape", pick(candidates, [place for (place,) in windows]), (1, *shape))
+        shape = tuple(outputs.shape)
+        self.moved[Value(number)] = add("reshape", pick(candidates, [place for (place,) in windows]), shape)
 
     def _add(
         self,
