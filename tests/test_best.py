@@ -82,7 +82,7 @@ def test_every_image_has_the_margin_of_its_nearest_member(norm: Norm) -> None:
 
 
 def test_members_after_two_that_agree_are_not_run() -> None:
-    texts = ["cascade:budget=100", "fmn", "linear"]
+    texts = ["cascade:budget=60", "fmn", "linear"]
     of = "best:of=" + "+".join(texts) + ",polish=false"
     members, whole, early = [alone(text, "l2") for text in texts], alone(f"{of},agreement=0.0", "l2"), alone(of, "l2")
     first, second, third = (m.distance for m in members)

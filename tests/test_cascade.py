@@ -128,7 +128,7 @@ def test_one_walk_matches_fmn_from_the_same_start(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("budget", [60, 100, 300])
+@pytest.mark.parametrize("budget", [60, pytest.param(100, marks=pytest.mark.slow), 300])
 def test_every_image_stays_within_the_budget(budget: int, norm: Norm) -> None:
     margins = on_digits(f"cascade:budget={budget}", norm)
     assert margins.distance.isfinite().double().mean() >= 0.9
@@ -175,7 +175,7 @@ class Cliff(nn.Module):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("budget", [150, 300, 1000])
+@pytest.mark.parametrize("budget", [150, 300, pytest.param(1000, marks=pytest.mark.slow)])
 def test_points_without_finite_logits_replace_no_witness(budget: int, norm: Norm) -> None:
     images = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     images[:, 0, 3, 3] = 0.55
@@ -206,7 +206,7 @@ def test_a_warm_start_is_limited_by_warm(settings: dict[str, int], least: int, m
     assert (margins.distance <= start.distance * (1 + 1e-3)).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_noise_retries_spend_what_a_large_budget_has_left(norm: Norm) -> None:
     class Walled(nn.Module):
         """Class 0 everywhere, though the gradient points to another class."""
@@ -222,8 +222,13 @@ def test_noise_retries_spend_what_a_large_budget_has_left(norm: Norm) -> None:
     assert 0.85 * 1000 <= passes(thrice).min() <= passes(thrice).max() <= 1000
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("draws", [2, 5])
+@pytest.mark.parametrize(
+    ("norm", "draws"),
+    [
+        ("linf", 5),
+        *(pytest.param(norm, draws, marks=pytest.mark.slow) for norm, draws in (("linf", 2), ("l2", 2), ("l2", 5))),
+    ],
+)
 def test_an_average_over_draws_counts_every_draw(draws: int, norm: Norm) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
@@ -266,7 +271,8 @@ def test_a_thousand_classes(norm: Norm) -> None:
     assert passes(margins).max() <= 300
 
 
-@pytest.mark.parametrize("norm", [pytest.param("l2", marks=pytest.mark.slow), "linf"])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_start_is_used_and_can_only_help(norm: Norm) -> None:
     """With one target and few passes, the witnesses of a long run are nearer than the estimator's own."""
     network, images = digits()

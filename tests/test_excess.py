@@ -85,7 +85,7 @@ def test_no_excess_is_below_that_over_the_smallest_average() -> None:
     assert table.loc["deepfool"].tolist() == pytest.approx([2.2 / 1.9 - 1, 2.2 / 1.9 - 1, 1.1 * (1 + high) - 1])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_basins_are_the_gain_of_the_later_searches(norm: Norm) -> None:
     network, images = digits()
     margins = measure(network, images[:24], create("cascade"), norm)

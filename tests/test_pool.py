@@ -143,7 +143,7 @@ def test_without_a_pool_the_negative_is_a_witness_where_gradients_vanish(norm: N
         assert (found.distance <= 2 * exact).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_a_pool_changes_no_other_estimator_and_its_forwards_are_not_counted(norm: Norm) -> None:
     network, images, points = digits()
     assert [uses_pool(create(text)) for text in ("cascade", "best", "fmn", "best:of=fmn+apgd")] == [1, 1, 0, 0]
@@ -158,7 +158,7 @@ def test_a_pool_changes_no_other_estimator_and_its_forwards_are_not_counted(norm
     assert (many.forwards + many.backwards).max() <= 600
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_rows_with_a_pool_do_not_depend_on_the_batch(norm: Norm) -> None:
     """In float64, so that the network's own rounding in other batches decides nothing."""
     network, images, points = digits()
@@ -203,7 +203,7 @@ def test_an_empty_pool_is_none() -> None:
     assert (none["distance"] == empty["distance"]).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_half_precision_has_pools_and_rows_do_not_depend_on_the_batch(norm: Norm) -> None:
     network, images, points = digits()
     half, few, others = deepcopy(network).bfloat16(), images[:6].bfloat16(), points.bfloat16()
