@@ -95,6 +95,7 @@ def test_workers_give_the_same_rows_as_one_process(tmp_path: Path, whole: Path) 
     assert contents(tmp_path / "run").keys() == contents(whole).keys()
 
 
+@pytest.mark.slow
 def test_a_worker_averages_over_draws_as_this_process_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, names = Dropping(9, 3), ("fmn:steps=3", "linear")
@@ -542,6 +543,7 @@ def test_shards_of_a_complete_unit_are_deleted_on_resume(tmp_path: Path) -> None
     assert find_shard(first.folder, 3, task_of(probe, create("linear"), other), "weights") is not None
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_measured_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     task = a_shard(folder)
