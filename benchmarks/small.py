@@ -20,7 +20,7 @@ EPSILON, STEPS = 0.2, 10
 
 
 class Residual(nn.Module):
-    """A dense ReLU layer with a second one beside it."""
+    """A dense ReLU layer, and a second one whose outputs are added to its own."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -138,6 +138,12 @@ class Lambda(nn.Module):
         return logits
 
 
+def in_padding(logits: Tensor) -> Tensor:
+    """The only window holds no pixel."""
+    pooled = functional.max_pool2d(logits[:, None, None], (1, 2), 1, (0, 1), (1, 4))
+    return logits + pooled.relu().flatten(1)
+
+
 def branching(logits: Tensor) -> Tensor:
     return logits if logits.sum() > 0 else -logits
 
@@ -148,6 +154,7 @@ def branching(logits: Tensor) -> Tensor:
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(18, 3)), "the layer 0: MaxPool2d"),
         (nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)), "the layer 2: Sigmoid"),
         (Lambda(torch.sigmoid), "the operation sigmoid"),
+        (Lambda(in_padding), "a window that lies wholly in the padding"),
         (Lambda(lambda z: z * z), "the operation mul in the forward pass of two results of the image"),
         (Lambda(lambda z: 1 / z), "the operation reciprocal in the forward pass"),
         (Lambda(lambda z: [z, z]), "got list as the result"),

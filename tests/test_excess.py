@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
+from attacks.estimators.linear import Linear
+from attacks.isolation import Classifier
 from attacks.measure import measure
 from attacks.registry import create
 from attacks.types import NORMS, Norm
+from harness import MarginTracker
 from harness.report.prose.warnings import warnings_of
 from harness.statistics.averages import SUMMARY_COLUMNS, summarise
 from harness.statistics.excess import CALIBRATION, EXCESS_COLUMNS, UNSEEN, excess_at_ends, own_excess, with_others
 from harness.statistics.observations.evidence import gather
+from harness.store import StoreError
+from harness.store.parts import read_margins
+from harness.store.tables import read_part, write_part
 from tests import oracles
 from tests.simulate import margin_rows, run
 from tests.test_cascade import digits
@@ -99,6 +108,39 @@ def test_basins_are_the_gain_of_the_later_searches(norm: Norm) -> None:
     near, far = (measure(network, images[:8], create(text), norm) for text in ("cascade:budget=100", "deepfool"))
     ratio = torch.maximum(near.distance, far.distance) / torch.minimum(near.distance, far.distance)
     torch.testing.assert_close(both.basins, ratio, rtol=3e-3, atol=0)
+
+
+def test_what_a_lost_search_said_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = oracles.affine(3).head(4)
+
+    def lost(self: Linear, model: Classifier, images: Tensor, *_: object, **__: object) -> Tensor:
+        model.disagree(torch.full((len(images),), 2.0))
+        return images.clone()
+
+    calls: list[int] = []
+
+    def once(self: Linear, model: Classifier, images: Tensor, *_: object, **__: object) -> Tensor:
+        calls.append(len(images))
+        return lost(self, model, images) if len(calls) == 1 else 1 - images
+
+    monkeypatch.setattr(Linear, "perturb", once)
+    margins = measure(truth.model, truth.images, create("linear"), "l2", noise_retries=6)
+    assert (margins.noise_retries > 0).all()
+    assert margins.distance.isfinite().any()
+    assert margins.basins.isnan().all()
+
+
+def test_a_part_with_basins_below_one_is_refused(tmp_path: Path) -> None:
+    truth = oracles.affine(3).head(4)
+    with closing(
+        MarginTracker(tmp_path, {"test": (truth.images, torch.zeros(4, dtype=torch.int64))}, ["linear"], ["l2"])
+    ) as tracker:
+        tracker.update(1, truth.model)
+        (path,) = tracker.folder.margin_parts()
+        rows, facts = read_part(path)
+        write_part(path, rows.assign(basins=0.5), **facts)
+        with pytest.raises(StoreError, match="basins of at least 1"):
+            read_margins(tracker.folder, path)
 
 
 @pytest.mark.filterwarnings("ignore::attacks.checks.GradientWarning")

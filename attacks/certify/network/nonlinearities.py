@@ -156,6 +156,10 @@ class MaxPool:
         size = bounds.low[0].numel()
         return _Windows(place.flatten(1), certain.flatten(1), rest.flatten(1), size)
 
+    def filled(self, inputs: Tensor) -> bool:
+        """Whether every window of ``inputs`` ``(1, C, H, W)`` holds a pixel."""
+        return bool(self._pool(torch.zeros_like(inputs)).isfinite().all())
+
     def windows(self, inputs: Tensor) -> list[list[int]]:
         """The places of each window's pixels in the flattened ``inputs`` ``(1, C, H, W)``, without the padding."""
         bounds = Intervals(torch.zeros_like(inputs), torch.zeros_like(inputs))

@@ -224,6 +224,8 @@ class PiecewiseNetwork:
             nonlinearity = nonlinearity_of(operation)
             if isinstance(nonlinearity, MaxPool) and look_up(operation.values[0]).ndim != 4:
                 raise refusal(f"{operation.place} of an input that is not (1, C, H, W)")
+            if isinstance(nonlinearity, MaxPool) and not nonlinearity.filled(look_up(operation.values[0])):
+                raise refusal(f"{operation.place} with a window that lies wholly in the padding")
             if nonlinearity is not None:
                 close(look_up(operation.values[0]), used, operation.place)
                 self._nonlinearity_at[number] = len(self.nonlinearities)
